@@ -1,0 +1,222 @@
+"""Networks as plain data: describe one, change the description, build it.
+
+A description is jsonargparse's notation for a class with its arguments:
+
+    {"class_path": "timm.models.VisionTransformer", "init_args": {"embed_dim": 64, "depth": 4}}
+
+It holds plain data only (dict, list, str, int, float, bool, None), so it fits in a YAML file, in
+hyperparameters and in a checkpoint that is loaded with `weights_only=True`. A value in `init_args`
+that has a `class_path` itself is built first, such as the configuration of a Hugging Face model. A
+string is never resolved: a class that is passed as an argument needs a function around it.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_KEYS = {"class_path", "init_args"}
+
+
+def is_description(value: object) -> bool:
+    """Whether `value` names a class or function: a dict with a `class_path`."""
+    return isinstance(value, Mapping) and isinstance(value.get("class_path"), str)
+
+
+def describe(constructor: Callable[..., Any], **init_args: Any) -> dict[str, Any]:
+    """Describe the call `constructor(**init_args)`; an argument may be a description itself.
+
+    Raises: ValueError for a constructor that cannot be imported by its name (local ones, lambdas,
+    methods) and for arguments that are not plain data.
+
+    >>> describe(nn.Linear, in_features=2, out_features=3)["class_path"]
+    'torch.nn.modules.linear.Linear'
+    """
+    module = getattr(constructor, "__module__", None)
+    name = getattr(constructor, "__qualname__", None)
+    class_path = f"{module}.{name}"
+    try:
+        found = _import(class_path)
+    except ValueError as error:
+        raise ValueError(
+            f"{constructor!r} cannot be described: a description is an import path and {error}; "
+            "define it at the top of an importable module"
+        ) from error
+    if found is not constructor:
+        raise ValueError(
+            f"{constructor!r} cannot be described: {class_path!r} imports {found!r} instead; "
+            "define it at the top of an importable module under its own name"
+        )
+    return {"class_path": class_path, "init_args": _plain(init_args, f"{class_path}: init_args")}
+
+
+def merge(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The description with `changes` laid over it, dict by dict; neither argument is changed.
+
+    Changes that name a `class_path`, at the top or in an argument, replace what was there.
+
+    Raises: ValueError for changes that are no part of a description.
+
+    >>> small = describe(nn.Linear, in_features=2, out_features=3)
+    >>> merge(small, {"init_args": {"out_features": 6}})["init_args"]
+    {'in_features': 2, 'out_features': 6}
+    """
+    merged: dict[str, Any] = _plain(description, "description")
+    changes = _plain(changes, "changes")
+    if is_description(changes):
+        return dict(changes)
+    if is_description(description) and (unknown := sorted(changes.keys() - _KEYS)):
+        raise ValueError(
+            f"changes to {description['class_path']} have unknown keys {unknown}; "
+            "write arguments under init_args: {'init_args': {name: value}}"
+        )
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def build(description: Mapping[str, Any], device: torch.device | str | None = None) -> nn.Module:
+    """Build the network of a description, on `device` where one is given (`"meta"`: no memory).
+
+    A description can come out of a checkpoint that somebody else wrote, so not everything that can
+    be imported is called: at the top a subclass of `nn.Module` or a function annotated to return
+    one; in the arguments a subclass of `nn.Module`, a dataclass, or a class of the package that the
+    network comes from. Building still runs that package's code with the given arguments.
+
+    Raises: ValueError for a description that is malformed, cannot be imported, names something
+    else, or whose constructor fails.
+
+    >>> build(describe(nn.Linear, in_features=2, out_features=3))
+    Linear(in_features=2, out_features=3, bias=True)
+    """
+    _check_description(description)
+    class_path = description["class_path"]
+    constructor = _import(class_path)
+    if not _makes_module(constructor):
+        raise ValueError(
+            f"{class_path} cannot be built: a network is a subclass of torch.nn.Module or a "
+            f"function annotated to return one, found {constructor!r}"
+        )
+    with torch.device(device) if device is not None else contextlib.nullcontext():
+        network = _call(constructor, description, package=class_path.partition(".")[0])
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{class_path} returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _call(constructor: Callable[..., Any], description: Mapping[str, Any], package: str) -> Any:
+    arguments = {
+        name: _build_argument(value, package)
+        for name, value in description.get("init_args", {}).items()
+    }
+    try:
+        return constructor(**arguments)
+    except Exception as error:
+        raise ValueError(
+            f"{description['class_path']} cannot be built from its init_args "
+            f"{description.get('init_args', {})}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _build_argument(value: Any, package: str) -> Any:
+    if isinstance(value, list):
+        return [_build_argument(item, package) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if not is_description(value):
+        return {key: _build_argument(item, package) for key, item in value.items()}
+    _check_description(value)
+    class_path = value["class_path"]
+    constructor = _import(class_path)
+    if not isinstance(constructor, type) or not (
+        issubclass(constructor, nn.Module)
+        or dataclasses.is_dataclass(constructor)
+        or constructor.__module__.partition(".")[0] == package
+    ):
+        raise ValueError(
+            f"{class_path} cannot be built as an argument: it must be a subclass of "
+            f"torch.nn.Module, a dataclass, or a class of {package}, found {constructor!r}"
+        )
+    return _call(constructor, value, package)
+
+
+def _makes_module(constructor: object) -> bool:
+    if isinstance(constructor, type):
+        return issubclass(constructor, nn.Module)
+    if not inspect.isfunction(constructor):
+        return False
+    try:
+        returned = typing.get_type_hints(constructor).get("return")
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
+        return False
+    return isinstance(returned, type) and issubclass(returned, nn.Module)
+
+
+def _check_description(description: object) -> None:
+    if not isinstance(description, Mapping) or not is_description(description):
+        raise ValueError(
+            "a network description is a dict {'class_path': ..., 'init_args': {...}}, "
+            f"found {description!r}"
+        )
+    if unknown := sorted(map(str, description.keys() - _KEYS)):
+        raise ValueError(
+            f"the description of {description['class_path']} has unknown keys {unknown}; "
+            "only class_path and init_args are read, write every argument under init_args"
+        )
+    if not isinstance(description.get("init_args", {}), Mapping):
+        raise ValueError(
+            f"the init_args of {description['class_path']} must be a dict of arguments by name, "
+            f"found {description['init_args']!r}"
+        )
+    _plain(description, description["class_path"])
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy of plain data in dicts and lists; `where` names the place in an error."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) is not str:
+                raise ValueError(f"{where}: keys must be strings, found {key!r}")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if type(value) is list:
+        return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
+    raise ValueError(
+        f"{where} must be plain data (dict, list, str, int, float, bool or None), "
+        f"found {value!r} of type {type(value).__name__}"
+    )
+
+
+def _import(class_path: str) -> Any:
+    """Import `package.module.Name`; names may be nested, as in `package.module.Outer.Inner`."""
+    parts = class_path.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:split])
+        try:
+            found = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+                continue
+            raise ValueError(f"{class_path!r} cannot be imported: {error}") from error
+        except Exception as error:
+            raise ValueError(
+                f"{class_path!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        for name in parts[split:]:
+            if not hasattr(found, name):
+                raise ValueError(
+                    f"{class_path!r} cannot be imported: {found!r} has no attribute {name!r}"
+                )
+            found = getattr(found, name)
+        return found
+    raise ValueError(f"{class_path!r} cannot be imported: no module named {parts[0]!r}")
