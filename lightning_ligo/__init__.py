@@ -1,0 +1,22 @@
+"""Grow a network while it trains: learned linear maps from a small network's weights to a large one's."""
+
+from lightning_ligo.axes import Axes, Axis
+from lightning_ligo.fit import Fit, fit, grow
+from lightning_ligo.growth import Operator
+from lightning_ligo.methods import METHODS, Method
+from lightning_ligo.plan import Plan, pair
+from lightning_ligo.trace import trace
+
+__all__ = [
+    "METHODS",
+    "Axes",
+    "Axis",
+    "Fit",
+    "Method",
+    "Operator",
+    "Plan",
+    "fit",
+    "grow",
+    "pair",
+    "trace",
+]

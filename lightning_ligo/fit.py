@@ -1,0 +1,150 @@
+"""Learn an operator on a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_ligo.growth import Operator
+from lightning_ligo.plan import pair
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What happened: the loss before each step, in the loss's own unit."""
+
+    losses: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+
+class _Lossy(nn.Module):
+    """The loss as a module over the network, so that its parameters can be called in."""
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.network, batch)
+
+
+def fit(
+    operator: Operator,
+    large: nn.Module,
+    loss: Loss,
+    batches: Iterable[Any],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """Minimise ``loss(large, batch)`` over the operator's coefficients.
+
+    The parameters of ``large`` are replaced by the generated ones while the loss is computed, and
+    are themselves never changed; the small weights are fixed. AdamW (0.9, 0.95) without decay,
+    gradients clipped to norm 1, the rate rising over ``warmup`` steps and then falling linearly to
+    zero. ``on_step(step, loss)`` is called after every step, from 1.
+
+    Raises:
+        FloatingPointError: if the loss is not finite; the operator is then of no use, all else is
+            as it was.
+        ValueError: if there is nothing to learn, or too few batches.
+    """
+    coefficients = [p for p in operator.parameters() if p.requires_grad]
+    if not coefficients:
+        raise ValueError(
+            f"method {operator.method.name!r} has nothing to learn for this plan; bake it as it is"
+        )
+    optimizer = torch.optim.AdamW(
+        coefficients, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    lossy = _Lossy(large, loss)
+    batch, losses = iter(batches), []
+    for step in range(steps):
+        rate = min((step + 1) / (warmup + 1), (steps - step) / max(1, steps - warmup))
+        optimizer.param_groups[0]["lr"] = learning_rate * rate
+        try:
+            data = next(batch)
+        except StopIteration:
+            raise ValueError(
+                f"the batches ended after {step} of {steps} steps; give an iterator that goes on"
+            ) from None
+        with torch.enable_grad():
+            generated = {f"network.{name}": tensor for name, tensor in operator().items()}
+            value = functional_call(lossy, generated, (data,))
+            losses.append(float(value.detach()))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss is {losses[-1]} at step {step + 1} of {steps} of learning the "
+                    f"{operator.method.name!r} operator at rate {learning_rate:g}; use a lower "
+                    "learning rate, or a method that learns nothing"
+                )
+            gradients = torch.autograd.grad(value, coefficients, allow_unused=True)
+        for coefficient, gradient in zip(coefficients, gradients, strict=True):
+            coefficient.grad = gradient
+        torch.nn.utils.clip_grad_norm_(coefficients, 1.0)
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1, losses[-1])
+    for coefficient in coefficients:
+        coefficient.grad = None
+    return Fit(tuple(losses))
+
+
+def grow(
+    small: nn.Module,
+    large: nn.Module,
+    *args: Any,
+    method: str = "ligo",
+    loss: Loss | None = None,
+    batches: Iterable[Any] | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> nn.Module:
+    """Fill ``large`` with weights grown from ``small`` and return it.
+
+    ``args`` and ``kwargs`` are what the networks are called with, to find their axes. ``loss`` is
+    called as ``loss(network, batch)`` for batches from ``batches``; ``steps`` and
+    ``learning_rate`` are the method's own unless given.
+
+    Raises:
+        ValueError: see `pair` and `fit`; also if the method learns and no loss or batches are
+            given.
+        FloatingPointError: if the loss is not finite; ``large`` is then as it was.
+
+    Example:
+        >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
+        >>> x = torch.randn(3, 4)
+        >>> large = grow(small, large, x, method="lossless")
+        >>> torch.allclose(small(x), large(x), atol=1e-6)
+        True
+    """
+    operator = Operator(pair(small, large, *args, **kwargs), small, method, seed)
+    steps = operator.method.steps if steps is None else steps
+    if steps and operator.coefficients:
+        if loss is None or batches is None:
+            raise ValueError(
+                f"method {method!r} learns its operator for {steps} steps and needs loss= and "
+                "batches=; give both, or steps=0, or a method that learns nothing"
+            )
+        rate = operator.method.learning_rate if learning_rate is None else learning_rate
+        fit(operator, large, loss, batches, steps=steps, learning_rate=rate,
+            warmup=min(operator.method.warmup, steps // 2))  # fmt: skip
+    operator.bake(large)
+    return large

@@ -1,0 +1,237 @@
+"""Pair a small with a large network: what grows into what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Size, Tensor, nn
+
+from lightning_ligo.axes import Axes, Axis, Use, name_axes, pattern_of
+from lightning_ligo.trace import watch
+
+
+@dataclass(frozen=True)
+class Row:
+    """The parameters (or buffers) under one pattern: ``dims`` are what each dimension does."""
+
+    pattern: str
+    stack: str | None
+    small: Size  # of one layer
+    large: Size
+    dims: tuple[tuple[Use, ...], ...]
+
+    def names(self, depth: int) -> list[str]:
+        """The parameters of a network whose stack has ``depth`` layers."""
+        if self.stack is None:
+            return [self.pattern]
+        rest = self.pattern.removeprefix(f"{self.stack}.*.")
+        return [f"{self.stack}.{layer}.{rest}" for layer in range(depth)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A small and a large network side by side; ``print(plan)`` shows what grows into what."""
+
+    lengths: dict[str, tuple[int, int]]  # every axis: (small, large)
+    depths: dict[str, tuple[int, int]]  # every stack: (small, large)
+    rows: tuple[Row, ...]
+    buffers: tuple[Row, ...]
+    facts: dict[str, Axis] = field(repr=False)  # of the large network's axes
+    inexact: tuple[str, ...] = ()  # why no growth can keep the function exactly, if so
+
+    @property
+    def axes(self) -> dict[str, tuple[int, int]]:
+        """The axes that grow: name -> (small, large) length."""
+        return {name: pair for name, pair in self.lengths.items() if pair[0] != pair[1]}
+
+    @property
+    def stacks(self) -> dict[str, tuple[int, int]]:
+        """Every stack: name -> (small, large) depth."""
+        return dict(self.depths)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """How many parameters the small and the large network have."""
+        small = large = 0
+        for row in self.rows:
+            depths = self.depths[row.stack] if row.stack else (1, 1)
+            small += depths[0] * math.prod(row.small)
+            large += depths[1] * math.prod(row.large)
+        return small, large
+
+    def grows(self, use: Use) -> bool:
+        return self.lengths[use.axis][0] != self.lengths[use.axis][1]
+
+    def __str__(self) -> str:
+        grown = [(name, *pair) for name, pair in self.axes.items()]
+        stacks = [(f"{name} (layers)", *pair) for name, pair in self.depths.items()]
+        table = [("axis", "small", "large"), *grown, *stacks, ("parameters", *self.parameters)]
+        width = max(len(row[0]) for row in table)
+        lines = [f"{name:<{width}}  {small:>12}  {large:>12}" for name, small, large in table]
+        lines[1:1] = lines[-1:-1] = ["-" * len(lines[0])]
+        pinned = [
+            f"{name} stays {self.lengths[name][0]}: {axis.pinned}"
+            for name, axis in self.facts.items()
+            if axis.pinned
+        ]
+        return "\n".join([*lines, *pinned, *self.inexact])
+
+
+def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
+    """Plan how ``large`` grows from ``small``, by tracing ``network(*args, **kwargs)`` of both.
+
+    The networks may be on different devices; a large one on the meta device costs no memory.
+
+    Raises:
+        ValueError: if the large network cannot be grown from the small one: shorter on some axis,
+            another architecture, longer on an axis whose entries cannot be exchanged (classes,
+            positions), parameters without a counterpart. All problems are listed at once.
+
+    Example:
+        >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
+        >>> pair(small, large, torch.randn(3, 4)).axes
+        {'hidden': (8, 20)}
+    """
+    first = watch(small, args, kwargs)
+    second = watch(large, args, kwargs, first.answers)
+    ours, theirs = name_axes(first), name_axes(second)
+    small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
+    problems = _problems(ours, theirs, small_shapes, large_shapes)
+    if not problems and first.outputs and second.outputs:
+        problems = _outputs(first.outputs[0], second.outputs[0])
+    if problems:
+        raise ValueError(
+            f"{type(large).__name__} cannot be grown from {type(small).__name__}:\n  "
+            + "\n  ".join(problems)
+        )
+    lengths = {
+        name: (ours.axes[name].length if name in ours.axes else 1, axis.length)
+        for name, axis in theirs.axes.items()
+    }
+    parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
+    rows, buffers = [], []
+    for pattern, shape in large_shapes.items():
+        stack = next((s for s in theirs.stacks if pattern.startswith(f"{s}.*.")), None)
+        row = Row(pattern, stack, small_shapes[pattern], shape, theirs.dims.get(pattern, ()))
+        (rows if pattern in parameters else buffers).append(row)
+    depths = {stack: (ours.stacks[stack], depth) for stack, depth in theirs.stacks.items()}
+    plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
+    inexact = tuple(_inexact(plan, theirs, large))
+    return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact)
+
+
+def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
+    """The shape under every pattern: parameters (tied ones once), then persistent buffers."""
+    kept = network.state_dict(keep_vars=True)
+    tensors = dict(network.named_parameters())
+    tensors.update((n, b) for n, b in network.named_buffers() if n in kept)
+    return {pattern_of(name, axes.stacks)[0]: t.shape for name, t in tensors.items()}
+
+
+def _problems(
+    ours: Axes, theirs: Axes, small: dict[str, Size], large: dict[str, Size]
+) -> list[str]:
+    chained = {**ours.chained, **theirs.chained}
+    lost, added = _missing(small, large), _missing(large, small)
+    problems = [
+        f"the large network lacks {', '.join(lost)}, which the small one has" for _ in lost[:1]
+    ] + [f"the small network lacks {', '.join(added)}, which the large one has" for _ in added[:1]]
+    problems += [
+        f"{stack} cannot change its depth: {reason}"
+        for stack, reason in chained.items()
+        if problems and any(name.startswith(f"{stack}.") for name in [*lost, *added])
+    ]
+    for stack in ours.stacks.keys() & theirs.stacks.keys():
+        if ours.stacks[stack] > theirs.stacks[stack]:
+            problems.append(
+                f"{stack} has {ours.stacks[stack]} layers in the small network and only "
+                f"{theirs.stacks[stack]} in the large one; a network grows, it does not shrink"
+            )
+    for pattern in small.keys() & large.keys():
+        problems += _mismatch(pattern, ours, theirs, small[pattern], large[pattern])
+    for name, axis in theirs.axes.items():
+        length = ours.axes[name].length if name in ours.axes else 1
+        if length > axis.length:
+            problems.append(
+                f"axis {name} is {length} long in the small network and only {axis.length} in "
+                "the large one; a network grows, it does not shrink"
+            )
+        elif length < axis.length and axis.pinned:
+            problems.append(
+                f"axis {name} is {length} long in the small network and {axis.length} in the "
+                f"large one, and cannot grow: {axis.pinned}; give both networks the same"
+            )
+    return problems
+
+
+def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:
+    there = set(among)
+    missing = [name for name in of if name not in there]
+    return missing if len(missing) <= 8 else [*missing[:8], f"and {len(missing) - 8} more"]
+
+
+def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) -> list[str]:
+    """Where one pattern has other axes in the small network than in the large one."""
+    if pattern not in ours.dims or pattern not in theirs.dims:
+        if small != large:
+            return [f"{pattern} is {tuple(small)} and {tuple(large)} and has no axes to grow by"]
+        return []
+    for mine, other in zip(ours.dims[pattern], theirs.dims[pattern], strict=False):
+        known = [use.axis for use in other if use.axis in ours.axes]
+        if [use.axis for use in mine if use.axis in theirs.axes] != known:
+            break
+    else:
+        if len(small) == len(large):
+            return []
+    return [
+        f"{pattern} has the axes {_words(ours, pattern)} in the small network and "
+        f"{_words(theirs, pattern)} in the large one: another architecture"
+    ]
+
+
+def _words(axes: Axes, pattern: str) -> str:
+    return "(" + ", ".join(" ".join(u.axis for u in dim) or "1" for dim in axes.dims[pattern]) + ")"
+
+
+def _outputs(small: Tensor, large: Tensor) -> list[str]:
+    if small.shape == large.shape:
+        return []
+    return [
+        f"its output would change from {tuple(small.shape)} to {tuple(large.shape)}; grow the "
+        "module that holds what reads this output as well"
+    ]
+
+
+def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
+    """Why even a function-preserving growth of this pair is only approximate."""
+    for name, (small, length) in plan.axes.items():
+        axis = plan.facts[name]
+        if axis.inner:
+            yield (
+                f"{name} is what queries and keys are multiplied over, and attention divides by "
+                "its root: growing it changes the function"
+            )
+        if name in axes.tied:
+            yield f"{name} is written and read by one tied table without a norm between"
+        scaled = any(use.axis == name and use.role == "scales"
+                     for row in plan.rows for dim in row.dims for use in dim)  # fmt: skip
+        if axis.normed and length % small and (scaled or name in axes.post_norm):
+            yield f"{name} grows from {small} to {length}, no multiple, under norms in the stream"
+    for stack, (small, depth) in plan.depths.items():
+        if small != depth and any(
+            use.axis in axes.post_norm and use.role == "gain"
+            for row in plan.rows
+            if row.stack == stack
+            for dim in row.dims
+            for use in dim
+        ):
+            yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
+    kept = large.state_dict(keep_vars=True)
+    for name, _ in large.named_buffers():
+        dims = axes.dims.get(pattern_of(name, axes.stacks)[0], ())
+        if name not in kept and any(plan.grows(use) for dim in dims for use in dim):
+            yield f"{name} is not saved with the network and stays as it was built"

@@ -1,0 +1,231 @@
+"""Find the axes of a network by watching one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_ligo.axes import Axes, name_axes
+from lightning_ligo.factors import Dim, Factor, Flow, Item, Misaligned, leaves, size
+from lightning_ligo.rules import RULES, pointwise, untouched
+
+UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
+           "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
+CONSTANT = "a constant of the network lies on it"
+
+
+def trace(network: nn.Module, *args: Any, **kwargs: Any) -> Axes:
+    """Name every axis of every parameter of ``network`` by watching ``network(*args, **kwargs)``.
+
+    The forward runs once, in evaluation mode and without gradients, on whatever device the network
+    is on; on the meta device it costs neither memory nor time.
+
+    Raises:
+        ValueError: if an operation without a rule, or a reshape that cuts across axes, touches a
+            parameter's axes.
+
+    Example:
+        >>> axes = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        ...              torch.randn(3, 4))
+        >>> print(axes)
+        0.weight  hidden 0.in
+        0.bias    hidden
+        2.weight  2.out hidden
+        2.bias    2.out
+    """
+    return name_axes(watch(network, args, kwargs))
+
+
+def watch(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    answers: list[Any] | None = None,
+) -> Tracer:
+    """Run the forward under a `Tracer`.
+
+    ``answers`` are the values that another network of the same architecture read from its tensors;
+    a network on the meta device, whose tensors hold none, is told them in the same order.
+    """
+    tracer = Tracer(network, answers)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device), (tuple(args), kwargs))
+    for tensor in tree_leaves((args, kwargs)):
+        if isinstance(tensor, Tensor):
+            tracer.keep(tensor, tracer.unknown(tensor, pinned="it is the network's input"))
+    with _evaluating(network), torch.no_grad(), tracer:
+        out = network(*args, **kwargs)
+    tracer.outputs = [t for t in tree_leaves(_plain(out)) if isinstance(t, Tensor)]
+    return tracer
+
+
+def _plain(out: Any) -> Any:
+    """A Hugging Face output as a tuple: the network's own first result comes first."""
+    return out.to_tuple() if hasattr(out, "to_tuple") else out
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Use(NamedTuple):
+    """One role of a factor of a parameter's dimension, seen in the forward."""
+
+    factor: Factor
+    role: str  # produces | consumes | gain | shift | scales
+    reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
+
+
+class _Traced(NamedTuple):
+    tensor: Tensor  # held, so that its storage is not handed to another tensor
+    dims: list[Dim]
+    static: bool  # it does not depend on the network's inputs
+
+
+class Tracer(TorchDispatchMode):
+    """Follow the factors of every dimension of every tensor through one forward."""
+
+    def __init__(self, network: nn.Module, answers: list[Any] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.answers: list[Any] = []
+        self.outputs: list[Tensor] = []
+        self.parameters: dict[str, list[Dim]] = {}
+        self.uses: dict[tuple[str, int], list[Use]] = {}
+        self._told = list(answers or [])
+        self._traced: dict[tuple[Any, ...], _Traced] = {}
+        buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
+        for name, tensor in [*network.named_parameters(), *buffers]:
+            dims = [
+                [Item(Factor(length, owned=True), Flow((name, dim)))] if length != 1 else []
+                for dim, length in enumerate(tensor.shape)
+            ]
+            self.parameters[name] = dims
+            self.keep(tensor, dims, static=True)
+
+    # The tensors ---------------------------------------------------------------------------
+
+    def keep(self, tensor: Tensor, dims: list[Dim], static: bool = False) -> None:
+        assert [size(dim) for dim in dims] == list(tensor.shape), (dims, tensor.shape)
+        self._traced[_key(tensor)] = _Traced(tensor, dims, static)
+
+    def dims(self, tensor: Tensor) -> list[Dim]:
+        if _key(tensor) not in self._traced:
+            self.keep(tensor, self.unknown(tensor, pinned=CONSTANT), static=True)
+        return self._traced[_key(tensor)].dims
+
+    def static(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of parameters and constants only."""
+        return _key(tensor) not in self._traced or self._traced[_key(tensor)].static
+
+    def new(self, length: int, *, pinned: str | None = None) -> Dim:
+        return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []
+
+    def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
+        return [self.new(length, pinned=pinned) for length in tensor.shape]
+
+    def length(self, dim: Dim) -> int:
+        return size(dim)
+
+    # What is seen of parameters --------------------------------------------------------------
+
+    def record(
+        self, tensor: Tensor, role: str, items: Dim | None = None, reads: Flow | None = None
+    ) -> None:
+        """Note that the dimensions of a parameter (or only ``items``) are used in ``role``."""
+        if not self.static(tensor):
+            return
+        items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
+        for item in leaves(items):
+            if item.flow is not None and item.flow.owner is not None:
+                self.uses.setdefault(item.flow.owner, []).append(Use(item.factor, role, reads))
+
+    def consume(self, weights: Dim, inputs: Dim) -> None:
+        """Note that a weight's dimension is contracted with what flows in."""
+        for item, read in zip(leaves(weights), leaves(inputs), strict=True):
+            if item.flow is not None and item.flow.owner is not None:
+                use = Use(item.factor, "consumes", read.flow)
+                self.uses.setdefault(item.flow.owner, []).append(use)
+
+    def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
+        touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in leaves(dim)}
+        return [
+            name
+            for name, dims in self.parameters.items()
+            if any(id(item.factor) in touched for dim in dims for item in leaves(dim))
+        ]
+
+    # The operations --------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if name == "_local_scalar_dense":
+            return self._read(func, args, kwargs)
+        out = func(*args, **kwargs)
+        try:
+            self._follow(name, func, args, kwargs, out)
+        except Misaligned as error:
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            raise ValueError(
+                f"tracing met {func} on shapes {[tuple(t.shape) for t in tensors]}, which cuts "
+                f"across the axes of {', '.join(self.parameters_of(tensors)) or 'its inputs'}."
+            ) from error
+        return out
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if args[0].device.type != "meta":
+            answer = func(*args, **kwargs)
+        elif self._told:
+            answer = self._told.pop(0)
+        else:
+            raise ValueError(
+                "the network reads a value of a tensor to decide how to go on, which a network on "
+                "the meta device cannot do; trace it on a real device, or leave out the input "
+                "that it reads (often an attention mask)."
+            )
+        self.answers.append(answer)
+        return answer
+
+    def _follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not outputs:
+            return
+        static = all(self.static(tensor) for tensor in inputs)
+        if not inputs or name in UNIFORM:
+            reason = None if name in UNIFORM else CONSTANT
+            results = [self.unknown(tensor, pinned=reason) for tensor in outputs]
+        else:
+            rule = RULES.get(name) or RULES.get(name.rstrip("_"))
+            elementwise = torch.Tag.pointwise in func.tags
+            rule = rule or (pointwise if elementwise else untouched)
+            results = rule(self, func, args, kwargs, out)
+            if isinstance(out, Tensor):
+                results = [results]
+        for tensor, dims in zip(outputs, results, strict=True):
+            self.keep(tensor, dims, static)
+
+
+def _key(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor's identity: views may come back as new objects, their storage does not change."""
+    return (
+        tensor.untyped_storage()._cdata,
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+    )
