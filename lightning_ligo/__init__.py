@@ -1,4 +1,4 @@
-"""Grow a network while it trains: learned linear maps from a small network's weights to a large one's."""
+"""Grow a network while it trains, by learned linear maps of its weights."""
 
 from lightning_ligo.axes import Axes, Axis
 from lightning_ligo.fit import Fit, fit, grow

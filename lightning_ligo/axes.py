@@ -211,9 +211,7 @@ def _named(
     flows = _Flows(tracer, stacks)
     dims = {
         pattern_of(name, stacks)[0]: tuple(
-            tuple(
-                flows.use(names[item.factor], (name, dim), item.factor) for item in leaves(items)
-            )
+            tuple(flows.use(names[item.factor], (name, dim), item.factor) for item in leaves(items))
             for dim, items in enumerate(parameter)
         )
         for name, parameter in reversed(tracer.parameters.items())

@@ -55,12 +55,12 @@ class Operator(nn.Module):
         self.plan = plan
         self.method = method_named(method) if isinstance(method, str) else method
         self._generator = torch.Generator().manual_seed(seed)
-        tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+        tensors = _tensors(small)
         device = next(iter(tensors.values())).device
-        self._small = {
-            row.pattern: torch.stack([tensors[name].detach() for name in row.names(self._depth(row)[0])])
-            for row in (*plan.rows, *plan.buffers)
-        }
+        self._small: dict[str, Tensor] = {}  # (l, *shape): the small parameter of every layer
+        for row in (*plan.rows, *plan.buffers):
+            layers = [tensors[name].detach() for name in row.names(self._depth(row)[0])]
+            self._small[row.pattern] = torch.stack(layers)
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
         half = floats[0] in (torch.float16, torch.bfloat16)
         self._dtype = torch.float32 if half else floats[0]
@@ -96,7 +96,7 @@ class Operator(nn.Module):
     @torch.no_grad()
     def bake(self, large: nn.Module) -> None:
         """Write the grown parameters and buffers into ``large``, which stays a plain network."""
-        tensors = {**dict(large.named_parameters()), **dict(large.named_buffers())}
+        tensors = _tensors(large)
         for name, tensor in self().items():
             tensors[name].copy_(tensor)
         for row in self.plan.buffers:
@@ -105,7 +105,7 @@ class Operator(nn.Module):
                 tensors[name].copy_(tensor)
 
     def parents(self) -> dict[str, str]:
-        """The small parameter that each large one comes from (the first, where it mixes several)."""
+        """The small parameter that each large one comes from, the first where it mixes several."""
         return {
             name: row.names(self._depth(row)[0])[source]
             for row in self.plan.rows
@@ -135,7 +135,7 @@ class Operator(nn.Module):
         """(g, *large shape): the parameter of every layer."""
         grown = self._small[row.pattern]
         spans = self._spans(row)
-        mix = self.mixes[_key(row.pattern)] if _key(row.pattern) in self.mixes else None
+        mix = self.mixes.get(_key(row.pattern))
         if mix is not None or spans:
             grown = grown.to(self._dtype)
         if mix is not None:
@@ -176,7 +176,9 @@ class Operator(nn.Module):
             first = next((i for i, use in enumerate(uses) if self.plan.grows(use)), None)
             if first is not None:
                 lengths = [self.plan.lengths[use.axis] for use in uses]
-                small, large = (math.prod(pair[side] for pair in lengths[first:]) for side in (0, 1))
+                small, large = (
+                    math.prod(pair[side] for pair in lengths[first:]) for side in (0, 1)
+                )
                 before = math.prod(pair[0] for pair in lengths[:first])
                 yield _Span(dim, before, small, large, 1, uses[first].flow, "produces", 0)
 
@@ -207,6 +209,10 @@ class Operator(nn.Module):
             return torch.cat([eye.expand(*matrix.shape[:-2], -1, -1), matrix], dim=-2)
         scale = self._scales[_key(span.key)] ** span.power
         return matrix if scale == 1 else matrix * scale
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _key(name: str) -> str:

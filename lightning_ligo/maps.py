@@ -81,9 +81,7 @@ class Mix(Protocol):
     ) -> Tensor: ...
 
 
-def interleaved_silent(
-    small: int, large: int, writes: bool, generator: torch.Generator
-) -> Tensor:
+def interleaved_silent(small: int, large: int, writes: bool, generator: torch.Generator) -> Tensor:
     """Layer i copies layer ``i * small // large``; of each run of copies only the first writes.
 
     A new layer of a pre-norm network adds exactly nothing, so the function is kept; its inner

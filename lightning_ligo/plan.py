@@ -91,13 +91,20 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
             positions), parameters without a counterpart. All problems are listed at once.
 
     Example:
+        >>> import torch
         >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
         >>> pair(small, large, torch.randn(3, 4)).axes
         {'hidden': (8, 20)}
     """
     first = watch(small, args, kwargs)
-    second = watch(large, args, kwargs, first.answers)
+    try:
+        second = watch(large, args, kwargs, first.answers)
+    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+        raise ValueError(
+            f"{type(large).__name__} cannot be called with the inputs of {type(small).__name__}: "
+            f"{error}"
+        ) from error
     ours, theirs = name_axes(first), name_axes(second)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
     problems = _problems(ours, theirs, small_shapes, large_shapes)
@@ -113,7 +120,8 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
         for name, axis in theirs.axes.items()
     }
     parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
-    rows, buffers = [], []
+    rows: list[Row] = []
+    buffers: list[Row] = []
     for pattern, shape in large_shapes.items():
         stack = next((s for s in theirs.stacks if pattern.startswith(f"{s}.*.")), None)
         row = Row(pattern, stack, small_shapes[pattern], shape, theirs.dims.get(pattern, ()))
@@ -127,7 +135,7 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
 def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
     """The shape under every pattern: parameters (tied ones once), then persistent buffers."""
     kept = network.state_dict(keep_vars=True)
-    tensors = dict(network.named_parameters())
+    tensors: dict[str, Tensor] = dict(network.named_parameters())
     tensors.update((n, b) for n, b in network.named_buffers() if n in kept)
     return {pattern_of(name, axes.stacks)[0]: t.shape for name, t in tensors.items()}
 
@@ -138,8 +146,11 @@ def _problems(
     chained = {**ours.chained, **theirs.chained}
     lost, added = _missing(small, large), _missing(large, small)
     problems = [
-        f"the large network lacks {', '.join(lost)}, which the small one has" for _ in lost[:1]
-    ] + [f"the small network lacks {', '.join(added)}, which the large one has" for _ in added[:1]]
+        f"the {where} network lacks {', '.join(names)} (or ties them to others), "
+        f"which the {other} one has"
+        for where, other, names in (("large", "small", lost), ("small", "large", added))
+        if names
+    ]
     problems += [
         f"{stack} cannot change its depth: {reason}"
         for stack, reason in chained.items()
@@ -154,6 +165,8 @@ def _problems(
     for pattern in small.keys() & large.keys():
         problems += _mismatch(pattern, ours, theirs, small[pattern], large[pattern])
     for name, axis in theirs.axes.items():
+        if added and name not in ours.axes:
+            continue
         length = ours.axes[name].length if name in ours.axes else 1
         if length > axis.length:
             problems.append(

@@ -101,10 +101,9 @@ def transpose(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
 
 @rule("expand")
 def expand(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = [[] for _ in range(out.dim() - args[0].dim())] + list(tracer.dims(args[0]))
-    return [
-        dim if dim else tracer.new(length) for dim, length in zip(dims, out.shape, strict=True)
-    ]
+    added: list[Dim] = [[] for _ in range(out.dim() - args[0].dim())]
+    dims = added + tracer.dims(args[0])
+    return [dim if dim else tracer.new(length) for dim, length in zip(dims, out.shape, strict=True)]
 
 
 @rule("select")

@@ -34,10 +34,10 @@ def trace(network: nn.Module, *args: Any, **kwargs: Any) -> Axes:
         >>> axes = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
         ...              torch.randn(3, 4))
         >>> print(axes)
-        0.weight  hidden 0.in
+        0.weight  hidden in
         0.bias    hidden
-        2.weight  2.out hidden
-        2.bias    2.out
+        2.weight  out hidden
+        2.bias    out
     """
     return name_axes(watch(network, args, kwargs))
 
