@@ -190,8 +190,8 @@ class Operator(nn.Module):
         axis = self.plan.facts[span.key if span.key in self.plan.facts else use.axis]
         layers = self.plan.depths[axis.stack][1] if axis.stack else 0
         starts = [
-            self.method.width(span.small, span.large, axis.normed, self._generator)
-            for _ in range(layers or 1)
+            self.method.width(span.small, span.large, axis.normed, silent, self._generator)
+            for silent in (self._silent(axis.stack) if axis.stack else [False])
         ]
         forms = ("produces",) if self.method.learns == "lower" else ("produces", "consumes")
         for form in forms:
@@ -201,6 +201,14 @@ class Operator(nn.Module):
             start = torch.stack(matrices) if layers else matrices[0]
             self.maps[f"{key}:{form}"] = nn.Parameter(start, requires_grad=learned)
         self._scales[key] = starts[0].scale
+
+    def _silent(self, stack: str) -> list[bool]:
+        """For every layer of the large stack, whether it writes nothing at the start."""
+        small, large = self.plan.depths[stack]
+        if small == large and not self.method.mixes_equal_depth:
+            return [False] * large
+        mix = self.method.depth(small, large, True, torch.Generator().manual_seed(0))
+        return (~mix.any(1)).tolist()
 
     def _matrix(self, span: _Span) -> Tensor:
         matrix = self.maps[f"{_key(span.key)}:{span.form}"]

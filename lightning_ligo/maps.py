@@ -29,16 +29,20 @@ class Start(Protocol):
     """How a method starts the map of an axis that grows from ``small`` to ``large``."""
 
     def __call__(
-        self, small: int, large: int, normed: str | None, generator: torch.Generator
+        self, small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
     ) -> Map: ...
 
 
-def uneven_copies(small: int, large: int, normed: str | None, generator: torch.Generator) -> Map:
+def uneven_copies(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
     """Every new entry copies an old one; readers weigh the copies by unequal shares.
 
     ``B`` has one 1 a row, ``A`` has the shares of entry j in column j, and they sum to 1, so
     ``Aᵀ B = I``. The shares of c copies are drawn around 1/c, for two copies from [1/3, 2/3]:
-    equal shares would give copies equal gradients, and they would never part.
+    equal shares would give copies equal gradients, and they would never part. Inside a ``silent``
+    layer, whose output is multiplied by zero, shares come to nothing; there the copies are
+    themselves made unequal, scaled by the shares times their number.
 
     Under a layer norm the lengths that are left when ``large`` is no multiple of ``small`` hold the
     mean of all entries, and under an RMS norm zero; both keep what the norm divides by once the
@@ -56,10 +60,15 @@ def uneven_copies(small: int, large: int, normed: str | None, generator: torch.G
     weight = torch.zeros(large, small, dtype=torch.float64)
     drawn = 1 + torch.rand(copied, dtype=torch.float64, generator=generator)
     weight[torch.arange(copied), entry] = drawn
-    return Map(produces, weight / weight.sum(0), math.sqrt(large / copied))
+    shares = weight / weight.sum(0)
+    if silent:
+        produces[:copied] = shares[:copied] * (weight > 0).sum(0)
+    return Map(produces, shares, math.sqrt(large / copied))
 
 
-def random_rows(small: int, large: int, normed: str | None, generator: torch.Generator) -> Map:
+def random_rows(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
     """``B = A = [I; C]``, each row of ``C`` uniform and normalised to sum 1.
 
     Source: LiGO (ICLR 2023), the start ``rand`` of its released code.

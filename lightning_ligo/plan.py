@@ -100,10 +100,10 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
     first = watch(small, args, kwargs)
     try:
         second = watch(large, args, kwargs, first.answers)
-    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         raise ValueError(
-            f"{type(large).__name__} cannot be called with the inputs of {type(small).__name__}: "
-            f"{error}"
+            f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with the "
+            f"same inputs it fails with {type(error).__name__}: {error}"
         ) from error
     ours, theirs = name_axes(first), name_axes(second)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)

@@ -1,0 +1,84 @@
+from itertools import repeat
+
+import pytest
+import torch
+from networks import TOKENS, gpt2, randomised
+
+import lightning_ligo as ligo
+
+
+def loss(network, batch):
+    return network(**batch, labels=batch["input_ids"]).loss
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return randomised(gpt2()), gpt2(64, 4).eval()
+
+
+@pytest.mark.parametrize("method", ["ligo", "ligo-paper"])
+def test_learning_lowers_the_loss_below_that_of_the_start(pair, method):
+    small, large = pair
+    losses = []
+    for steps in (0, 20):
+        ligo.grow(small, large, method=method, loss=loss, batches=repeat(TOKENS), steps=steps,
+                  **TOKENS)  # fmt: skip
+        losses.append(loss(large, TOKENS).item())
+    assert losses[1] < 0.98 * losses[0]
+
+
+def test_learning_changes_neither_the_small_nor_the_large_network(pair):
+    small, large = pair
+    before = [p.detach().clone() for network in pair for p in network.parameters()]
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small)
+    fit = ligo.fit(operator, large, loss, repeat(TOKENS), steps=3, learning_rate=1e-3)
+    assert fit.steps == len(fit.losses) == 3
+    after = [p for network in pair for p in network.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(p.grad is None for p in after)
+
+
+def test_the_baked_network_has_the_loss_that_was_learned(pair):
+    small, large = pair
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small)
+    ligo.fit(operator, large, loss, repeat(TOKENS), steps=3, learning_rate=1e-3)
+    learned = ligo.fit(operator, large, loss, repeat(TOKENS), steps=1, learning_rate=0.0)
+    operator.bake(large)
+    torch.testing.assert_close(loss(large, TOKENS).item(), learned.losses[0])
+
+
+def test_every_step_is_reported(pair):
+    small, large = pair
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small)
+    seen = []
+    fit = ligo.fit(operator, large, loss, repeat(TOKENS), steps=3, learning_rate=1e-3,
+                   on_step=lambda step, value: seen.append((step, value)))  # fmt: skip
+    assert seen == list(enumerate(fit.losses, start=1))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rate(pair):
+    small, large = pair
+    losses = iter([1.0, float("nan")])
+    with pytest.raises(FloatingPointError, match=r"nan at step 2 of 5 .*'ligo'.* rate 0\.001"):
+        ligo.grow(small, large, loss=lambda network, batch: loss(network, batch) * next(losses),
+                  batches=repeat(TOKENS), steps=5, **TOKENS)  # fmt: skip
+
+
+def test_batches_that_end_are_an_error(pair):
+    small, large = pair
+    with pytest.raises(ValueError, match="ended after 2 of 5 steps"):
+        ligo.grow(small, large, loss=loss, batches=[TOKENS] * 2, steps=5, **TOKENS)
+
+
+def test_a_learned_method_needs_a_loss(pair):
+    small, large = pair
+    with pytest.raises(ValueError, match="'ligo' learns its operator for 100 steps and needs"):
+        ligo.grow(small, large, **TOKENS)
+
+
+def test_nothing_to_learn_is_an_error(pair):
+    small, large = pair
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "lossless")
+    with pytest.raises(ValueError, match="'lossless' has nothing to learn"):
+        ligo.fit(operator, large, loss, repeat(TOKENS), steps=1, learning_rate=1e-3)

@@ -1,0 +1,174 @@
+import pytest
+import torch
+from networks import IMAGES, IMAGES64, TOKENS, bert, cast, gpt2, output, randomised, vit
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM
+
+import lightning_ligo as ligo
+
+KEPT = [
+    pytest.param(vit, IMAGES, 64, 4, id="vit"),
+    pytest.param(vit, IMAGES, 48, 3, id="vit, no multiple"),
+    pytest.param(gpt2, TOKENS, 64, 4, id="gpt2"),
+    pytest.param(gpt2, TOKENS, 48, 3, id="gpt2, no multiple"),
+    pytest.param(bert, TOKENS, 64, 2, id="bert, width"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("build", "inputs", "width", "depth"), KEPT)
+@pytest.mark.parametrize("method", ["lossless", "ligo"])
+def test_the_start_keeps_the_function(build, inputs, width, depth, method, dtype, bound):
+    small, large = randomised(build(), dtype), randomised(build(width, depth), dtype)
+    ligo.grow(small, large, method=method, steps=0, **cast(inputs, dtype))
+    before, after = output(small, inputs), output(large, inputs)
+    assert (after - before).norm() <= bound * before.norm()
+
+
+def test_layer_scale_and_an_untied_head_keep_the_function():
+    for build, inputs, changes in (
+        (vit, IMAGES, {"init_values": 0.1}),
+        (gpt2, TOKENS, {"tie_word_embeddings": False}),
+    ):
+        small = randomised(build(**changes), torch.float64)
+        large = randomised(build(64, 4, **changes), torch.float64)
+        ligo.grow(small, large, method="lossless", **cast(inputs, torch.float64))
+        torch.testing.assert_close(output(small, inputs), output(large, inputs))
+
+
+def test_equal_sizes_leave_every_parameter_bit_equal():
+    small, large = randomised(vit()), vit()
+    ligo.grow(small, large, method="lossless", **IMAGES)
+    for name, ours in small.state_dict().items():
+        assert torch.equal(ours, large.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("method", ["ligo", "ligo-paper", "lossless"])
+def test_a_grown_network_is_the_plain_network(method):
+    small, large = randomised(gpt2()), gpt2(64, 4).eval()
+    keys, types = list(large.state_dict()), [type(m) for m in large.modules()]
+    ligo.grow(small, large, method=method, steps=0, **TOKENS)
+    plain = gpt2(64, 4).eval()
+    plain.load_state_dict(large.state_dict())
+    assert torch.equal(output(plain, TOKENS), output(large, TOKENS))
+    assert list(large.state_dict()) == keys and [type(m) for m in large.modules()] == types
+    assert not any(
+        hooks
+        for module in large.modules()
+        for name, hooks in vars(module).items()
+        if name.endswith("_hooks")
+    )
+
+
+def test_a_tied_head_stays_tied():
+    small, large = randomised(gpt2()), gpt2(64, 4)
+    ligo.grow(small, large, method="ligo", steps=0, **TOKENS)
+    assert large.lm_head.weight is large.transformer.wte.weight
+
+
+def test_a_weight_grows_by_the_kronecker_product_of_its_maps():
+    small, large = randomised(vit(), torch.float64), vit(64, 2).double()
+    operator = ligo.Operator(ligo.pair(small, large, **IMAGES64), small, "ligo", seed=3)
+    with torch.no_grad():
+        for coefficients in operator.parameters():
+            coefficients += torch.randn(coefficients.shape, dtype=torch.float64)
+    maps = {name: p.detach() for name, p in operator.maps.items()}
+    heads = maps["blocks/*/attn/heads:produces"][1]  # (4, 2), of layer 1
+    eye = torch.eye(3, dtype=torch.float64), torch.eye(16, dtype=torch.float64)
+    out = torch.kron(torch.kron(eye[0], heads), eye[1])
+    expected = out @ small.blocks[1].attn.qkv.weight @ maps["embed:consumes"].T
+    torch.testing.assert_close(operator()["blocks.1.attn.qkv.weight"], expected)
+
+
+def test_depth_is_mixed_before_width():
+    small, large = randomised(vit(), torch.float64), vit(32, 3).double()
+    operator = ligo.Operator(ligo.pair(small, large, **IMAGES64), small, "ligo-paper", seed=3)
+    mix = operator.mixes["blocks/*/mlp/fc1/weight"].detach()
+    first, second = (small.blocks[layer].mlp.fc1.weight for layer in (0, 1))
+    expected = mix[2, 0] * first + mix[2, 1] * second
+    torch.testing.assert_close(operator()["blocks.2.mlp.fc1.weight"], expected)
+
+
+def test_new_layers_add_nothing_and_keep_their_inner_weights():
+    small, large = randomised(vit()), vit(32, 4)
+    ligo.grow(small, large, method="lossless", **IMAGES)
+    x = torch.randn(2, 17, 32)
+    for layer, silent in enumerate((False, True, False, True)):
+        assert torch.equal(large.blocks[layer](x), x) == silent
+        source = small.blocks[layer // 2]
+        assert torch.equal(large.blocks[layer].attn.qkv.weight, source.attn.qkv.weight)
+
+
+def test_copied_neurons_part_within_ten_steps():
+    torch.manual_seed(0)
+    small, large = gpt2(), gpt2(64, 4)
+    ligo.grow(small, large, method="lossless", **TOKENS)
+    before = large.transformer.h[0].mlp.c_fc.weight.detach().T
+    assert len(before.unique(dim=0)) == len(before) // 2
+    optimizer = torch.optim.AdamW(large.parameters(), lr=1e-3)
+    for _ in range(10):
+        optimizer.zero_grad()
+        large(**TOKENS, labels=TOKENS["input_ids"]).loss.backward()
+        optimizer.step()
+    entries = [large.transformer.wte.weight.T, large.transformer.wpe.weight.T]
+    for block in large.transformer.h:
+        heads = block.attn.c_attn.weight.T.unflatten(0, (3, 4, 16)).transpose(0, 1).flatten(1)
+        entries += [heads, block.mlp.c_fc.weight.T]
+    for rows in entries:
+        assert torch.pdist(rows.detach()).min() > 1e-6  # rounding alone stays under 1e-8
+
+
+def test_the_paper_s_operator_has_the_paper_s_size():
+    """30.1 M coefficients from BERT-Small (6 x 512) to BERT-Base (12 x 768)."""
+
+    def network(width, depth):
+        config = BertConfig(hidden_size=width, num_hidden_layers=depth, intermediate_size=4 * width,
+                            num_attention_heads=width // 64, tie_word_embeddings=False)  # fmt: skip
+        with torch.device("meta"):
+            return BertForMaskedLM(config)
+
+    small, large = network(512, 6), network(768, 12)
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "ligo-paper")
+    assert round(operator.coefficients / 1e6, 1) == 30.1
+
+
+def test_the_same_seed_gives_the_same_operator():
+    small, large = randomised(vit()), vit(64, 4)
+    plan = ligo.pair(small, large, **IMAGES)
+    first, second, other = (ligo.Operator(plan, small, "lossless", seed)() for seed in (1, 1, 2))
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(first[name], second[name]) and not torch.equal(first[name], other[name])
+
+
+def test_parents_follow_the_layers():
+    small, large = vit(), vit(64, 4)
+    plan = ligo.pair(small, large, **IMAGES)
+    parents = ligo.Operator(plan, small, "lossless").parents()
+    assert parents.keys() == dict(large.named_parameters()).keys()
+    assert parents["blocks.3.norm1.weight"] == "blocks.1.norm1.weight"
+    assert parents["norm.weight"] == "norm.weight"
+
+
+def test_buffers_are_kept():
+    class Counted(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("steps", torch.tensor(0))
+
+        def forward(self, x):
+            return self.two(self.one(x) - self.mean)
+
+    small, large, x = Counted(6), Counted(9), torch.randn(3, 4)
+    small.mean.uniform_()
+    small.steps += 5
+    ligo.grow(small, large, x, method="lossless")
+    torch.testing.assert_close(large(x), small(x))
+    assert large.steps == 5
+
+
+def test_an_unknown_method_lists_the_known_ones():
+    small, large = vit(), vit(64)
+    with pytest.raises(ValueError, match=r"unknown method 'lego'.* ligo, ligo-paper, lossless"):
+        ligo.grow(small, large, method="lego", **IMAGES)

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from networks import IMAGES, TOKENS, bert, gpt2, vit
+from torch import nn
+
+import lightning_ligo as ligo
+
+
+def test_the_plan_of_a_vision_transformer_names_what_grows():
+    plan = ligo.pair(vit(), vit(64, 4), **IMAGES)
+    assert plan.axes == {
+        "embed": (32, 64),
+        "blocks.*.attn.heads": (2, 4),
+        "blocks.*.mlp.hidden": (128, 256),
+    }
+    assert plan.stacks == {"blocks": (2, 4)}
+    assert plan.parameters == tuple(
+        sum(p.numel() for p in network.parameters()) for network in (vit(), vit(64, 4))
+    )
+    assert plan.inexact == ()
+
+
+def test_the_plan_prints_as_a_table():
+    table = str(ligo.pair(vit(), vit(64, 4), **IMAGES))
+    for line in (
+        r"embed                          32            64",
+        r"blocks (layers)                 2             4",
+        "head.out stays 10: it is the network's output",
+    ):
+        assert line in table
+
+
+def test_a_large_network_on_the_meta_device_is_paired_without_memory():
+    with torch.device("meta"):
+        large = vit(64, 4)
+    assert ligo.pair(vit(), large, **IMAGES) == ligo.pair(vit(), vit(64, 4), **IMAGES)
+
+
+def test_a_single_head_grows():
+    plan = ligo.pair(vit(16), vit(48), **IMAGES)
+    assert plan.axes["blocks.*.attn.heads"] == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "inputs", "message"),
+    [
+        (vit(64), vit(32), IMAGES, "embed is 64 long .* and only 32 in the large one"),
+        (vit(32, 4), vit(32, 2), IMAGES, "blocks has 4 layers .* only 2 in the large one"),
+        (vit(), vit(64, classes=12), IMAGES, "head.out is 10 .* and 12 .*the network's output"),
+        (vit(), vit(64, init_values=1.0), IMAGES, "small network lacks blocks.*ls1.gamma"),
+        (vit(init_values=1.0), vit(64), IMAGES, "large network lacks blocks.*ls1.gamma"),
+        (
+            vit(),
+            vit(64, img_size=16),
+            IMAGES,
+            "called with the same inputs it fails with AssertionError",
+        ),
+        (vit(), vit(64, patch_size=1), IMAGES, "positions is 17 long .* and 65"),
+        (vit(), gpt2(64), IMAGES, "called with the same inputs it fails with ValueError"),
+        (gpt2(), bert(64), TOKENS, "large network lacks transformer.wte.weight"),
+        (gpt2(), gpt2(64, vocab_size=60), TOKENS, "wte.entries is 50 long .* and 60 .*indices"),
+        (bert(tie_word_embeddings=False), bert(64), TOKENS, "lacks cls.*decoder.*or ties them"),
+        (vit(48, num_heads=3), vit(96, num_heads=2), IMAGES, "heads is 3 long .* and only 2"),
+    ],
+)
+def test_what_cannot_grow_is_named(small, large, inputs, message):
+    with pytest.raises(ValueError, match=rf"cannot be grown from[\s\S]*{message}"):
+        ligo.pair(small, large, **inputs)
+
+
+def test_a_backbone_whose_reader_stays_outside_is_refused():
+    with pytest.raises(ValueError, match=r"output would change from \(3, 32\) to \(3, 64\)"):
+        ligo.pair(vit(classes=0), vit(64, classes=0), **IMAGES)
+
+
+def test_chained_modules_do_not_grow_in_depth():
+    def chain(depth):
+        layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth)))
+        return nn.Sequential(layers, nn.Linear(4, 2))
+
+    with pytest.raises(ValueError, match=r"0 cannot change its depth: .* chained"):
+        ligo.pair(chain(2), chain(3), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "inputs", "reason"),
+    [
+        (gpt2(32, n_head=2), gpt2(64, n_head=2), TOKENS, "head_dim is what queries and keys"),
+        (bert(32, 2), bert(32, 4), TOKENS, "norms in the stream itself: a new layer"),
+        (bert(32), bert(48), TOKENS, "embed grows from 32 to 48, no multiple"),
+    ],
+)
+def test_a_growth_that_cannot_keep_the_function_says_why(small, large, inputs, reason):
+    plan = ligo.pair(small, large, **inputs)
+    assert any(reason in line for line in plan.inexact)
+    assert reason in str(plan)

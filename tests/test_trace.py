@@ -1,0 +1,150 @@
+import pytest
+import torch
+from networks import IMAGES, TOKENS, bert, cast, gpt2, output, randomised, vit
+from torch import nn
+
+import lightning_ligo as ligo
+from lightning_ligo.axes import pattern_of
+
+VIT = """
+cls_token                  1 1 embed
+pos_embed                  1 positions embed
+patch_embed.proj.weight    embed 1 kernel kernel.2
+patch_embed.proj.bias      embed
+blocks.*.norm1.weight      embed
+blocks.*.norm1.bias        embed
+blocks.*.attn.qkv.weight   (3 heads head_dim) embed
+blocks.*.attn.qkv.bias     (3 heads head_dim)
+blocks.*.attn.proj.weight  embed (heads head_dim)
+blocks.*.attn.proj.bias    embed
+blocks.*.norm2.weight      embed
+blocks.*.norm2.bias        embed
+blocks.*.mlp.fc1.weight    hidden embed
+blocks.*.mlp.fc1.bias      hidden
+blocks.*.mlp.fc2.weight    embed hidden
+blocks.*.mlp.fc2.bias      embed
+norm.weight                embed
+norm.bias                  embed
+head.weight                out embed
+head.bias                  out
+"""
+
+
+def test_every_axis_of_a_vision_transformer_is_named():
+    assert str(ligo.trace(vit(), **IMAGES)) == VIT.strip()
+
+
+def test_transposed_linears_and_a_tied_head_are_read():
+    axes = ligo.trace(gpt2(), **TOKENS)
+    uses = {p: [[u.axis.split(".")[-1] for u in dim] for dim in d] for p, d in axes.dims.items()}
+    assert uses["transformer.h.*.attn.c_attn.weight"] == [["embed"], ["slot", "heads", "head_dim"]]
+    assert uses["transformer.h.*.mlp.c_proj.weight"] == [["hidden"], ["embed"]]
+    assert "lm_head.weight" not in uses
+    assert axes.stacks == {"transformer.h": 2}
+
+
+def test_the_norm_before_a_tied_head_is_written_in_the_form_that_the_head_reads():
+    dims = ligo.trace(gpt2(), **TOKENS).dims
+    assert dims["transformer.ln_f.weight"][0][0].form == "consumes"
+    assert dims["transformer.h.*.ln_1.weight"][0][0].form == "produces"
+    assert dims["transformer.wte.weight"][1][0].form == "produces"
+
+
+@pytest.mark.parametrize(("build", "inputs"), [(vit, IMAGES), (gpt2, TOKENS), (bert, TOKENS)])
+def test_the_meta_device_tells_the_same_axes(build, inputs):
+    with torch.device("meta"):
+        meta = build()
+    assert ligo.trace(meta, **inputs) == ligo.trace(build(), **inputs)
+
+
+@pytest.mark.parametrize(("build", "inputs"), [(vit, IMAGES), (gpt2, TOKENS), (bert, TOKENS)])
+def test_an_axis_may_grow_exactly_where_permuting_it_changes_nothing(build, inputs):
+    """The permutation proof: the oracle of every rule."""
+    torch.manual_seed(0)
+    network = randomised(build(), torch.float64)
+    axes = ligo.trace(network, **cast(inputs, torch.float64))
+    before = output(network, inputs)
+    weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    used = {u.axis for dims in axes.dims.values() for dim in dims for u in dim}
+    for name, axis in axes.axes.items():
+        if axis.pinned == "the forward does not use it":
+            continue
+        assert name in used
+        _permute(network, axes, name, axis.length)
+        error = (output(network, inputs) - before).norm() / before.norm()
+        network.load_state_dict(weights, strict=False)
+        assert (error < 1e-12) == (axis.pinned is None), (name, axis.pinned, float(error))
+
+
+@torch.no_grad()
+def _permute(network: nn.Module, axes: ligo.Axes, name: str, length: int) -> None:
+    order = torch.arange(length).roll(1)
+    for parameter_name, parameter in network.named_parameters():
+        dims = axes.dims[pattern_of(parameter_name, axes.stacks)[0]]
+        sizes = [axes.axes[use.axis].length for dim in dims for use in dim]
+        factored = parameter.reshape(sizes)
+        for position, use in enumerate(use for dim in dims for use in dim):
+            if use.axis == name:
+                factored = factored.index_select(position, order)
+        parameter.copy_(factored.reshape(parameter.shape))
+
+
+def test_tracing_leaves_the_network_in_its_mode():
+    network = vit().train()
+    network.blocks[0].eval()
+    ligo.trace(network, **IMAGES)
+    assert network.training and network.blocks[1].training and not network.blocks[0].training
+
+
+class _Applied(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+def test_an_operation_without_a_rule_names_itself_and_its_parameters():
+    network = _Applied(lambda x: torch.fft.fft(x).real)
+    with pytest.raises(ValueError, match=r"_fft_r2c.*\(2, 6\).*no rule.*linear\.weight"):
+        ligo.trace(network, torch.randn(2, 4))
+
+
+def test_a_reshape_across_axes_names_its_parameters():
+    network = _Applied(lambda x: x.reshape(3, 4))
+    with pytest.raises(ValueError, match=r"view.*\(2, 6\).*cuts across.*linear\.weight"):
+        ligo.trace(network, torch.randn(2, 4))
+
+
+def test_a_value_read_on_the_meta_device_is_an_error_without_a_network_that_knows_it():
+    with torch.device("meta"):
+        network = _Applied(lambda x: x if x.sum() > 0 else -x)
+    with pytest.raises(ValueError, match="reads a value of a tensor"):
+        ligo.trace(network, torch.randn(2, 4))
+
+
+def test_a_value_read_by_the_small_network_is_told_to_a_large_one_on_the_meta_device():
+    def padded(x, mask):
+        return x if mask.all() else x * mask
+
+    class Masked(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 3)
+
+        def forward(self, x, mask):
+            return self.two(padded(self.one(x), mask))
+
+    with torch.device("meta"):
+        large = Masked(10)
+    plan = ligo.pair(Masked(5), large, torch.randn(2, 4), torch.tensor([[1.0], [0.0]]))
+    assert plan.axes == {"hidden": (5, 10)}
+
+
+def test_chained_modules_are_no_stack():
+    network = nn.Sequential()
+    network.add_module("layers", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)))
+    axes = ligo.trace(network, torch.randn(2, 4))
+    assert axes.stacks == {} and "chained" in axes.chained["layers"]
