@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, shipped with it."""
 
+import math
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -18,13 +20,14 @@ class DigitsDataModule(LightningDataModule):
 
     Args:
         batch_size: of training; an evaluation takes 270 images at once.
-        shift: training images are moved by up to this many pixels in both directions, at random.
+        shift: training images are moved by up to this many pixels (a part of one blurs) in both
+            directions, at random.
         num_workers: processes that load data; the images are in memory, 0 is fastest.
         seed: of the order and the shifts.
     """
 
     def __init__(
-        self, batch_size: int = 64, shift: int = 1, num_workers: int = 0, seed: int = 0
+        self, batch_size: int = 64, shift: float = 0.5, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -69,12 +72,15 @@ class DigitsDataModule(LightningDataModule):
 
 
 class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images (n, channels, height, width) moved by up to `shift` pixels, the rim filled with -1."""
+    """Images (n, channels, height, width) moved by up to `shift` pixels, the rim filled with -1.
 
-    def __init__(self, images: Tensor, classes: Tensor, shift: int, seed: int) -> None:
-        self.padded = F.pad(images, [shift] * 4, value=-1.0)
+    An item is (image, epoch). A part of a pixel is a linear mix of two whole shifts.
+    """
+
+    def __init__(self, images: Tensor, classes: Tensor, shift: float, seed: int) -> None:
+        self.rim = math.ceil(shift)
+        self.padded = F.pad(images, [self.rim] * 4, value=-1.0)
         self.classes = classes
-        self.size = images.shape[-2:]
         self.shift = shift
         self.seed = seed
 
@@ -84,7 +90,17 @@ class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         item, epoch = key
         random = generator(self.seed, epoch, item)
-        top, left = torch.randint(2 * self.shift + 1, (2,), generator=random).tolist()
-        height, width = self.size
-        image = self.padded[item, :, top : top + height, left : left + width]
+        down, right = ((2 * torch.rand(2, generator=random) - 1) * self.shift).tolist()
+        image = self._move(self._move(self.padded[item], 1, down), 2, right)
         return image, self.classes[item]
+
+    def _move(self, image: Tensor, dim: int, distance: float) -> Tensor:
+        """Take the rim off dimension `dim`, `distance` pixels away from the middle."""
+        length = image.shape[dim] - 2 * self.rim
+        whole = math.floor(distance)
+        part = distance - whole
+        moved = image.narrow(dim, self.rim + whole, length)
+        if part > 0:
+            further = image.narrow(dim, self.rim + whole + 1, length)
+            moved = moved * (1 - part) + further * part
+        return moved
