@@ -5,6 +5,7 @@ from lightning_ligo.fit import Fit, fit, grow
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import METHODS, Method
 from lightning_ligo.plan import Plan, pair
+from lightning_ligo.proof import prove
 from lightning_ligo.trace import trace
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "fit",
     "grow",
     "pair",
+    "prove",
     "trace",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Size
 
-from lightning_ligo.factors import Factor, Flow, leaves
+from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, leaves, segments
 
 if TYPE_CHECKING:
     from lightning_ligo.trace import Tracer
@@ -37,6 +38,25 @@ class Use(NamedTuple):
     flow: str  # what it writes or reads, norms seen through: the tie of the paper's maps
 
 
+class Sum(NamedTuple):
+    """Segments one after the other, each a product: what is concatenated or split."""
+
+    segments: tuple[tuple[Use | Sum, ...], ...]
+
+
+Product = tuple[Use | Sum, ...]  # the factors of a dimension, slowest first
+
+
+def uses_of(product: Product) -> Iterator[Use]:
+    """Every use in a dimension, also in the segments of its sums."""
+    for node in product:
+        if isinstance(node, Sum):
+            for segment in node.segments:
+                yield from uses_of(segment)
+        else:
+            yield node
+
+
 @dataclass(frozen=True)
 class Axes:
     """The axes of a network: ``dims[parameter][dim]`` are the uses of its factors, slowest first.
@@ -45,11 +65,20 @@ class Axes:
     """
 
     axes: dict[str, Axis]
-    dims: dict[str, tuple[tuple[Use, ...], ...]]
+    dims: dict[str, tuple[Product, ...]]
     stacks: dict[str, int]
     chained: dict[str, str] = field(default_factory=dict)  # not a stack, and why
     post_norm: frozenset[str] = frozenset()  # axes on which norms stand in the stream itself
     tied: frozenset[str] = frozenset()  # axes of a table that writes and reads the same flow
+
+    def length(self, product: Product) -> int:
+        """The length of a dimension."""
+        return math.prod(
+            sum(map(self.length, node.segments))
+            if isinstance(node, Sum)
+            else self.axes[node.axis].length
+            for node in product
+        )
 
     def __str__(self) -> str:
         width = max(map(len, self.dims), default=0)
@@ -58,12 +87,14 @@ class Axes:
             for pattern, dims in self.dims.items()
         )
 
-    def _dim(self, uses: tuple[Use, ...]) -> str:
-        words = [self._word(use.axis) for use in uses] or ["1"]
+    def _dim(self, product: Product) -> str:
+        words = [self._word(node) for node in product] or ["1"]
         return words[0] if len(words) == 1 else f"({' '.join(words)})"
 
-    def _word(self, name: str) -> str:
-        axis, word = self.axes[name], short(name)
+    def _word(self, node: Use | Sum) -> str:
+        if isinstance(node, Sum):
+            return f"({' + '.join(map(self._dim, node.segments))})"
+        axis, word = self.axes[node.axis], short(node.axis)
         return str(axis.length) if word == "slot" else word
 
 
@@ -131,6 +162,15 @@ class _Place(NamedTuple):
     position: int
 
 
+class _Member(NamedTuple):
+    place: _Place
+    stack: str | None
+    layer: int | None
+
+
+_Places = dict[Factor, list[_Member]]
+
+
 def name_axes(tracer: Tracer) -> Axes:
     """Name what a tracer has seen."""
     shapes = {name: tensor.shape for name, tensor in tracer.network.named_parameters()}
@@ -138,7 +178,7 @@ def name_axes(tracer: Tracer) -> Axes:
     chained: dict[str, str] = {}
     while True:
         places = _places(tracer, stacks)
-        broken = _chained(places, stacks)
+        broken = _chained(places)
         if broken is None:
             return _named(tracer, stacks, chained, places)
         chained[broken] = (
@@ -148,89 +188,101 @@ def name_axes(tracer: Tracer) -> Axes:
         del stacks[broken]
 
 
-def _places(
-    tracer: Tracer, stacks: dict[str, int]
-) -> dict[Factor, list[tuple[_Place, str | None, int | None]]]:
-    places: dict[Factor, list[tuple[_Place, str | None, int | None]]] = {}
+def _leaves(items: Dim) -> Iterator[Item]:
+    """The factors that are axes: a sum that cannot grow is one axis, of which nobody cares."""
+    for leaf in leaves(items):
+        if leaf.factor.segments and not all(end.factor.pinned for end in ends([leaf])):
+            for segment in segments(leaf):
+                yield from _leaves([segment])
+        else:
+            yield leaf
+
+
+def _places(tracer: Tracer, stacks: dict[str, int]) -> _Places:
+    places: _Places = {}
     for name, dims in tracer.parameters.items():
         pattern, stack, layer = pattern_of(name, stacks)
         for dim, items in enumerate(dims):
-            for position, item in enumerate(leaves(items)):
-                place = (_Place(pattern, dim, position), stack, layer)
-                places.setdefault(item.factor, []).append(place)
+            for position, item in enumerate(_leaves(items)):
+                member = _Member(_Place(pattern, dim, position), stack, layer)
+                places.setdefault(item.factor.root(), []).append(member)
     return places
 
 
-def _local(members: list[tuple[_Place, str | None, int | None]]) -> str | None:
+def _local(members: list[_Member]) -> str | None:
     """The stack that an axis is inside one layer of, or None."""
-    layers = {(stack, layer) for _, stack, layer in members}
+    layers = {(member.stack, member.layer) for member in members}
     return next(iter(layers))[0] if len(layers) == 1 else None
 
 
-def _chained(places: dict[Factor, Any], stacks: dict[str, int]) -> str | None:
+def _chained(places: _Places) -> str | None:
     """A stack in which the same place is one axis in some layers and another in others."""
-    seen: dict[_Place, tuple[Any, str]] = {}
+    seen: dict[_Place, Any] = {}
     for factor, members in places.items():
-        if local := _local(members):
-            key: Any = tuple(place for place, _, _ in members)
-        else:
-            key = factor
-        for place, stack, _ in members:
-            if stack is None:
-                continue
-            if seen.setdefault(place, (key, stack))[0] != key:
-                return local or stack
+        local = _local(members)
+        key: Any = tuple(member.place for member in members) if local else factor
+        for member in members:
+            if member.stack and seen.setdefault(member.place, key) != key:
+                return member.stack
     return None
 
 
 def _named(
-    tracer: Tracer, stacks: dict[str, int], chained: dict[str, str], places: dict[Factor, Any]
+    tracer: Tracer, stacks: dict[str, int], chained: dict[str, str], places: _Places
 ) -> Axes:
+    roles: dict[Factor, set[str]] = {}
+    for use in tracer.uses:
+        for end in ends([Item(use.factor, None)]):
+            roles.setdefault(end.factor, set()).add(use.role)
     axes: dict[str, Axis] = {}
     names: dict[Factor, str] = {}
     taken: dict[str, tuple[_Place, ...]] = {}
     for factor, members in places.items():
-        where = tuple(place for place, _, _ in members)
-        roles = {
-            use.role
-            for name, dims in tracer.parameters.items()
-            for dim in range(len(dims))
-            for use in tracer.uses.get((name, dim), [])
-            if factor in use.factor.leaves()
-        }
+        where = tuple(member.place for member in members)
+        played = {role for end in ends([Item(factor, None)]) for role in roles.get(end.factor, ())}
         local = _local(members)
-        base = name = _name(factor, members, roles, local)
+        base = name = _name(factor, members, played, local)
         number = 2
         while taken.setdefault(name, where) != where:
             name, number = f"{base}.{number}", number + 1
-        pinned = factor.pinned or (None if roles else "the forward does not use it")
-        read = "consumes" in roles or factor.inner
+        pinned = factor.pinned or next(
+            (end.factor.pinned for end in ends([Item(factor, None)])), None
+        )
+        pinned = pinned or (None if played else "the forward does not use it")
+        read = "consumes" in played or factor.inner
         pinned = pinned or (None if read else "it is the network's output")
         names[factor] = name
         axes[name] = Axis(name, factor.size, local, pinned, factor.normed, factor.inner)
     flows = _Flows(tracer, stacks)
-    dims = {
-        pattern_of(name, stacks)[0]: tuple(
-            tuple(flows.use(names[item.factor], (name, dim), item.factor) for item in leaves(items))
-            for dim, items in enumerate(parameter)
+
+    def build(items: Dim) -> Product:
+        return tuple(
+            flows.use(names[leaf.factor], leaf)
+            if leaf.factor in names
+            else Sum(tuple(build([segment]) for segment in segments(leaf)))
+            for leaf in leaves(items)
         )
-        for name, parameter in reversed(tracer.parameters.items())
-    }
+
+    dims: dict[str, tuple[Product, ...]] = {}
+    for name, parameter in tracer.parameters.items():
+        pattern = pattern_of(name, stacks)[0]
+        if pattern not in dims:
+            dims[pattern] = tuple(build(items) for items in parameter)
+    own = [
+        (flows.flow(leaf), names[leaf.factor])
+        for parameter in tracer.parameters.values()
+        for items in parameter
+        for leaf in _leaves(items)
+    ]
     post_norm, tied = (
-        frozenset(
-            names[item.factor]
-            for name, parameter in tracer.parameters.items()
-            for dim, items in enumerate(parameter)
-            for item in leaves(items)
-            if (name, dim) in owners
-        )
-        for owners in (flows.post_norm, flows.tied)
+        frozenset(name for flow, name in own if flow in these)
+        for these in (flows.post_norm, flows.tied)
     )
-    return Axes(axes, dict(reversed(dims.items())), stacks, chained, post_norm, tied)
+    return Axes(axes, dims, stacks, chained, post_norm, tied)
 
 
-def _name(factor: Factor, members: Any, roles: set[str], local: str | None) -> str:
-    modules = [place.pattern.split(".")[:-1] for place, _, _ in members]
+def _name(factor: Factor, members: list[_Member], roles: set[str], local: str | None) -> str:
+    modules = [member.place.pattern.split(".")[:-1] for member in members]
     scope: list[str] = []
     for parts in zip(*modules, strict=False):
         if len(set(parts)) > 1 or (parts[0] == "*" and not local):
@@ -242,7 +294,7 @@ def _name(factor: Factor, members: Any, roles: set[str], local: str | None) -> s
         word = "in" if "consumes" in roles else "slot" if scope else "positions"
     elif "consumes" not in roles:
         word = "out"
-    elif any(stack for _, stack, _ in members) and not local:
+    elif any(member.stack for member in members) and not local:
         word = "embed"
     else:
         word = "hidden"
@@ -262,34 +314,47 @@ class _Flows:
     """
 
     def __init__(self, tracer: Tracer, stacks: dict[str, int]) -> None:
-        self._uses = tracer.uses
-        self._own: dict[tuple[str, int], Flow] = {}
-        for name, dims in tracer.parameters.items():
-            for dim, items in enumerate(dims):
-                for item in items:
-                    assert item.flow is not None
-                    self._own[name, dim] = item.flow
+        self._uses: dict[tuple[str, int], list[Any]] = {}
+        for use in tracer.uses:
+            self._uses.setdefault((use.owner.name, use.owner.dim), []).append(use)
+        own = [
+            leaf for dims in tracer.parameters.values() for items in dims for leaf in _leaves(items)
+        ]
+        self._after_norm: set[Flow] = set()
+        in_stacks = {self.flow(leaf) for leaf in own if pattern_of(_owner(leaf).name, stacks)[1]}
+        uses = {leaf: self._of(leaf) for leaf in own}
+        self._after_norm = {
+            self.flow(leaf) for leaf in own if any(use.role == "gain" for use in uses[leaf])
+        }
+        self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
+        self.tied: set[Flow] = set()
         self._flipped: dict[Flow, int] = {}
-        uses = [(owner, use) for owner, all_uses in tracer.uses.items() for use in all_uses]
-        self._after_norm = {self._own[owner].root() for owner, use in uses if use.role == "gain"}
-        in_stacks = {
-            flow.root() for (name, _), flow in self._own.items() if pattern_of(name, stacks)[1]
-        }
-        self.post_norm = {
-            owner
-            for owner, flow in self._own.items()
-            if flow.root() in self._after_norm and flow.root().normed_into
-        }
-        self.tied: set[tuple[str, int]] = set()
-        written = {owner for owner, use in uses if use.role == "produces"}
-        for owner, use in uses:
-            if use.role == "consumes" and use.reads is not None and owner in written:
-                own, read = self._own[owner].root(), use.reads.root()
-                if read is own or read in in_stacks:
-                    self.tied.add(owner)
-                else:
-                    self._flipped[read] = -self._power(own)
-        self._names = self._merge(stacks)
+        for leaf in own:
+            if not any(use.role == "produces" for use in uses[leaf]):
+                continue
+            for use in uses[leaf]:
+                if use.role == "consumes" and use.reads is not None:
+                    read = use.reads.root()
+                    if read is self.flow(leaf) or read in in_stacks:
+                        self.tied.add(self.flow(leaf))
+                    else:
+                        self._flipped[read] = -self._power(self.flow(leaf))
+        self._names = self._merge(own, stacks)
+
+    def flow(self, leaf: Item) -> Flow:
+        assert leaf.flow is not None
+        return leaf.flow.root()
+
+    def _of(self, leaf: Item) -> list[Any]:
+        """What was seen of a factor of a parameter's dimension."""
+        owner = _owner(leaf)
+        inside = {end.factor for end in ends([leaf])}
+        return [
+            use
+            for use in self._uses.get((owner.name, owner.dim), [])
+            if _overlap(use.owner, owner)
+            and any(end.factor in inside for end in ends([Item(use.factor, None)]))
+        ]
 
     def _power(self, flow: Flow) -> int:
         """1 where a norm reads a flow that no norm wrote: there the variance can be kept."""
@@ -298,7 +363,7 @@ class _Flows:
             return self._flipped[flow]
         return int(bool(flow.normed_into) and flow not in self._after_norm)
 
-    def _merge(self, stacks: dict[str, int]) -> dict[Flow, str]:
+    def _merge(self, own: list[Item], stacks: dict[str, int]) -> dict[Flow, str]:
         """The first writer of each flow, after joining what comes out of norms to what goes in."""
         joined: dict[Flow, Flow] = {}
 
@@ -308,28 +373,29 @@ class _Flows:
                 flow = joined[flow]
             return flow
 
-        every = [flow.root() for flow in self._own.values()]
-        for flow in every:
-            for written in flow.normed_into:
-                if top(written) is not top(flow):
-                    joined[top(written)] = top(flow)
+        for leaf in own:
+            for written in self.flow(leaf).normed_into:
+                if top(written) is not top(self.flow(leaf)):
+                    joined[top(written)] = top(self.flow(leaf))
         names: dict[Flow, str] = {}
-        for (name, dim), flow in self._own.items():
-            names.setdefault(top(flow), f"{pattern_of(name, stacks)[0]}:{dim}")
-        return {flow: names[top(flow)] for flow in every}
+        for leaf in own:
+            owner = _owner(leaf)
+            segment = "" if owner.length is None else f":{owner.start}"
+            name = f"{pattern_of(owner.name, stacks)[0]}:{owner.dim}{segment}"
+            names.setdefault(top(self.flow(leaf)), name)
+        return {self.flow(leaf): names[top(self.flow(leaf))] for leaf in own}
 
-    def use(self, axis: str, owner: tuple[str, int], factor: Factor) -> Use:
-        uses = [use for use in self._uses.get(owner, []) if factor in use.factor.leaves()]
+    def use(self, axis: str, leaf: Item) -> Use:
+        uses = self._of(leaf)
         roles = [use.role for use in uses]
         if "consumes" in roles and "produces" not in roles:
             reads = next(use.reads for use in uses if use.role == "consumes")
             if reads is None:  # the network's input, which does not grow
                 return Use(axis, "consumes", "consumes", 0, "input")
-            flipped = reads.root() in self._flipped
-            form = "produces" if flipped else "consumes"
+            form = "produces" if reads.root() in self._flipped else "consumes"
             name = self._names.get(reads.root(), "input")
             return Use(axis, "consumes", form, -self._power(reads), name)
-        own = self._own[owner].root()
+        own = self.flow(leaf)
         role = roles[0] if roles else "produces"
         role = "produces" if "produces" in roles else role
         form = "consumes" if own in self._flipped else "produces"
@@ -337,3 +403,14 @@ class _Flows:
         if role == "gain" and uses[0].reads is not None:
             power -= self._power(uses[0].reads)
         return Use(axis, role, form, power, self._names[own])
+
+
+def _owner(leaf: Item) -> Owner:
+    assert leaf.owner is not None
+    return leaf.owner
+
+
+def _overlap(first: Owner, second: Owner) -> bool:
+    if first.length is None or second.length is None:
+        return True
+    return first.start < second.start + second.length and second.start < first.start + first.length

@@ -1,8 +1,9 @@
 """The two partitions that a traced forward builds: factors of dimensions, and the flows they carry.
 
 A **factor** is a length that divides a dimension: the output of a fused qkv of width 1152 has the
-factors 3, 6 and 64. Factors that an operation forces to be the same length with the same order
-are united; united factors are one axis. A **flow** is narrower: the values that one set of
+factors 3, 6 and 64. Factors that an operation forces to be the same length in the same order are
+united; united factors are one axis. A factor can also be a **sum**: what is concatenated or split
+has segments one after the other. A **flow** is narrower than an axis: the values that one set of
 parameters writes and another reads. Queries and keys share an axis (their product contracts it)
 but are two flows.
 """
@@ -10,23 +11,42 @@ but are two flows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 
-class Factor:
-    """A length of unknown name: a node of a union-find whose roots may be split into parts."""
+class Misaligned(ValueError):
+    """Two lists of factors have no common refinement."""
 
-    __slots__ = ("_parent", "hint", "inner", "normed", "owned", "parts", "pinned", "size")
+
+class Factor:
+    """A length of unknown name: a node of a union-find.
+
+    A root is a leaf, a product of ``parts``, or a sum of ``segments``.
+    """
+
+    __slots__ = (
+        "_parent",
+        "hint",
+        "inner",
+        "normed",
+        "owned",
+        "parts",
+        "pinned",
+        "segments",
+        "size",
+    )
 
     def __init__(self, size: int, *, owned: bool = False, pinned: str | None = None) -> None:
         self.size = size
         self.owned = owned  # some parameter carries it
         self.pinned = pinned  # why its entries cannot be exchanged, if they cannot
-        self.hint: str | None = None  # what an operation knows it by: "heads", "vocab", ...
+        self.hint: str | None = None  # what an operation knows it by: "heads", "kernel", ...
         self.normed: str | None = None  # "layer" or "rms": a norm averages over it
         self.inner = False  # two activations are contracted over it
         self.parts: tuple[Factor, ...] = ()
+        self.segments: tuple[Factor, ...] = ()
         self._parent: Factor | None = None
 
     def root(self) -> Factor:
@@ -37,26 +57,66 @@ class Factor:
             self._parent = node
         return node
 
-    def leaves(self) -> Iterator[Factor]:
-        """The unsplit roots that make up this factor, slowest first."""
-        root = self.root()
-        if not root.parts:
-            yield root
-        for part in root.parts:
-            yield from part.leaves()
-
     def split(self, first: int) -> None:
-        """Split a leaf into ``first`` times the rest."""
-        assert not self.parts and self.size % first == 0, (self.size, first)
-        self.parts = tuple(self._part(size) for size in (first, self.size // first))
+        """Split a root without parts into ``first`` times the rest."""
+        rest = self.size // first
+        if self.size % first:
+            raise Misaligned(self.size, first)
+        if not self.segments:
+            self.parts = (self._piece(first), self._piece(rest))
+            return
+        sizes = [segment.root().size for segment in self.segments]
+        if all(size == rest for size in sizes):  # equal segments: told apart by their number
+            for segment in self.segments[1:]:
+                unite([Item(self.segments[0], None)], [Item(segment, None)])
+            slot = Factor(first, owned=self.owned, pinned="its entries are concatenated")
+            self.parts = (slot, self.segments[0])
+        elif all(size % rest == 0 for size in sizes):  # a sum of heads, each as wide
+            outer, inner = [], []
+            for segment in self.segments:
+                head, tail = regroup([[Item(segment, None)]], (segment.size // rest, rest))
+                outer += [head[0].factor if head else self._piece(1)]
+                inner += [tail]
+            for tail in inner[1:]:
+                unite(inner[0], tail)
+            total = self._piece(first)
+            total.segments = tuple(outer)
+            self.parts = (total, *(item.factor for item in inner[0]))
+        else:
+            raise Misaligned(self.size, first)
+        self.segments = ()
 
-    def _part(self, size: int) -> Factor:
-        part = Factor(size, owned=self.owned, pinned=self.pinned)
-        part.hint, part.normed, part.inner = self.hint, self.normed, self.inner
-        return part
+    def cut(self, boundaries: Iterable[int]) -> None:
+        """Make a root without parts a sum whose segments end at these positions, and others."""
+        if self.parts:
+            raise Misaligned(self.size)
+        inside = {b for b in boundaries if 0 < b < self.size}
+        if not inside:
+            return
+        if not self.segments:
+            ends = [0, *sorted(inside), self.size]
+            self.segments = tuple(self._piece(b - a) for a, b in pairwise(ends))
+            return
+        segments: list[Factor] = []
+        for segment, start in zip(self.segments, self.starts(), strict=True):
+            root = segment.root()
+            within = {b - start for b in inside if start < b < start + root.size}
+            if within:
+                root.cut(within)
+            segments += root.segments or (root,)
+        self.segments = tuple(segments)
 
-    def union(self, other: Factor) -> None:
-        """Make two leaves of equal size one."""
+    def starts(self) -> list[int]:
+        """Where each segment begins."""
+        return [0, *accumulate(segment.root().size for segment in self.segments)][:-1]
+
+    def _piece(self, size: int) -> Factor:
+        piece = Factor(size, owned=self.owned, pinned=self.pinned)
+        piece.hint, piece.normed, piece.inner = self.hint, self.normed, self.inner
+        return piece
+
+    def join(self, other: Factor) -> None:
+        """Make another root of the same size this one."""
         assert self.size == other.size and not self.parts and not other.parts
         if self is other:
             return
@@ -69,13 +129,16 @@ class Factor:
 
 
 class Flow:
-    """Values that parameters write and parameters read: a node of a union-find."""
+    """Values that parameters write and parameters read: a node of a union-find.
 
-    __slots__ = ("_parent", "normed_into", "owner")
+    The flow along a sum has a flow for each segment, by its start and length.
+    """
 
-    def __init__(self, owner: tuple[str, int] | None = None) -> None:
-        self.owner = owner  # the (parameter, dim) that this node stands for; never changes
+    __slots__ = ("_parent", "_segments", "normed_into")
+
+    def __init__(self) -> None:
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
+        self._segments: dict[tuple[int, int], Flow] = {}
         self._parent: Flow | None = None
 
     def root(self) -> Flow:
@@ -88,24 +151,81 @@ class Flow:
 
     def union(self, other: Flow) -> None:
         mine, theirs = self.root(), other.root()
-        if mine is not theirs:
-            theirs._parent = mine
-            mine.normed_into += theirs.normed_into
+        if mine is theirs:
+            return
+        theirs._parent = mine
+        mine.normed_into += theirs.normed_into
+        for (start, length), flow in theirs._segments.items():
+            mine.segment(start, length, flow)
+
+    def segment(self, start: int, length: int, flow: Flow | None = None) -> Flow:
+        """The flow along part of this one; ``flow`` is united with it."""
+        segments = self.root()._segments
+        for (begin, extent), inside in segments.items():
+            if (begin, extent) == (start, length):
+                break
+            if begin <= start and start + length <= begin + extent:
+                return inside.segment(start - begin, length, flow)
+        else:
+            inside = segments[start, length] = flow or Flow()
+            inside.root().normed_into += self.root().normed_into
+        if flow is not None:
+            inside.union(flow)
+        return inside
+
+
+class Owner(NamedTuple):
+    """The entries of a parameter's dimension that an item stands for: all, or one segment."""
+
+    name: str
+    dim: int
+    start: int = 0
+    length: int | None = None
 
 
 class Item(NamedTuple):
-    """One factor of a tensor's dimension, and the flow of values along it."""
+    """One factor of a tensor's dimension, the flow of values along it, and whose it is."""
 
     factor: Factor
     flow: Flow | None
+    owner: Owner | None = None
 
 
 Dim = list[Item]
 
 
 def leaves(items: Iterable[Item]) -> Dim:
-    """The items with every split factor replaced by its parts."""
-    return [Item(leaf, item.flow) for item in items for leaf in item.factor.leaves()]
+    """The items with every product replaced by its parts; sums stay whole."""
+    result: Dim = []
+    for item in items:
+        root = item.factor.root()
+        if root.parts:
+            result += leaves(item._replace(factor=part) for part in root.parts)
+        else:
+            result.append(item._replace(factor=root))
+    return result
+
+
+def segments(item: Item) -> Dim:
+    """The segments of a sum, each with its own flow."""
+    root, owner = item.factor.root(), item.owner
+    result: Dim = []
+    for segment, start in zip(root.segments, root.starts(), strict=True):
+        length = segment.root().size
+        flow = item.flow and item.flow.segment(start, length)
+        whole = owner is not None and owner.length is None
+        part = owner._replace(start=start, length=length) if owner and whole else owner
+        result.append(Item(segment, flow, part))
+    return result
+
+
+def ends(items: Iterable[Item]) -> Iterator[Item]:
+    """The factors that are neither products nor sums, in order."""
+    for leaf in leaves(items):
+        if leaf.factor.segments:
+            yield from ends(segments(leaf))
+        else:
+            yield leaf
 
 
 def size(items: Iterable[Item]) -> int:
@@ -113,13 +233,15 @@ def size(items: Iterable[Item]) -> int:
 
 
 def owned(items: Iterable[Item]) -> bool:
-    return any(leaf.factor.owned for leaf in leaves(items))
+    return any(end.factor.owned for end in ends(items))
 
 
 def pin(items: Iterable[Item], reason: str) -> None:
     """Say why the entries of these factors are told apart by their position."""
     for leaf in leaves(items):
         leaf.factor.pinned = leaf.factor.pinned or reason
+        for end in ends([leaf]):
+            end.factor.pinned = end.factor.pinned or reason
 
 
 def hint(items: Iterable[Item], word: str) -> None:
@@ -128,36 +250,42 @@ def hint(items: Iterable[Item], word: str) -> None:
         leaf.factor.hint = leaf.factor.hint or word
 
 
-class Misaligned(ValueError):
-    """Two lists of factors have no common refinement."""
-
-
 def unite(first: Dim, second: Dim, *, flow: bool = True) -> None:
     """Make two dimensions the same axes, splitting factors where the other side is finer.
 
     ``flow=False`` leaves the flows apart (a contraction compares values, it does not pass them).
     """
-    i = j = 0
+    done = 0
     while True:
         lefts, rights = leaves(first), leaves(second)
-        if i == len(lefts) or j == len(rights):
+        if done == len(lefts) or done == len(rights):
             break
-        left, right = lefts[i], rights[j]
+        left, right = lefts[done], rights[done]
         small, large = sorted((left.factor, right.factor), key=lambda factor: factor.size)
         if small.size != large.size:
-            if large.size % small.size:
-                raise Misaligned([item.factor.size for item in lefts + rights])
             large.split(small.size)
             continue
-        left.factor.union(right.factor)
-        if flow and left.flow is not None and right.flow is not None:
-            left.flow.union(right.flow)
-        i, j = i + 1, j + 1
-    if i != len(lefts) or j != len(rights):
+        _unite_roots(left, right, flow)
+        done += 1
+    if len(lefts) != len(rights):
         raise Misaligned([item.factor.size for item in lefts + rights])
 
 
-def regroup(dims: list[Dim], sizes: Iterable[int]) -> list[Dim]:
+def _unite_roots(left: Item, right: Item, flow: bool) -> None:
+    mine, theirs = left.factor, right.factor
+    if mine is not theirs and (mine.segments or theirs.segments):
+        boundaries = {*mine.starts(), *theirs.starts()}
+        mine.cut(boundaries)
+        theirs.cut(boundaries)
+        for one, other in zip(segments(left), segments(right), strict=True):
+            unite([one], [other], flow=flow)
+        theirs.segments = ()
+    mine.join(theirs)
+    if flow and left.flow is not None and right.flow is not None:
+        left.flow.union(right.flow)
+
+
+def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
     """The factors of a tensor read in row-major order and grouped into new dimensions.
 
     Raises:
@@ -170,14 +298,10 @@ def regroup(dims: list[Dim], sizes: Iterable[int]) -> list[Dim]:
         have = 1
         while have < wanted:
             queue[:1] = leaves(queue[:1])
-            if not queue:
+            if not queue or wanted % have:
                 raise Misaligned(wanted)
             head, missing = queue[0].factor, wanted // have
-            if wanted % have:
-                raise Misaligned(wanted)
             if head.size > missing:
-                if head.size % missing:
-                    raise Misaligned(wanted, head.size)
                 head.split(missing)
                 continue
             dim.append(queue.pop(0))
@@ -186,3 +310,50 @@ def regroup(dims: list[Dim], sizes: Iterable[int]) -> list[Dim]:
             raise Misaligned(wanted, have)
         result.append(dim)
     return result
+
+
+def take(dim: Dim, start: int, length: int) -> Dim:
+    """The entries ``start`` to ``start + length`` of a dimension, which becomes a sum there.
+
+    Raises:
+        Misaligned: if the cut goes through a factor behind the first.
+    """
+    head, *rest = leaves(dim)
+    inner = size(rest)
+    if start % inner or length % inner:
+        raise Misaligned(start, length, inner)
+    start, length = start // inner, length // inner
+    if length == head.factor.size:
+        return dim
+    head.factor.cut((start, start + length))
+    whole = segments(head)
+    inside = [
+        segment
+        for segment, begin in zip(whole, head.factor.starts(), strict=True)
+        if start <= begin < start + length
+    ]
+    return [*concatenate([[segment] for segment in inside]), *rest]
+
+
+def concatenate(pieces: Sequence[Dim]) -> Dim:
+    """One dimension whose segments are these, in order."""
+    if len(pieces) == 1:
+        return [item for item in pieces[0] if item.factor.size > 1]
+    total, flow = Factor(0), Flow()
+    joined: list[Factor] = []
+    for piece in pieces:
+        whole = leaves(piece)
+        if len(whole) == 1:
+            joined.append(whole[0].factor)
+        else:
+            single = None if whole else "it is a single entry"
+            joined.append(Factor(size(whole), owned=owned(whole), pinned=single))
+            joined[-1].parts = tuple(item.factor for item in whole)
+        passing = next((item.flow for item in whole if item.flow is not None), None)
+        flow.segment(total.size, joined[-1].size, passing)
+        total.size += joined[-1].size
+    total.segments = tuple(joined)
+    total.owned = any(segment.owned for segment in joined)
+    pinned = [end.factor.pinned for end in ends([Item(total, None)])]
+    total.pinned = pinned[0] if all(pinned) else None
+    return [Item(total, flow)]

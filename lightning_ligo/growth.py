@@ -13,22 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes import Use
+from lightning_ligo.axes import Product, Sum, Use, uses_of
 from lightning_ligo.methods import Method, method_named
 from lightning_ligo.plan import Plan, Row
 
 
 class _Span(NamedTuple):
-    """The part of a dimension that one map grows: ``before`` and ``after`` it in the dimension."""
+    """Neighbouring factors of a dimension that one map grows together."""
 
-    dim: int
-    before: int
+    factors: int  # how many
     small: int
     large: int
-    after: int
     key: str
     form: str
     power: int
+    axis: str  # the first that grows
 
 
 class Operator(nn.Module):
@@ -69,8 +68,9 @@ class Operator(nn.Module):
         self.mixes = nn.ParameterDict()
         self._scales: dict[str, float] = {}
         for row in plan.rows:
-            for span in self._spans(row):
-                self._start_map(span, row, device, learned)
+            for product in row.dims:
+                for span in self._spans(product):
+                    self._start_map(span, device, learned)
         for row in plan.rows:
             if self._mixed(row):
                 mix = self.method.depth(*self._depth(row), _writes(plan, row), self._generator)
@@ -134,61 +134,78 @@ class Operator(nn.Module):
     def _grow(self, row: Row) -> Tensor:
         """(g, *large shape): the parameter of every layer."""
         grown = self._small[row.pattern]
-        spans = self._spans(row)
+        grows = any(self.plan.grows(product) for product in row.dims)
         mix = self.mixes.get(_key(row.pattern))
-        if mix is not None or spans:
+        if mix is not None or grows:
             grown = grown.to(self._dtype)
         if mix is not None:
             grown = torch.tensordot(mix, grown, dims=1)
         elif row.stack and self._depth(row)[0] != self._depth(row)[1]:
             grown = grown[self._sources(row)]
-        for span in spans:
-            shape = list(grown.shape)
-            before = math.prod(shape[1 : span.dim + 1]) * span.before
-            matrix = self._matrix(span)  # (L, S), or (g, L, S) where each layer has its own
-            grown = grown.reshape(len(grown), before, span.small, -1)
-            grown = torch.einsum("...LS,goSi->goLi" if matrix.dim() == 2 else "gLS,goSi->goLi",
-                                 matrix, grown)  # fmt: skip
-            shape[span.dim + 1] = shape[span.dim + 1] // span.small * span.large
-            grown = grown.reshape(shape)
+        for dim, product in enumerate(row.dims, start=1):
+            grown = self._expand(grown, dim, product)
         return grown
+
+    def _expand(self, x: Tensor, dim: int, product: Product) -> Tensor:
+        """Grow one dimension of (g, ...), factor by factor and segment by segment."""
+        if not self.plan.grows(product):
+            return x
+        spans = list(self._factors(product))
+        x = x.unflatten(dim, [self._length(span) for span in spans])
+        for position, span in enumerate(spans, start=dim):
+            if isinstance(span, Sum):
+                lengths = [self.plan.length(segment)[0] for segment in span.segments]
+                pieces = zip(x.split(lengths, position), span.segments, strict=True)
+                x = torch.cat(
+                    [self._expand(x, position, segment) for x, segment in pieces], position
+                )
+            elif span.small != span.large:
+                x = _along(self._matrix(span), x, position)
+        return x.flatten(dim, dim + len(spans) - 1)
+
+    def _length(self, span: _Span | Sum) -> int:
+        return self.plan.length((span,))[0] if isinstance(span, Sum) else span.small
 
     # Maps ----------------------------------------------------------------------------------
 
-    def _spans(self, row: Row) -> list[_Span]:
-        if self.method.learns == "lower":
-            return list(self._flow_spans(row))
-        return list(self._axis_spans(row))
+    def _factors(self, product: Product) -> Iterator[_Span | Sum]:
+        """The maps and sums that a dimension is grown by, slowest first."""
+        if self.method.learns == "lower" and not any(isinstance(n, Sum) for n in product):
+            yield from self._whole(product)
+            return
+        for node in product:
+            if isinstance(node, Sum):
+                yield node
+            else:
+                small, large = self.plan.lengths[node.axis]
+                yield _Span(1, small, large, node.axis, node.form, node.power, node.axis)
 
-    def _axis_spans(self, row: Row) -> Iterator[_Span]:
-        """A map for every axis."""
-        for dim, uses in enumerate(row.dims):
-            lengths = [self.plan.lengths[use.axis] for use in uses]
-            for position, (use, (small, large)) in enumerate(zip(uses, lengths, strict=True)):
-                if small != large:
-                    before = math.prod(pair[1] for pair in lengths[:position])
-                    after = math.prod(pair[0] for pair in lengths[position + 1 :])
-                    yield _Span(dim, before, small, large, after, use.axis, use.form, use.power)
+    def _whole(self, product: Product) -> Iterator[_Span]:
+        """A map for a flow, over all of a dimension from its first axis that grows."""
+        uses = list(uses_of(product))
+        first = next((i for i, use in enumerate(uses) if self.plan.grows((use,))), len(uses))
+        for use in uses[:first]:
+            length = self.plan.lengths[use.axis][0]
+            yield _Span(1, length, length, use.axis, use.form, 0, use.axis)
+        if first < len(uses):
+            small, large = self.plan.length(product[first:])
+            key, axis = uses[first].flow, uses[first].axis
+            yield _Span(len(uses) - first, small, large, key, "produces", 0, axis)
 
-    def _flow_spans(self, row: Row) -> Iterator[_Span]:
-        """A map for every flow, over all of a dimension from its first axis that grows."""
-        for dim, uses in enumerate(row.dims):
-            first = next((i for i, use in enumerate(uses) if self.plan.grows(use)), None)
-            if first is not None:
-                lengths = [self.plan.lengths[use.axis] for use in uses]
-                small, large = (
-                    math.prod(pair[side] for pair in lengths[first:]) for side in (0, 1)
-                )
-                before = math.prod(pair[0] for pair in lengths[:first])
-                yield _Span(dim, before, small, large, 1, uses[first].flow, "produces", 0)
+    def _spans(self, product: Product) -> Iterator[_Span]:
+        """The maps of a dimension, also those inside its sums."""
+        for factor in self._factors(product):
+            if isinstance(factor, Sum):
+                for segment in factor.segments:
+                    yield from self._spans(segment)
+            elif factor.small != factor.large:
+                yield factor
 
-    def _start_map(self, span: _Span, row: Row, device: torch.device, learned: bool) -> None:
+    def _start_map(self, span: _Span, device: torch.device, learned: bool) -> None:
         key = _key(span.key)
         if f"{key}:produces" in self.maps:
             return
-        use = next(use for use in row.dims[span.dim] if self.plan.grows(use))
-        axis = self.plan.facts[span.key if span.key in self.plan.facts else use.axis]
-        layers = self.plan.depths[axis.stack][1] if axis.stack else 0
+        axis = self.plan.facts[span.axis]
         starts = [
             self.method.width(span.small, span.large, axis.normed, silent, self._generator)
             for silent in (self._silent(axis.stack) if axis.stack else [False])
@@ -198,7 +215,7 @@ class Operator(nn.Module):
             matrices = [getattr(start, form).to(device, self._dtype) for start in starts]
             if self.method.learns == "lower":
                 matrices = [matrix[span.small :] for matrix in matrices]
-            start = torch.stack(matrices) if layers else matrices[0]
+            start = torch.stack(matrices) if axis.stack else matrices[0]
             self.maps[f"{key}:{form}"] = nn.Parameter(start, requires_grad=learned)
         self._scales[key] = starts[0].scale
 
@@ -219,6 +236,14 @@ class Operator(nn.Module):
         return matrix if scale == 1 else matrix * scale
 
 
+def _along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Multiply a dimension of (g, ...) by (L, S), or by (g, L, S) with a map for each layer."""
+    shape = x.shape
+    x = x.reshape(shape[0], math.prod(shape[1:dim]), shape[dim], -1)
+    x = torch.einsum("LS,goSi->goLi" if matrix.dim() == 2 else "gLS,goSi->goLi", matrix, x)
+    return x.reshape(*shape[:dim], -1, *shape[dim + 1 :])
+
+
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
@@ -230,7 +255,7 @@ def _key(name: str) -> str:
 
 def _writes(plan: Plan, row: Row) -> bool:
     """Whether a module of a stack writes into a stream that passes the whole stack."""
-    return any(_into_stream(plan, use) for dim in row.dims for use in dim)
+    return any(_into_stream(plan, use) for product in row.dims for use in uses_of(product))
 
 
 def _into_stream(plan: Plan, use: Use) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from lightning_ligo.axes import Axes, Axis, Use, name_axes, pattern_of
+from lightning_ligo.axes import Axes, Axis, Product, Use, name_axes, pattern_of, uses_of
 from lightning_ligo.trace import watch
 
 
@@ -21,7 +21,7 @@ class Row:
     stack: str | None
     small: Size  # of one layer
     large: Size
-    dims: tuple[tuple[Use, ...], ...]
+    dims: tuple[Product, ...]
 
     def names(self, depth: int) -> list[str]:
         """The parameters of a network whose stack has ``depth`` layers."""
@@ -62,8 +62,18 @@ class Plan:
             large += depths[1] * math.prod(row.large)
         return small, large
 
-    def grows(self, use: Use) -> bool:
-        return self.lengths[use.axis][0] != self.lengths[use.axis][1]
+    def grows(self, product: Product) -> bool:
+        return any(len(set(self.lengths[use.axis])) == 2 for use in uses_of(product))
+
+    def length(self, product: Product) -> tuple[int, int]:
+        """The (small, large) length of a dimension."""
+        pairs = [
+            self.lengths[node.axis]
+            if isinstance(node, Use)
+            else tuple(map(sum, zip(*map(self.length, node.segments), strict=True)))
+            for node in product
+        ]
+        return math.prod(pair[0] for pair in pairs), math.prod(pair[1] for pair in pairs)
 
     def __str__(self) -> str:
         grown = [(name, *pair) for name, pair in self.axes.items()]
@@ -194,8 +204,8 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
             return [f"{pattern} is {tuple(small)} and {tuple(large)} and has no axes to grow by"]
         return []
     for mine, other in zip(ours.dims[pattern], theirs.dims[pattern], strict=False):
-        known = [use.axis for use in other if use.axis in ours.axes]
-        if [use.axis for use in mine if use.axis in theirs.axes] != known:
+        known = [use.axis for use in uses_of(other) if use.axis in ours.axes]
+        if [use.axis for use in uses_of(mine) if use.axis in theirs.axes] != known:
             break
     else:
         if len(small) == len(large):
@@ -207,7 +217,8 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
 
 
 def _words(axes: Axes, pattern: str) -> str:
-    return "(" + ", ".join(" ".join(u.axis for u in dim) or "1" for dim in axes.dims[pattern]) + ")"
+    words = (" ".join(use.axis for use in uses_of(dim)) or "1" for dim in axes.dims[pattern])
+    return f"({', '.join(words)})"
 
 
 def _outputs(small: Tensor, large: Tensor) -> list[str]:
@@ -231,7 +242,7 @@ def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
         if name in axes.tied:
             yield f"{name} is written and read by one tied table without a norm between"
         scaled = any(use.axis == name and use.role == "scales"
-                     for row in plan.rows for dim in row.dims for use in dim)  # fmt: skip
+                     for row in plan.rows for dim in row.dims for use in uses_of(dim))  # fmt: skip
         if axis.normed and length % small and (scaled or name in axes.post_norm):
             yield f"{name} grows from {small} to {length}, no multiple, under norms in the stream"
     for stack, (small, depth) in plan.depths.items():
@@ -240,11 +251,11 @@ def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
             for row in plan.rows
             if row.stack == stack
             for dim in row.dims
-            for use in dim
+            for use in uses_of(dim)
         ):
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
     kept = large.state_dict(keep_vars=True)
     for name, _ in large.named_buffers():
         dims = axes.dims.get(pattern_of(name, axes.stacks)[0], ())
-        if name not in kept and any(plan.grows(use) for dim in dims for use in dim):
+        if name not in kept and any(map(plan.grows, dims)):
             yield f"{name} is not saved with the network and stays as it was built"

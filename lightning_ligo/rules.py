@@ -13,13 +13,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_ligo.factors import Dim, Flow, Item, hint, leaves, owned, pin, regroup, unite
+from lightning_ligo.factors import (
+    Dim,
+    Flow,
+    Item,
+    concatenate,
+    ends,
+    hint,
+    leaves,
+    owned,
+    pin,
+    regroup,
+    size,
+    take,
+    unite,
+)
 
 if TYPE_CHECKING:
     from lightning_ligo.trace import Tracer
 
 Rule = Callable[["Tracer", Any, Sequence[Any], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
+SPACE = "it is a position in space"
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -44,25 +59,7 @@ def pointwise(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
         scaling = func._schema.name.removeprefix("aten::").rstrip("_") in ("mul", "div")
         for tensor in tensors:
             tracer.record(tensor, "scales" if scaling else "produces")
-    dims: list[Dim] = [[] for _ in out.shape]
-    for tensor in tensors:
-        for position, dim in enumerate(tracer.dims(tensor), start=out.dim() - tensor.dim()):
-            if not dim:
-                continue
-            if dims[position]:
-                unite(dims[position], dim)
-            dims[position] = _with_flow(dims[position], dim)
-    return dims
-
-
-def _with_flow(first: Dim, second: Dim) -> Dim:
-    """The same factors, with the flow of whichever side has one."""
-    if not first:
-        return second
-    return [
-        Item(left.factor, left.flow or right.flow)
-        for left, right in zip(leaves(first), leaves(second), strict=True)
-    ]
+    return _broadcast([tracer.dims(tensor) for tensor in tensors])
 
 
 @rule("_to_copy", "clone", "alias", "detach", "detach_", "lift_fresh", "contiguous", "cumsum",
@@ -121,72 +118,180 @@ def unbind(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any
     return [dims for _ in out]
 
 
-@rule("split", "chunk", "split_with_sizes")
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes")
 def split(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """Equal pieces are a factor (piece, rest); unequal pieces are told apart by position."""
     dims = list(tracer.dims(args[0]))
     axis = _position(args[2] if len(args) > 2 else kwargs.get("dim", 0), len(dims))
     lengths = [piece.shape[axis] for piece in out]
-    if len(set(lengths)) == 1 and len(lengths) > 1:
-        piece, rest = regroup([dims[axis]], (len(lengths), lengths[0]))
-        pin(piece, "its entries are taken apart by position")
-        return [[*dims[:axis], rest, *dims[axis + 1 :]] for _ in out]
-    if len(lengths) == 1:
-        return [dims]
-    return [_cut(tracer, dims, axis, piece.shape[axis]) for piece in out]
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    return [
+        [*dims[:axis], take(dims[axis], start, length), *dims[axis + 1 :]]
+        for start, length in zip(starts, lengths, strict=True)
+    ]
 
 
 @rule("slice")
 def slice_(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(tracer.dims(args[0]))
-    axis = _position(args[1] if len(args) > 1 else kwargs.get("dim", 0), len(dims))
-    if out.shape[axis] == args[0].shape[axis]:
+    defaults = [args[0], 0, None, None, 1]
+    _, axis, start, end, step = [*args, *defaults[len(args) :]]
+    axis, length = _position(axis, len(dims)), out.shape[axis]
+    first, _, _ = slice(start, end, step).indices(args[0].shape[axis])
+    if step == 1:
+        dims[axis] = take(dims[axis], first, length)
         return dims
-    return _cut(tracer, dims, axis, out.shape[axis])
-
-
-def _cut(tracer: Tracer, dims: list[Dim], axis: int, length: int) -> list[Dim]:
-    """Part of a dimension: its entries are told apart, so both the whole and the part are fixed."""
-    pin(dims[axis], "it is cut by position")
-    return [*dims[:axis], tracer.new(length, pinned="it is cut by position"), *dims[axis + 1 :]]
+    pin(dims[axis], "it is taken in steps")
+    return [*dims[:axis], tracer.new(length, pinned="it is taken in steps"), *dims[axis + 1 :]]
 
 
 @rule("constant_pad_nd")
 def pad(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(tracer.dims(args[0]))
-    for axis, length in enumerate(out.shape):
-        if length != args[0].shape[axis] or args[1][2 * (out.dim() - axis) - 2 :][:1] not in (
-            [],
-            [0],
-        ):
-            dims = _cut(tracer, dims, axis, length)
+    for number in range(len(args[1]) // 2):
+        before, after = args[1][2 * number : 2 * number + 2]
+        axis = out.dim() - 1 - number
+        if before < 0 or after < 0:
+            pin(dims[axis], "it is cropped")
+            dims[axis] = tracer.new(out.shape[axis], pinned="it is cropped")
+        elif before or after:
+            edges = [tracer.new(length, pinned="it is padding") for length in (before, after)]
+            pieces = [*edges[: before > 0], dims[axis], *edges[2 - (after > 0) :]]
+            dims[axis] = concatenate(pieces)
     return dims
 
 
-@rule("cat", "stack")
+@rule("cat")
 def cat(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     axis = _position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
     parts = [part for part in args[0] if part.numel()]
-    stacked = func._schema.name == "aten::stack"
+    _write(tracer, parts)
+    dims = [list(tracer.dims(part)) for part in parts]
+    joined = concatenate([theirs[axis] for theirs in dims])
+    for theirs in dims:
+        theirs[axis] = []
+    return [joined if i == axis else dim for i, dim in enumerate(_broadcast(dims))]
+
+
+@rule("stack")
+def stack(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    axis = _position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
+    _write(tracer, args[0])
+    dims = _broadcast([list(tracer.dims(part)) for part in args[0]])
+    return [*dims[:axis], tracer.new(out.shape[axis], pinned="it is stacked"), *dims[axis:]]
+
+
+def _write(tracer: Tracer, parts: Sequence[Tensor]) -> None:
+    """Parameters that are concatenated with activations are written there."""
     if not all(tracer.static(part) for part in parts):
         for part in parts:
             tracer.record(part, "produces")
-    if len(parts) == 1 and not stacked:
-        return tracer.dims(parts[0])
-    dims: list[Dim] = []
-    for part in parts:
-        theirs = list(tracer.dims(part))
-        if not stacked:
-            pin(theirs[axis], "it is concatenated")
-            theirs[axis] = []
-        else:
-            theirs.insert(axis, [])
-        for mine, other in zip(dims, theirs, strict=False):
-            if mine and other:
-                unite(mine, other)
-        dims = dims or theirs
-    dims[axis] = tracer.new(out.shape[axis], pinned="it is concatenated")
+
+
+def _broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
+    """Unite dimensions of several tensors, aligned at the last, and keep their flows."""
+    rank = max(map(len, tensors))
+    dims: list[Dim] = [[] for _ in range(rank)]
+    for theirs in tensors:
+        for position, dim in enumerate(theirs, start=rank - len(theirs)):
+            if dims[position] and dim:
+                unite(dims[position], dim)
+            dims[position] = _with_flow(dims[position], dim)
     return dims
+
+
+def _with_flow(first: Dim, second: Dim) -> Dim:
+    """The same factors, with the flow of whichever side has one."""
+    if not first or not second:
+        return first or second
+    return [
+        Item(left.factor, left.flow or right.flow, left.owner or right.owner)
+        for left, right in zip(leaves(first), leaves(second), strict=True)
+    ]
+
+
+@rule("repeat")
+def repeat(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    added: list[Dim] = [[] for _ in range(out.dim() - args[0].dim())]
+    return [
+        [*tracer.new(times), *dim]
+        for times, dim in zip(args[1], added + tracer.dims(args[0]), strict=True)
+    ]
+
+
+@rule("roll", "flip")
+def roll(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = tracer.dims(args[0])
+    for axis in args[-1] if isinstance(args[-1], (list, tuple)) else [args[-1]]:
+        pin(dims[axis], "it is shifted or mirrored")
+    return dims
+
+
+@rule("view_as_complex")
+def view_as_complex(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *dims, pair = tracer.dims(args[0])
+    pin(pair, "it is the real and the imaginary part")
+    return dims
+
+
+@rule("view_as_real")
+def view_as_real(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    return [*tracer.dims(args[0]), tracer.new(2, pinned="it is the real and the imaginary part")]
+
+
+# Lookups ----------------------------------------------------------------------------------------
+
+
+@rule("embedding")
+def embedding(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    rows, columns = tracer.dims(args[0])
+    pin(rows, "it is the rows of a table that indices look up")
+    hint(rows, "entries")
+    tracer.record(args[0], "produces", columns)
+    return [*tracer.dims(args[1]), columns]
+
+
+@rule("index", "_unsafe_index")
+def index(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``x[:, i, j]``: what is indexed is told apart; the indices' dimensions stand in its place."""
+    dims, indices = list(tracer.dims(args[0])), args[1]
+    indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
+    for axis in indexed:
+        pin(dims[axis], "it is the rows of a table that indices look up")
+    shapes = [list(tracer.dims(indices[axis])) for axis in indexed]
+    if any(indices[axis].dtype == torch.bool for axis in indexed):
+        selected = tracer.new(out.shape[0], pinned="it is what a mask selects")
+        return [selected, *dims[len(shapes[0]) :]]
+    looked_up = _broadcast(shapes)
+    kept = [dim for axis, dim in enumerate(dims) if axis not in indexed]
+    together = indexed == list(range(indexed[0], indexed[-1] + 1))
+    start = indexed[0] if together else 0
+    return [*kept[:start], *looked_up, *kept[start:]]
+
+
+@rule("index_select")
+def index_select(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims, axis = list(tracer.dims(args[0])), _position(args[1], out.dim())
+    pin(dims[axis], "it is the rows of a table that indices look up")
+    return [*dims[:axis], *tracer.dims(args[2]), *dims[axis + 1 :]]
+
+
+@rule("gather")
+def gather(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims, axis = list(tracer.dims(args[0])), _position(args[1], out.dim())
+    pin(dims[axis], "it is the rows of a table that indices look up")
+    return [
+        dim if size(dim) == length and i != axis else tracer.new(length, pinned="it is looked up")
+        for i, (dim, length) in enumerate(zip(dims, out.shape, strict=True))
+    ]
+
+
+@rule("topk", "sort")
+def topk(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(tracer.dims(args[0]))
+    axis = _position(args[2] if len(args) > 2 else kwargs.get("dim", -1), len(dims))
+    pin(dims[axis], "it is ranked")
+    dims[axis] = tracer.new(out[0].shape[axis], pinned="it is ranked")
+    return [dims, dims]
 
 
 # Products ---------------------------------------------------------------------------------------
@@ -200,7 +305,7 @@ def contract(tracer: Tracer, left: Tensor, lefts: Dim, right: Tensor, rights: Di
     elif tracer.static(left):
         tracer.consume(lefts, rights)
     else:
-        for item in leaves(lefts):
+        for item in ends(lefts):
             item.factor.inner = not item.factor.pinned
 
 
@@ -243,7 +348,7 @@ def _product(tracer: Tracer, left: Tensor, right: Tensor) -> list[Dim]:
 def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:
     """A product of two activations is attention: over head_dim, or of weights with values."""
     hint(batch, "heads")
-    over_positions = all(item.factor.pinned for item in leaves(contracted))
+    over_positions = all(item.factor.pinned for item in ends(contracted))
     hint(columns[0] if over_positions and columns else contracted, "head_dim")
 
 
@@ -261,7 +366,7 @@ def attention(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
     hint(query[1], "heads")
     hint(query[3], "head_dim")
     hint(value[3], "head_dim")
-    for item in leaves(query[3]):
+    for item in ends(query[3]):
         item.factor.inner = True
     result = [value[0], value[1], query[2], value[3]]
     return [result] + [tracer.unknown(extra) for extra in out[1:]]
@@ -279,8 +384,8 @@ def convolution(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out
     channels = dims[1]
     if groups > 1:
         grouped = inputs if transposed else outputs
-        group, rest = regroup([grouped], (groups, tracer.length(grouped) // groups))
-        x_group, channels = regroup([channels], (groups, tracer.length(channels) // groups))
+        group, rest = regroup([grouped], (groups, size(grouped) // groups))
+        x_group, channels = regroup([channels], (groups, size(channels) // groups))
         inputs, outputs = (rest, [*group, *outputs]) if transposed else (inputs, outputs)
         unite(x_group, group)
         tracer.record(weight, "scales", group)
@@ -291,19 +396,61 @@ def convolution(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out
     if bias is not None:
         tracer.record(bias, "produces")
         unite(outputs, tracer.dims(bias)[0])
-    space = [tracer.new(length, pinned="it is a position in space") for length in out.shape[2:]]
+    space = [tracer.new(length, pinned=SPACE) for length in out.shape[2:]]
     for items in dims[2:]:
-        pin(items, "it is a position in space")
+        pin(items, SPACE)
     return [dims[0], outputs, *space]
 
 
-@rule("embedding")
-def embedding(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    rows, columns = tracer.dims(args[0])
-    pin(rows, "it is the rows of a table that indices look up")
-    hint(rows, "entries")
-    tracer.record(args[0], "produces", columns)
-    return [*tracer.dims(args[1]), columns]
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
+      "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d",
+      "max_pool1d", "reflection_pad1d", "reflection_pad2d", "replication_pad2d",
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+      "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "upsample_linear1d",
+      "_upsample_nearest_exact2d")  # fmt: skip
+def resample(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """Pooling, padding, interpolation: all but batch and channels are positions in space."""
+    dims = list(tracer.dims(args[0]))
+    tensors = [out] if isinstance(out, Tensor) else list(out)
+    lead = max(1, min(2, len(dims) - 1)) if len(dims) < 4 else len(dims) - 2
+    for items in dims[lead:]:
+        pin(items, SPACE)
+    results = [
+        [*dims[:lead], *(tracer.new(length, pinned=SPACE) for length in tensor.shape[lead:])]
+        for tensor in tensors
+    ]
+    return results[0] if isinstance(out, Tensor) else results
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *batch, channels, _, _ = tracer.dims(args[0])
+    kept, square = regroup([channels], (out.shape[-3], args[1] ** 2))
+    pin(square, SPACE)
+    return [*batch, kept, *(tracer.new(length, pinned=SPACE) for length in out.shape[-2:])]
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *batch, channels, _, _ = tracer.dims(args[0])
+    square = tracer.new(args[1] ** 2, pinned=SPACE)
+    space = [tracer.new(length, pinned=SPACE) for length in out.shape[-2:]]
+    return [*batch, [*channels, *square], *space]
+
+
+@rule("im2col")
+def im2col(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    *batch, channels, _, _ = tracer.dims(args[0])
+    kernel = tracer.new(args[1][0] * args[1][1], pinned=SPACE)
+    return [*batch, [*channels, *kernel], tracer.new(out.shape[-1], pinned=SPACE)]
+
+
+@rule("col2im")
+def col2im(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    *batch, columns, _ = tracer.dims(args[0])
+    channels, kernel = regroup([columns], (out.shape[-3], args[2][0] * args[2][1]))
+    pin(kernel, SPACE)
+    return [*batch, channels, *(tracer.new(length, pinned=SPACE) for length in out.shape[-2:])]
 
 
 # Norms and reductions ---------------------------------------------------------------------------
@@ -311,35 +458,92 @@ def embedding(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
 
 @rule("native_layer_norm")
 def layer_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims, axes = list(tracer.dims(args[0])), range(-len(args[1]), 0)
+    _norm(tracer, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
+    return [dims, *map(tracer.unknown, out[1:])]
+
+
+@rule("_fused_rms_norm", "rms_norm")
+def rms_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims, axes = list(tracer.dims(args[0])), range(-len(args[1]), 0)
+    _norm(tracer, dims, axes, {"gain": args[2]}, "rms")
+    return dims if isinstance(out, Tensor) else [dims, *map(tracer.unknown, out[1:])]
+
+
+@rule("native_group_norm")
+def group_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """The groups stay; what is in a group is normed like a layer."""
+    dims, groups = list(tracer.dims(args[0])), args[6]
+    group, rest = regroup([dims[1]], (groups, size(dims[1]) // groups))
+    whole = [rest]
+    _norm(tracer, whole, (0,), {}, "layer")
+    dims[1] = [*group, *whole[0]]
+    for parameter, role in ((args[1], "gain"), (args[2], "shift")):
+        if parameter is not None:
+            unite(dims[1], tracer.dims(parameter)[0])
+            tracer.record(parameter, role, reads=next((i.flow for i in ends(rest)), None))
+    return [dims, *map(tracer.unknown, out[1:])]
+
+
+def _norm(
+    tracer: Tracer,
+    dims: list[Dim],
+    axes: Sequence[int],
+    parameters: dict[str, Tensor | None],
+    kind: str,
+) -> None:
     """A norm ends the flow that it reads and begins one that its gain and bias write."""
-    x, shape, gain, bias = args[:4]
-    dims = list(tracer.dims(x))
     written, read = Flow(), None
-    for axis in range(-len(shape), 0):
-        for item in leaves(dims[axis]):
-            item.factor.normed = "layer"
-            if item.flow is not None:
-                read = item.flow
+    for axis in axes:
+        for end in ends(dims[axis]):
+            end.factor.normed = kind
+            if end.flow is not None:
+                read = end.flow
                 read.root().normed_into.append(written)
-        dims[axis] = [Item(item.factor, written) for item in leaves(dims[axis])]
-    for parameter, role in ((gain, "gain"), (bias, "shift")):
-        if parameter is None:
-            continue
-        for mine, other in zip(dims[-len(shape) :], tracer.dims(parameter), strict=True):
-            unite(mine, other)
-        tracer.record(parameter, role, reads=read)
-    return [dims, tracer.unknown(out[1]), tracer.unknown(out[2])]
+        dims[axis] = [Item(leaf.factor, written) for leaf in leaves(dims[axis])]
+    for role, parameter in parameters.items():
+        if parameter is not None:
+            for mine, other in zip(
+                [dims[axis] for axis in axes], tracer.dims(parameter), strict=True
+            ):
+                unite(mine, other)
+            tracer.record(parameter, role, reads=read)
 
 
-@rule("mean", "sum", "amax", "amin", "any", "all", "logsumexp", "argmax", "argmin")
-def reduction(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+      "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm")  # fmt: skip
+def batch_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """Each channel on its own: gain and bias, and the statistics, carry the channels' axis."""
+    dims = tracer.dims(args[0])
+    for number, parameter in enumerate(args[1:5]):
+        if isinstance(parameter, Tensor):
+            tracer.record(parameter, "produces" if number == 1 else "scales")
+            unite(dims[1], tracer.dims(parameter)[0])
+    return [dims, *map(tracer.unknown, out[1:])]
+
+
+@rule("mean", "sum", "amax", "amin", "any", "all", "logsumexp", "argmax", "argmin", "max", "min",
+      "var", "std", "var_mean", "linalg_vector_norm", "norm", "prod")  # fmt: skip
+def reduction(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """The dimensions that are reduced go; what was averaged no longer has its own length."""
     dims = list(tracer.dims(args[0]))
-    over = args[1] if len(args) > 1 else kwargs.get("dim")
-    over = [over] if isinstance(over, int) else over or range(len(dims))
-    gone = {_position(axis, len(dims)) for axis in over}
-    if out.dim() == len(dims):
-        return [[] if axis in gone else dim for axis, dim in enumerate(dims)]
-    return [dim for axis, dim in enumerate(dims) if axis not in gone]
+    name = func._schema.name.removeprefix("aten::")
+    over = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if name in ("linalg_vector_norm", "norm"):
+        over = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    over = [over] if isinstance(over, int) and not isinstance(over, bool) else over
+    gone = {_position(axis, len(dims)) for axis in over or range(len(dims))}
+    for axis in gone:
+        for end in ends(dims[axis]):
+            end.factor.normed = end.factor.normed or ("mean" if name == "mean" else "sum")
+    tensors = [out] if isinstance(out, Tensor) else list(out)
+    kept = [
+        [[] if axis in gone else dim for axis, dim in enumerate(dims)]
+        if tensor.dim() == len(dims)
+        else [dim for axis, dim in enumerate(dims) if axis not in gone]
+        for tensor in tensors
+    ]
+    return kept[0] if isinstance(out, Tensor) else kept
 
 
 @rule("nll_loss_forward", "nll_loss2d_forward")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_ligo.axes import Axes, name_axes
-from lightning_ligo.factors import Dim, Factor, Flow, Item, Misaligned, leaves, size
+from lightning_ligo.factors import Dim, Factor, Flow, Item, Misaligned, Owner, ends, size
 from lightning_ligo.rules import RULES, pointwise, untouched
 
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
@@ -84,6 +84,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 class Use(NamedTuple):
     """One role of a factor of a parameter's dimension, seen in the forward."""
 
+    owner: Owner
     factor: Factor
     role: str  # produces | consumes | gain | shift | scales
     reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
@@ -104,13 +105,13 @@ class Tracer(TorchDispatchMode):
         self.answers: list[Any] = []
         self.outputs: list[Tensor] = []
         self.parameters: dict[str, list[Dim]] = {}
-        self.uses: dict[tuple[str, int], list[Use]] = {}
+        self.uses: list[Use] = []
         self._told = list(answers or [])
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
         for name, tensor in [*network.named_parameters(), *buffers]:
             dims = [
-                [Item(Factor(length, owned=True), Flow((name, dim)))] if length != 1 else []
+                [Item(Factor(length, owned=True), Flow(), Owner(name, dim))] if length != 1 else []
                 for dim, length in enumerate(tensor.shape)
             ]
             self.parameters[name] = dims
@@ -137,9 +138,6 @@ class Tracer(TorchDispatchMode):
     def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
         return [self.new(length, pinned=pinned) for length in tensor.shape]
 
-    def length(self, dim: Dim) -> int:
-        return size(dim)
-
     # What is seen of parameters --------------------------------------------------------------
 
     def record(
@@ -149,23 +147,22 @@ class Tracer(TorchDispatchMode):
         if not self.static(tensor):
             return
         items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
-        for item in leaves(items):
-            if item.flow is not None and item.flow.owner is not None:
-                self.uses.setdefault(item.flow.owner, []).append(Use(item.factor, role, reads))
+        for item in ends(items):
+            if item.owner is not None:
+                self.uses.append(Use(item.owner, item.factor, role, reads))
 
     def consume(self, weights: Dim, inputs: Dim) -> None:
         """Note that a weight's dimension is contracted with what flows in."""
-        for item, read in zip(leaves(weights), leaves(inputs), strict=True):
-            if item.flow is not None and item.flow.owner is not None:
-                use = Use(item.factor, "consumes", read.flow)
-                self.uses.setdefault(item.flow.owner, []).append(use)
+        for item, read in zip(ends(weights), ends(inputs), strict=True):
+            if item.owner is not None:
+                self.uses.append(Use(item.owner, item.factor, "consumes", read.flow))
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
-        touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in leaves(dim)}
+        touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}
         return [
             name
             for name, dims in self.parameters.items()
-            if any(id(item.factor) in touched for dim in dims for item in leaves(dim))
+            if any(id(item.factor) in touched for dim in dims for item in ends(dim))
         ]
 
     # The operations --------------------------------------------------------------------------
