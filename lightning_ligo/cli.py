@@ -1,7 +1,10 @@
 """The command line: `lightning-ligo fit | validate | test | predict --config FILE`."""
 
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
+import torch
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 
@@ -23,22 +26,31 @@ SHORT_NAMES = (
     TextDataModule,
 )
 
-DESCRIPTION = f"""
-Train a network that grows while it trains. A run is a YAML file: see recipes/, or print one
-with every option: lightning-ligo fit --model ImageClassifier --data DigitsDataModule --print_config
+DESCRIPTION = f"""\
+Train a network that grows while it trains. A run is one YAML file, as in recipes/;
+this prints one with every option and its default:
 
-Growth is a callback:
-  trainer:
-    callbacks:
-      - class_path: GrowthCallback
-        init_args:
-          growths:
-            - fraction: 0.4
-              to: {{init_args: {{embed_dim: 64, depth: 4, num_heads: 4}}}}
+    lightning-ligo fit --model ImageClassifier --data DigitsDataModule --print_config
 
-Known by their short names: {", ".join(known.__name__ for known in SHORT_NAMES)}.
-Your own classes are named by import path, and so are Lightning's and PyTorch's.
+Growth is a callback of the Trainer; `to` holds what changes in the network:
+
+    trainer:
+      callbacks:
+        - class_path: GrowthCallback
+          init_args:
+            growths:
+              - fraction: 0.4
+                to: {{init_args: {{embed_dim: 64, depth: 4, num_heads: 4}}}}
+
+Classes with a short name: {", ".join(known.__name__ for known in SHORT_NAMES[:4])},
+{", ".join(known.__name__ for known in SHORT_NAMES[4:])}, and Lightning's and PyTorch's.
+Your own are named by their import path. Their options: lightning-ligo fit --model.help NAME,
+--data.help NAME, --trainer.callbacks.help NAME.
 """
+
+
+class RawDescription(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description."""
 
 
 class KeepConfig(SaveConfigCallback):
@@ -68,9 +80,33 @@ class GrowthCLI(LightningCLI):
         super().__init__(
             save_config_callback=KeepConfig,
             seed_everything_default=0,
-            parser_kwargs={"prog": "lightning-ligo", "description": DESCRIPTION},
+            parser_kwargs={
+                "prog": "lightning-ligo",
+                "description": DESCRIPTION,
+                "formatter_class": RawDescription,
+            },
             args=args,
             run=run,
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyperparameters of `--ckpt_path`, which say how large its network is.
+
+        Lightning's own does so for a checkpoint of a command line, which names the module's class;
+        one that a Python program wrote is taken to be of the configuration's class.
+        """
+        config = self.config[self.config.subcommand] if "subcommand" in self.config else {}
+        path = config.get("ckpt_path")
+        if path is None or not Path(path).is_file():
+            return
+        hparams = torch.load(path, weights_only=True, map_location="cpu").get("hyper_parameters")
+        if not hparams or "_class_path" in hparams:
+            super()._parse_ckpt_path()
+            return
+        hparams.pop("_instantiator", None)
+        model = {"class_path": config["model"]["class_path"], "init_args": dict(hparams)}
+        self.config = self.parser.parse_object(
+            {self.config.subcommand: {"model": model}}, self.config
         )
 
 

@@ -55,17 +55,17 @@ class DigitsDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return DataLoader(
             self.train,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=EpochOrder(self.train, self.seed),
             drop_last=True,
             num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val, VALIDATION, num_workers=self.num_workers)
+        return DataLoader(self.val, batch_size=VALIDATION, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test, TEST, num_workers=self.num_workers)
+        return DataLoader(self.test, batch_size=TEST, num_workers=self.num_workers)
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()

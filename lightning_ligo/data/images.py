@@ -85,7 +85,7 @@ class ImageFolderDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return DataLoader(
             self.train,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=EpochOrder(self.train, self.seed),
             drop_last=len(self.train) >= self.batch_size,
             num_workers=self.num_workers,
@@ -103,7 +103,9 @@ class ImageFolderDataModule(LightningDataModule):
 
     def _in_order(self, images: "TransformedImages") -> DataLoader:
         items = [(item, 0) for item in range(len(images))]
-        return DataLoader(images, self.batch_size, sampler=items, num_workers=self.num_workers)
+        return DataLoader(
+            images, batch_size=self.batch_size, sampler=items, num_workers=self.num_workers
+        )
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):

@@ -86,7 +86,7 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return DataLoader(
             self.train,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=EpochOrder(self.train, self.seed),
             drop_last=len(self.train) >= self.batch_size,
             num_workers=self.num_workers,
@@ -104,4 +104,6 @@ class TextDataModule(LightningDataModule):
     def _in_order(self, windows: ByteWindows, most: int | None = None) -> DataLoader:
         count = len(windows) if most is None else min(most, len(windows))
         evenly = [(number * len(windows) // count, 0) for number in range(count)]
-        return DataLoader(windows, self.batch_size, sampler=evenly, num_workers=self.num_workers)
+        return DataLoader(
+            windows, batch_size=self.batch_size, sampler=evenly, num_workers=self.num_workers
+        )
