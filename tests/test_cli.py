@@ -5,8 +5,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning_ligo.callbacks.growth import GrowthCallback
 
+from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli import GrowthCLI, main
 from lightning_ligo.data.digits import DigitsDataModule
 from lightning_ligo.modules import ImageClassifier
