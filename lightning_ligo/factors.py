@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 
@@ -236,6 +236,11 @@ def owned(items: Iterable[Item]) -> bool:
     return any(end.factor.owned for end in ends(items))
 
 
+def fixed(items: Iterable[Item]) -> bool:
+    """Whether nothing of a dimension can grow."""
+    return all(end.factor.pinned for end in ends(items))
+
+
 def pin(items: Iterable[Item], reason: str) -> None:
     """Say why the entries of these factors are told apart by their position."""
     for leaf in leaves(items):
@@ -254,7 +259,10 @@ def unite(first: Dim, second: Dim, *, flow: bool = True) -> None:
     """Make two dimensions the same axes, splitting factors where the other side is finer.
 
     ``flow=False`` leaves the flows apart (a contraction compares values, it does not pass them).
+    Where nothing can grow on either side nothing needs to be finer.
     """
+    if fixed(first) and fixed(second) and _sizes(first) != _sizes(second):
+        return
     done = 0
     while True:
         lefts, rights = leaves(first), leaves(second)
@@ -271,12 +279,17 @@ def unite(first: Dim, second: Dim, *, flow: bool = True) -> None:
         raise Misaligned([item.factor.size for item in lefts + rights])
 
 
+def _sizes(items: Iterable[Item]) -> list[int]:
+    return [leaf.factor.size for leaf in leaves(items)]
+
+
 def _unite_roots(left: Item, right: Item, flow: bool) -> None:
     mine, theirs = left.factor, right.factor
     if mine is not theirs and (mine.segments or theirs.segments):
-        boundaries = {*mine.starts(), *theirs.starts()}
-        mine.cut(boundaries)
-        theirs.cut(boundaries)
+        while mine.starts() != theirs.starts():  # cutting a nested sum may add boundaries
+            boundaries = {*mine.starts(), *theirs.starts()}
+            mine.cut(boundaries)
+            theirs.cut(boundaries)
         for one, other in zip(segments(left), segments(right), strict=True):
             unite([one], [other], flow=flow)
         theirs.segments = ()
@@ -288,10 +301,25 @@ def _unite_roots(left: Item, right: Item, flow: bool) -> None:
 def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
     """The factors of a tensor read in row-major order and grouped into new dimensions.
 
+    Neighbouring factors that cannot grow may be grouped in any way; the result then has new ones.
+
     Raises:
         Misaligned: if a new dimension ends in the middle of a factor that it does not divide.
     """
-    queue = [item for dim in dims for item in dim]
+    sizes = list(sizes)
+    items = [item for dim in dims for item in dim]
+    try:
+        return _grouped(list(items), sizes)
+    except Misaligned:
+        fluid = [
+            [Item(Factor(size(run), pinned="it is a position"), None)] if stuck else list(run)
+            for stuck, group in groupby(leaves(items), lambda leaf: fixed([leaf]))
+            for run in [list(group)]
+        ]
+        return _grouped([item for run in fluid for item in run], sizes)
+
+
+def _grouped(queue: Dim, sizes: list[int]) -> list[Dim]:
     result: list[Dim] = []
     for wanted in sizes:
         dim: Dim = []
@@ -316,15 +344,17 @@ def take(dim: Dim, start: int, length: int) -> Dim:
     """The entries ``start`` to ``start + length`` of a dimension, which becomes a sum there.
 
     Raises:
-        Misaligned: if the cut goes through a factor behind the first.
+        Misaligned: if the cut goes through a factor behind the first, and something could grow.
     """
+    if length == size(dim):
+        return dim
+    if fixed(dim):
+        return [Item(Factor(length, pinned="it is cut by position"), None)] if length > 1 else []
     head, *rest = leaves(dim)
     inner = size(rest)
     if start % inner or length % inner:
         raise Misaligned(start, length, inner)
     start, length = start // inner, length // inner
-    if length == head.factor.size:
-        return dim
     head.factor.cut((start, start + length))
     whole = segments(head)
     inside = [

@@ -32,7 +32,7 @@ def prove(
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> errors = prove(network, torch.randn(3, 4))
         >>> {name: error < 1e-9 for name, error in errors.items()}
-        {'hidden': True, 'in': False, 'out': False}
+        {'hidden': True, '0.in': False, '2.out': False}
     """
     network = _noisy(copy.deepcopy(network).double())
     args, kwargs = tree_map_only(

@@ -62,8 +62,8 @@ def pointwise(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
     return _broadcast([tracer.dims(tensor) for tensor in tensors])
 
 
-@rule("_to_copy", "clone", "alias", "detach", "detach_", "lift_fresh", "contiguous", "cumsum",
-      "_softmax", "_log_softmax", "_safe_softmax", "native_dropout", "bernoulli")  # fmt: skip
+@rule("_to_copy", "clone", "alias", "detach", "lift_fresh", "hardswish", "cumsum", "_softmax",
+      "_log_softmax", "_safe_softmax", "native_dropout", "bernoulli")  # fmt: skip
 def same(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     return tracer.dims(args[0])
 
@@ -201,7 +201,7 @@ def _broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
 
 def _with_flow(first: Dim, second: Dim) -> Dim:
     """The same factors, with the flow of whichever side has one."""
-    if not first or not second:
+    if not first or not second or len(leaves(first)) != len(leaves(second)):
         return first or second
     return [
         Item(left.factor, left.flow or right.flow, left.owner or right.owner)

@@ -153,9 +153,11 @@ class Tracer(TorchDispatchMode):
 
     def consume(self, weights: Dim, inputs: Dim) -> None:
         """Note that a weight's dimension is contracted with what flows in."""
-        for item, read in zip(ends(weights), ends(inputs), strict=True):
+        reads = [item.flow for item in ends(inputs)]
+        for number, item in enumerate(ends(weights)):
             if item.owner is not None:
-                self.uses.append(Use(item.owner, item.factor, "consumes", read.flow))
+                read = reads[number] if number < len(reads) else None
+                self.uses.append(Use(item.owner, item.factor, "consumes", read))
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
         touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}

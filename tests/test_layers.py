@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_ligo"
-CORE = ["factors", "rules", "trace", "axes", "plan", "maps", "methods", "growth", "fit"]
+CORE = ["factors", "rules", "trace", "axes", "plan", "proof", "maps", "methods", "growth", "fit"]
 ALLOWED = {
     "factors": set(),
     "axes": {"factors"},
     "rules": {"factors"},
     "trace": {"axes", "factors", "rules"},
     "plan": {"axes", "trace"},
+    "proof": {"axes", "trace"},
     "maps": set(),
     "methods": {"maps"},
     "growth": {"axes", "methods", "plan"},
