@@ -298,6 +298,28 @@ def _unite_roots(left: Item, right: Item, flow: bool) -> None:
         left.flow.union(right.flow)
 
 
+def broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
+    """Unite dimensions of several tensors, aligned at the last, and keep their flows."""
+    rank = max(map(len, tensors))
+    dims: list[Dim] = [[] for _ in range(rank)]
+    for theirs in tensors:
+        for position, dim in enumerate(theirs, start=rank - len(theirs)):
+            if dims[position] and dim:
+                unite(dims[position], dim)
+            dims[position] = _with_flow(dims[position], dim)
+    return dims
+
+
+def _with_flow(first: Dim, second: Dim) -> Dim:
+    """The same factors, with the flow of whichever side has one."""
+    if not first or not second or len(leaves(first)) != len(leaves(second)):
+        return first or second
+    return [
+        Item(left.factor, left.flow or right.flow, left.owner or right.owner)
+        for left, right in zip(leaves(first), leaves(second), strict=True)
+    ]
+
+
 def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
     """The factors of a tensor read in row-major order and grouped into new dimensions.
 

@@ -1,0 +1,8 @@
+"""What each tensor operation does to the factors of its dimensions: one rule per operation."""
+
+from lightning_ligo.rules import elementwise, lookup, norms, products, shape, space
+from lightning_ligo.rules.elementwise import pointwise
+from lightning_ligo.rules.table import RULES, untouched
+
+__all__ = ["RULES", "elementwise", "lookup", "norms", "pointwise", "products", "shape", "space",
+           "untouched"]  # fmt: skip

@@ -1,0 +1,75 @@
+"""Rules of operations that select by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_ligo.factors import broadcast, hint, pin, size
+from lightning_ligo.rules.table import position, rule
+
+if TYPE_CHECKING:
+    from lightning_ligo.trace import Tracer
+
+
+@rule("embedding")
+def embedding(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    rows, columns = tracer.dims(args[0])
+    pin(rows, "it is the rows of a table that indices look up")
+    hint(rows, "entries")
+    tracer.record(args[0], "produces", columns)
+    return [*tracer.dims(args[1]), columns]
+
+
+@rule("index", "_unsafe_index")
+def index(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``x[:, i, j]``: what is indexed is told apart; the indices' dimensions stand in its place."""
+    dims, indices = list(tracer.dims(args[0])), args[1]
+    indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
+    for axis in indexed:
+        pin(dims[axis], "it is the rows of a table that indices look up")
+    shapes = [list(tracer.dims(indices[axis])) for axis in indexed]
+    if any(indices[axis].dtype == torch.bool for axis in indexed):
+        selected = tracer.new(out.shape[0], pinned="it is what a mask selects")
+        return [selected, *dims[len(shapes[0]) :]]
+    looked_up = broadcast(shapes)
+    kept = [dim for axis, dim in enumerate(dims) if axis not in indexed]
+    together = indexed == list(range(indexed[0], indexed[-1] + 1))
+    start = indexed[0] if together else 0
+    return [*kept[:start], *looked_up, *kept[start:]]
+
+
+@rule("index_select")
+def index_select(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims, axis = list(tracer.dims(args[0])), position(args[1], out.dim())
+    pin(dims[axis], "it is the rows of a table that indices look up")
+    return [*dims[:axis], *tracer.dims(args[2]), *dims[axis + 1 :]]
+
+
+@rule("gather")
+def gather(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims, axis = list(tracer.dims(args[0])), position(args[1], out.dim())
+    pin(dims[axis], "it is the rows of a table that indices look up")
+    return [
+        dim if size(dim) == length and i != axis else tracer.new(length, pinned="it is looked up")
+        for i, (dim, length) in enumerate(zip(dims, out.shape, strict=True))
+    ]
+
+
+@rule("topk", "sort")
+def topk(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(tracer.dims(args[0]))
+    axis = position(args[2] if len(args) > 2 else kwargs.get("dim", -1), len(dims))
+    pin(dims[axis], "it is ranked")
+    dims[axis] = tracer.new(out[0].shape[axis], pinned="it is ranked")
+    return [dims, dims]
+
+
+@rule("nll_loss_forward", "nll_loss2d_forward")
+def nll_loss(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    pin(tracer.dims(args[0])[1], "it is the classes that labels name")
+    hint(tracer.dims(args[0])[1], "classes")
+    return [tracer.unknown(loss) for loss in out]

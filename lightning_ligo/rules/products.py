@@ -1,0 +1,119 @@
+"""Rules of matrix products, attention and convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_ligo.factors import Dim, ends, hint, pin, regroup, size, unite
+from lightning_ligo.rules.table import SPACE, rule
+
+if TYPE_CHECKING:
+    from lightning_ligo.trace import Tracer
+
+
+def contract(tracer: Tracer, left: Tensor, lefts: Dim, right: Tensor, rights: Dim) -> None:
+    """A sum of products over one dimension: the parameter's side consumes what flows in."""
+    unite(lefts, rights, flow=False)
+    if tracer.static(right):
+        tracer.consume(rights, lefts)
+    elif tracer.static(left):
+        tracer.consume(lefts, rights)
+    else:
+        for item in ends(lefts):
+            item.factor.inner = not item.factor.pinned
+
+
+@rule("mm", "bmm", "mv", "dot")
+def product(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    return _product(tracer, args[0], args[1])
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def add_product(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    bias, left, right = args[:3]
+    dims = _product(tracer, left, right)
+    tracer.record(bias, "produces")
+    for mine, other in zip(dims[::-1], tracer.dims(bias)[::-1], strict=False):
+        if mine and other:
+            unite(mine, other)
+    return dims
+
+
+def _product(tracer: Tracer, left: Tensor, right: Tensor) -> list[Dim]:
+    lefts, rights = list(tracer.dims(left)), list(tracer.dims(right))
+    inner_left = lefts.pop(-1)
+    inner_right = rights.pop(-2 if right.dim() > 1 else -1)
+    contract(tracer, left, inner_left, right, inner_right)
+    static = tracer.static(left) or tracer.static(right)
+    for tensor, dims in ((left, lefts), (right, rights)):
+        tracer.record(tensor, "produces", [item for dim in dims for item in dim])
+    batch: list[Dim] = []
+    if left.dim() == 3:
+        for mine, other in zip(lefts[:1], rights[:1], strict=True):
+            if mine and other:
+                unite(mine, other, flow=static)
+            batch.append(other or mine)
+        lefts, rights = lefts[1:], rights[1:]
+        if not static:
+            _hint_attention(batch[0], inner_left, rights)
+    return batch + lefts + rights
+
+
+def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:
+    """A product of two activations is attention: over head_dim, or of weights with values."""
+    hint(batch, "heads")
+    over_positions = all(item.factor.pinned for item in ends(contracted))
+    hint(columns[0] if over_positions and columns else contracted, "head_dim")
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+      "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable",
+      )  # fmt: skip
+def attention(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    query, key, value = (tracer.dims(tensor) for tensor in args[:3])
+    for other in (key, value):
+        for mine, theirs in zip(query[:2], other[:2], strict=True):
+            unite(mine, theirs, flow=False)
+    unite(query[3], key[3], flow=False)
+    unite(key[2], value[2], flow=False)
+    hint(query[1], "heads")
+    hint(query[3], "head_dim")
+    hint(value[3], "head_dim")
+    for item in ends(query[3]):
+        item.factor.inner = True
+    result = [value[0], value[1], query[2], value[3]]
+    return [result] + [tracer.unknown(extra) for extra in out[1:]]
+
+
+@rule("convolution")
+def convolution(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``out[g·O] += weight[g·O, I] * x[g·I]``: channels are axes, kernel positions are fixed."""
+    x, weight, bias, groups, transposed = args[0], args[1], args[2], args[8], args[6]
+    dims, kernel = tracer.dims(x), list(tracer.dims(weight))
+    inputs, outputs = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
+    for items in kernel[2:]:
+        pin(items, "it is a position of a convolution's kernel")
+        hint(items, "kernel")
+    channels = dims[1]
+    if groups > 1:
+        grouped = inputs if transposed else outputs
+        group, rest = regroup([grouped], (groups, size(grouped) // groups))
+        x_group, channels = regroup([channels], (groups, size(channels) // groups))
+        inputs, outputs = (rest, [*group, *outputs]) if transposed else (inputs, outputs)
+        unite(x_group, group)
+        tracer.record(weight, "scales", group)
+        tracer.record(weight, "produces", kernel[1] if transposed else rest)
+    else:
+        tracer.record(weight, "produces", outputs)
+    contract(tracer, x, channels, weight, inputs)
+    if bias is not None:
+        tracer.record(bias, "produces")
+        unite(outputs, tracer.dims(bias)[0])
+    space = [tracer.new(length, pinned=SPACE) for length in out.shape[2:]]
+    for items in dims[2:]:
+        pin(items, SPACE)
+    return [dims[0], outputs, *space]
