@@ -1,0 +1,120 @@
+"""What is refused at the start of `fit`, because it would fail when a growth is due."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
+
+from lightning_ligo.surgery import listed
+
+COPIES_OF_THE_MODEL = (StochasticWeightAveraging, WeightAveraging, ModelPruning)
+
+
+def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
+    """Refuse strategies and callbacks that a growth cannot work with.
+
+    Raises:
+        ValueError: naming what was found.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise ValueError(
+            f"growth under {type(trainer.strategy).__name__} is not supported yet; train on one "
+            "device: Trainer(devices=1, strategy='auto')"
+        )
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    count = sum(isinstance(callback, growing) for callback in callbacks)
+    if count > 1:
+        raise ValueError(
+            f"the Trainer has {count} callbacks of type {growing.__name__}; give one, with all "
+            "growths in its list"
+        )
+    for callback in callbacks:
+        if isinstance(callback, COPIES_OF_THE_MODEL):
+            raise ValueError(
+                f"{type(callback).__name__} keeps the parameters of the small network and cannot "
+                "follow a growth; train without it"
+            )
+
+
+def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
+    """The network to be grown.
+
+    Raises:
+        ValueError: if there is none, or one that cannot be replaced.
+    """
+    modules = dict(pl_module.named_modules(remove_duplicate=False))
+    owner = type(pl_module).__name__
+    if attribute in modules and attribute:
+        return modules[attribute]
+    children = ", ".join(name for name, _ in pl_module.named_children()) or "none"
+    found: object = pl_module
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise ValueError(
+                f"{owner} has no attribute {attribute!r} to grow; its modules are: {children}"
+            )
+        found = getattr(found, name)
+    raise ValueError(
+        f"the attribute {attribute!r} of {owner} is {type(found).__name__} and not a submodule of "
+        f"its own; its modules are: {children}"
+    )
+
+
+def check_network(pl_module: LightningModule, attribute: str) -> None:
+    """Refuse networks that something else holds on to, or that are compiled.
+
+    Raises:
+        ValueError: naming the other place.
+    """
+    network, prefix = find_network(pl_module, attribute), f"{attribute}."
+    compiled = [
+        name
+        for name, module in [("", pl_module), *network.named_modules()]
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    ]
+    if compiled or pl_module._compiler_ctx is not None:
+        raise ValueError(
+            f"{attribute!r} is compiled, and a compiled network cannot be grown yet; train "
+            "without torch.compile"
+        )
+    inner = {*network.modules(), *network.parameters()}
+    for kind, everywhere in (
+        ("module", pl_module.named_modules(remove_duplicate=False)),
+        ("parameter", pl_module.named_parameters(remove_duplicate=False)),
+    ):
+        outside = [
+            name
+            for name, item in everywhere
+            if item in inner and name != attribute and not name.startswith(prefix)
+        ]
+        if outside:
+            raise ValueError(
+                f"{listed(outside)} of {type(pl_module).__name__} is a {kind} of {attribute!r} "
+                "too, and would be left with the small network; reach it through "
+                f"self.{attribute} only"
+            )
+
+
+def check_module(pl_module: LightningModule) -> None:
+    """Refuse modules whose training step cannot be run aside.
+
+    Raises:
+        ValueError: for manual optimization, and for a step that takes the data iterator.
+    """
+    if not pl_module.automatic_optimization:
+        raise ValueError(
+            f"{type(pl_module).__name__} has automatic_optimization = False, and growth calls "
+            "training_step without training; manual optimization is not supported yet"
+        )
+    if "dataloader_iter" in pl_module.training_step.__code__.co_varnames:
+        raise ValueError(
+            "training_step takes dataloader_iter, and growth calls it with batches; take the "
+            "batch instead"
+        )

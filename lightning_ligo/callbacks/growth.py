@@ -1,0 +1,566 @@
+"""GrowthCallback: grows a network in the middle of `fit`."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from lightning_ligo.aside import (
+    contained,
+    evaluate,
+    isolated_random,
+    own_batches,
+    read_again,
+    training_loss,
+    training_output,
+    validation_metrics,
+    validation_names,
+)
+from lightning_ligo.callbacks.checks import (
+    check_module,
+    check_network,
+    check_trainer,
+    find_network,
+)
+from lightning_ligo.callbacks.report import growth_report, show_report, write_report
+from lightning_ligo.checkpoint import (
+    KEY,
+    check_record,
+    described,
+    rebuild,
+    record_of,
+    set_record,
+    sizes,
+)
+from lightning_ligo.fit import fit
+from lightning_ligo.flops import TrainingFlops
+from lightning_ligo.growth import Operator
+from lightning_ligo.methods import method_named
+from lightning_ligo.nets import build
+from lightning_ligo.plan import Plan, pair
+from lightning_ligo.schedule import Growth, Run, resolve
+from lightning_ligo.surgery import (
+    check_every_parameter_once,
+    check_optimizers_can_change,
+    conform,
+    group_names,
+    regroup,
+    set_network,
+    swap,
+)
+
+
+class GrowthCallback(Callback):
+    """Replace a network by a larger one, grown from it, while `fit` goes on.
+
+    At the start of the batch at which a growth is due, and before that batch is used, the large
+    network is built, the operator is learned on the run's own training data with the module's own
+    `training_step`, the grown weights are written, and the network is swapped. Optimizers and
+    schedulers go on; grown parameters start with fresh optimizer state. What the module logs,
+    counts and draws is not disturbed. At the end of `fit` a report is printed and written into the
+    log folder: `growth_report.json`, `growth_report.md`, `growth.png`.
+
+    All that can be known to fail is refused before the first optimizer step.
+
+    Example:
+        >>> large = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4}}
+        >>> callback = GrowthCallback([Growth(to=large, fraction=0.5)], attribute="head")
+
+    Args:
+        growths: what to grow to and when, in order.
+        attribute: where the network is in the LightningModule; may be dotted.
+        method: a name of `METHODS`: how the operator starts and what of it is learned.
+        steps: of learning the operator; the method's own number by default.
+        learning_rate: of learning the operator; the method's own by default.
+        monitor: the validation metric of the report; by default the one that the first
+            ModelCheckpoint or EarlyStopping monitors, or the first that is logged.
+        seed: of everything random in a growth.
+
+    Raises:
+        ValueError: at once for an unknown method, no growths, or settings of learning for a method
+            that learns nothing; at the start of `fit` for all else.
+    """
+
+    def __init__(
+        self,
+        growths: list[Growth],
+        attribute: str = "network",
+        method: str = "ligo",
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        monitor: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not growths:
+            raise ValueError("GrowthCallback has no growths; give at least one")
+        self.growths = list(growths)
+        self.attribute = attribute
+        self.method = method_named(method)
+        self.monitor = monitor
+        self.seed = seed
+        learns = self.method.learns != "nothing"
+        if not learns and (steps or learning_rate):
+            raise ValueError(
+                f"method {method!r} learns nothing, found steps={steps} and learning_rate="
+                f"{learning_rate}; leave them out, or take a method that learns"
+            )
+        self.steps = self.method.steps if steps is None else steps
+        self.learning_rate = self.method.learning_rate if learning_rate is None else learning_rate
+        if self.steps < 0 or (self.steps > 0 and not self.learning_rate > 0):
+            raise ValueError(
+                f"an operator cannot be learned for steps={self.steps} at learning_rate="
+                f"{self.learning_rate}; give 0 or more steps and a rate above 0"
+            )
+        self._kept: WeakKeyDictionary[LightningModule, nn.Module] = WeakKeyDictionary()
+        self._patched: list[tuple[object, str]] = []
+        self._groups: list[list[list[str]]] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start a new run."""
+        self._records: list[dict[str, Any]] = []
+        self._curve: list[list[float | None]] = []  # step, metric, operations so far
+        self._flops = TrainingFlops()
+        self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
+        self._due: dict[int, int | None] = {}  # growths done before it -> at which step
+        self._larger: list[nn.Module] = []  # of the growths to come, on the meta device
+        self._plans: dict[int, Plan] = {}
+
+    # Before training ------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._undo_patches()
+        record, small = record_of(pl_module), described(pl_module, self.attribute)
+        if stage == "fit" and trainer.global_step == 0:
+            self._forget()
+            if record is not None and record["size"] > 0:
+                self._kept.pop(pl_module, None)
+                small = record["networks"][-1]
+            record = None
+        if record is None:
+            record = {"attribute": self.attribute, "size": 0, "networks": [small]}
+        set_record(pl_module, record)
+        self._patch(trainer, "load_checkpoint", self._load_checkpoint)
+        if stage == "fit":
+            self._patch(trainer, "setup_optimizers", self._setup_optimizers)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_trainer(trainer, type(self))
+        check_module(pl_module)
+        check_network(pl_module, self.attribute)
+        self._larger = []
+        size = self._size(pl_module)
+        for number, description in enumerate(self._sizes(pl_module)[size + 1 :], size + 1):
+            assert description is not None
+            with isolated_random(self.seed), _of_growth(number, self.growths[number - 1]):
+                try:
+                    self._larger.append(build(description, device="meta"))
+                except ValueError:  # some constructors compute with their weights
+                    self._larger.append(build(description))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        size = self._size(pl_module)
+        check_optimizers_can_change(trainer.optimizers)
+        check_every_parameter_once(trainer, pl_module)
+        if self.steps > 0:
+            assert trainer.fit_loop._combined_loader is not None
+            for loader in trainer.fit_loop._combined_loader.flattened:
+                read_again(loader)
+        self._due = {}
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            steps = resolve(self.growths, _run(trainer), size)
+            self._due = dict(enumerate(steps, size))
+
+    def _examine(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Pair the network with all that it will become, on what it is called with in training."""
+        network = find_network(pl_module, self.attribute)
+        calls: list[Any] = []
+
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not calls:
+                calls.append(_detached(network, (args, kwargs)))
+
+        with contained(trainer, pl_module, self.seed):
+            hook = network.register_forward_pre_hook(remember, with_kwargs=True)
+            try:
+                output = training_output(trainer, batch, batch_idx)
+            finally:
+                hook.remove()
+            if not calls:
+                raise ValueError(
+                    f"training_step never calls self.{self.attribute}(...), so it cannot be seen "
+                    "what the network is called with; call the network itself, not its forward or "
+                    "its parts"
+                )
+            if self.steps > 0:
+                training_loss(output)
+            args, kwargs = calls[0]
+            size, smaller = self._size(pl_module), network
+            for number, larger in enumerate(self._larger, size + 1):
+                with _of_growth(number, self.growths[number - 1]):
+                    self._plans[number] = pair(smaller, larger, *args, **kwargs)
+                smaller = larger
+        self._larger = []
+
+    # Training -------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._larger:
+            self._examine(trainer, pl_module, batch, batch_idx)
+        size = self._size(pl_module)
+        if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
+            self._grow(trainer, pl_module)
+        self._flops.start(batch, self._size(pl_module))
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self._flops.stop()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._flops.stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        if self.monitor is not None and self.monitor not in validation_names(trainer):
+            raise ValueError(
+                f"the validation did not log the metric {self.monitor!r} that GrowthCallback "
+                f"monitors; it logged: {', '.join(validation_names(trainer)) or 'nothing'}"
+            )
+        if not trainer.sanity_checking:
+            self._note(trainer, validation_metrics(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._records:
+            self._measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._records or not trainer.is_global_zero:
+            return
+        metrics = self._measured[1] if self._measured else {}
+        report = growth_report(self._records, self._flops.totals, metrics, _checkpoint(trainer))
+        folder = write_report(report, self._curve, trainer.log_dir or trainer.default_root_dir)
+        show_report(report, folder)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
+        self._flops.abort()
+        self._undo_patches()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._flops.abort()
+        self._undo_patches()
+
+    # Growth ---------------------------------------------------------------------------------------
+
+    def _is_due(self, trainer: Trainer, size: int) -> bool:
+        if size not in self._due:
+            return False
+        growth, step = self.growths[size], self._due[size]
+        if growth.epoch is not None:
+            return trainer.current_epoch >= growth.epoch
+        return step is not None and trainer.global_step >= step
+
+    def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        started = time.monotonic()
+        size = self._size(pl_module)
+        seed, plan = self.seed * 65537 + size, self._plans[size + 1]
+        description = self._sizes(pl_module)[size + 1]
+        bar_is_shown = _shows_progress(trainer)
+        before = self._measure(trainer, pl_module)
+        small = find_network(pl_module, self.attribute)
+        with contained(trainer, pl_module, seed):
+            assert description is not None
+            operator = Operator(plan, small, self.method, seed)
+            parents = _parents(operator)
+            large = conform(trainer, small, build(description), parents)
+            set_network(pl_module, self.attribute, large)
+            losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
+            operator.bake(large)
+        with contained(trainer, pl_module, seed):
+            set_network(pl_module, self.attribute, large)
+            after = evaluate(trainer) if trainer.enable_validation else {}
+        kept = swap(trainer, pl_module, self.attribute, large, parents)
+        self._remember(pl_module, small)
+        name = self._name(trainer, before)
+        value, grown_value = before.get(name or ""), after.get(name or "")
+        coefficients, steps = operator.coefficients, len(losses)
+        self._records.append({
+            "step": trainer.global_step,
+            "method": self.method.name,
+            "parameters": {"small": _count(small), "large": _count(large)},
+            "axes": {axis: list(lengths) for axis, lengths in plan.axes.items()},
+            "stacks": {stack: list(depths) for stack, depths in plan.stacks.items()},
+            "operator": {
+                "coefficients": coefficients,
+                "steps": steps,
+                "learning_rate": self.learning_rate if steps else None,
+            },
+            "metric": {"name": name, "before": value, "after": grown_value},
+            "flops": {"operator": flops},
+            "seconds": time.monotonic() - started,
+        })  # fmt: skip
+        self._note(trainer, after)
+        learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
+        rates = sorted({g["lr"] for o in trainer.optimizers for g in o.param_groups})
+        rank_zero_info(
+            f"Growth {size + 1} of {len(self.growths)} at step {trainer.global_step}: "
+            f"{_count(small):,} -> {_count(large):,} parameters, method {self.method.name} "
+            f"(operator: {coefficients:,} coefficients, {learned}), {name or 'no metric'}: "
+            f"{_number(value)} -> {_number(grown_value)}; optimizer state kept for "
+            f"{kept} of {len(parents)} parameters of the network, fresh for the others; learning "
+            f"rate {', '.join(f'{rate:.3g}' for rate in rates)}"
+        )
+
+    def _learn(
+        self, trainer: Trainer, pl_module: LightningModule, operator: Operator, bar_is_shown: bool
+    ) -> tuple[tuple[float, ...], int]:
+        """Learn the operator in place; the loss of every step, and the operations spent."""
+        if not self.steps or not operator.coefficients:
+            return (), 0
+        counter, first_step = FlopCounterMode(display=False), ExitStack()
+        bar = tqdm(total=self.steps, desc="Growing", leave=False, disable=not bar_is_shown)
+        batches = own_batches(trainer, pl_module)
+        numbered = enumerate(batches)
+
+        def loss(_: nn.Module, item: tuple[int, Any]) -> Tensor:
+            position, batch = item
+            return training_loss(training_output(trainer, batch, position))
+
+        def on_step(_: int, value: float) -> None:
+            first_step.close()
+            bar.set_postfix(loss=f"{value:.4g}", refresh=False)
+            bar.update()
+
+        with bar, closing(batches), first_step:
+            first_step.enter_context(counter)
+            learned = fit(
+                operator,
+                find_network(pl_module, self.attribute),
+                loss,
+                numbered,
+                steps=self.steps,
+                learning_rate=self.learning_rate,
+                warmup=min(self.method.warmup, self.steps // 2),
+                on_step=on_step,
+            )
+        return learned.losses, counter.get_total_flops() * self.steps
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The validation metrics of the network as it is, from the last validation if it was."""
+        if self._measured is None or self._measured[0] != trainer.global_step:
+            if not trainer.enable_validation:
+                return {}
+            with contained(trainer, pl_module, self.seed):
+                metrics = evaluate(trainer)
+            self._note(trainer, metrics)
+            return metrics
+        return self._measured[1]
+
+    def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """A point of the plot."""
+        self._measured = trainer.global_step, metrics
+        operators = sum(record["flops"]["operator"] for record in self._records)
+        value = metrics.get(self._name(trainer, metrics) or "")
+        self._curve.append([trainer.global_step, value, sum(self._flops.totals) + operators])
+
+    def _name(self, trainer: Trainer, metrics: dict[str, float]) -> str | None:
+        """The metric that is reported."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitored = [
+            callback.monitor
+            for callback in callbacks
+            if isinstance(callback, (ModelCheckpoint, EarlyStopping))
+        ]
+        names = [self.monitor] if self.monitor is not None else [*monitored, *metrics]
+        return next((name for name in names if name in metrics), None)
+
+    def _remember(self, pl_module: LightningModule, small: nn.Module) -> None:
+        """Have the checkpoints tell what the network is now; keep one that no one can build."""
+        record = record_of(pl_module)
+        assert record is not None
+        size = record["size"] + 1
+        networks = self._sizes(pl_module)[: size + 1]
+        if described(pl_module, self.attribute) is not None:
+            pl_module.hparams[self.attribute] = networks[size]
+        if size == 1 and networks[0] is None:
+            small.zero_grad()
+            self._kept[pl_module] = small.cpu()
+        set_record(pl_module, {**record, "size": size, "networks": networks})
+
+    def _size(self, pl_module: LightningModule) -> int:
+        """How many growths the network has been through."""
+        record = record_of(pl_module)
+        assert record is not None
+        return int(record["size"])
+
+    def _sizes(self, pl_module: LightningModule) -> list[dict[str, Any] | None]:
+        """The descriptions of all sizes of the run."""
+        record = record_of(pl_module)
+        assert record is not None
+        return sizes(record["networks"][0], self.growths)
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "records": list(self._records),
+            "curve": list(self._curve),
+            "flops": self._flops.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._records = state_dict["records"]
+        self._curve = state_dict["curve"]
+        self._flops.load_state_dict(state_dict["flops"])
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._size(pl_module) > 0:
+            checkpoint.setdefault(KEY, {})["groups"] = group_names(trainer, pl_module)
+
+    def _load_checkpoint(
+        self, original: Callable[..., dict[str, Any]], trainer: Trainer, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """In place of the strategy's: the module is given the network of the checkpoint's size."""
+        checkpoint, pl_module = original(*args, **kwargs), trainer.lightning_module
+        record = check_record(checkpoint, self.attribute, self.growths)
+        network, standing = find_network(pl_module, self.attribute), record_of(pl_module)
+        assert standing is not None
+        if record is None:
+            if standing["size"] == 0:
+                return checkpoint
+            record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
+        entry = described(pl_module, self.attribute)
+        if entry is not None and entry not in [*standing["networks"], *record["networks"]]:
+            raise ValueError(
+                f"the network {self.attribute!r} of the module is {entry}, which is none of "
+                f"{record['networks']}, the sizes of the network in the checkpoint; make the "
+                "module as it was in the run that wrote the checkpoint"
+            )
+        if record["size"] == 0 and pl_module in self._kept:
+            set_network(pl_module, self.attribute, self._kept.pop(pl_module))
+        rebuild(pl_module, {**checkpoint, KEY: record})
+        replaced = find_network(pl_module, self.attribute) is not network
+        if replaced and standing["size"] == 0 and record["networks"][0] is None:
+            self._kept[pl_module] = network
+        self._groups = record.get("groups")
+        return checkpoint
+
+    def _setup_optimizers(
+        self, original: Callable[[Trainer], None], trainer: Trainer, *_: Any
+    ) -> None:
+        """In place of the strategy's: a resumed run has the optimizers that it began with.
+
+        They are made for the small network, as they were, and then hold the parameters of the
+        large one in the groups and the order of the checkpoint, in which their state is loaded.
+        """
+        pl_module, groups = trainer.lightning_module, self._groups
+        self._groups = None
+        if groups is None:
+            return original(trainer)
+        large, small = find_network(pl_module, self.attribute), self._kept.get(pl_module)
+        if small is None:
+            description = self._sizes(pl_module)[0]
+            assert description is not None
+            with isolated_random(self.seed):
+                small = build(description)
+        set_network(pl_module, self.attribute, small.to(pl_module.device))
+        try:
+            original(trainer)
+        finally:
+            set_network(pl_module, self.attribute, large)
+            small.cpu()
+        regroup(trainer, pl_module, groups)
+
+    def _patch(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:
+        original = getattr(trainer.strategy, name)
+        setattr(trainer.strategy, name, functools.partial(wrapper, original, trainer))
+        self._patched.append((trainer.strategy, name))
+
+    def _undo_patches(self) -> None:
+        while self._patched:
+            owner, name = self._patched.pop()
+            vars(owner).pop(name, None)
+
+
+@contextmanager
+def _of_growth(number: int, growth: Growth) -> Iterator[None]:
+    """Say in an error which growth it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"growth {number} (at {growth.when}, to {growth.to}): {error}") from error
+
+
+def _run(trainer: Trainer) -> Run:
+    steps = trainer.estimated_stepping_batches
+    epochs = trainer.max_epochs
+    return Run(
+        steps=math.inf if steps == -1 else steps,
+        epochs=math.inf if epochs in (None, -1) else epochs,
+        steps_per_epoch=math.inf
+        if math.isinf(trainer.num_training_batches)
+        else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches),
+    )
+
+
+def _parents(operator: Operator) -> dict[str, list[str]]:
+    """The small parameters that each large one comes from, the one it takes after first."""
+    plan, parents = operator.plan, {}
+    takes_after = operator.parents()
+    for row in plan.rows:
+        small, large = plan.depths[row.stack] if row.stack else (1, 1)
+        mixed = row.stack and (small != large or operator.method.mixes_equal_depth)
+        for name in row.names(large):
+            others = [other for other in row.names(small) if mixed and other != takes_after[name]]
+            parents[name] = [takes_after[name], *others]
+    return parents
+
+
+def _detached(network: nn.Module, inputs: Any) -> Any:
+    """Copies of what the network was called with, in the precision of its parameters."""
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+
+    def copy(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().clone()
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return tree_map_only(Tensor, copy, inputs)
+
+
+def _shows_progress(trainer: Trainer) -> bool:
+    bar = trainer.progress_bar_callback
+    return bool(getattr(bar, "is_enabled", False)) and trainer.is_global_zero
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _checkpoint(trainer: Trainer) -> str | None:
+    """Where the run's best checkpoint is, or its last."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            return callback.best_model_path or callback.last_model_path or None
+    return None

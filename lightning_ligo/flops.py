@@ -1,0 +1,83 @@
+"""Count the floating point operations of training, with torch's own counter.
+
+A matrix product of (a x b) and (b x c) is `2 a b c`; what is no product or convolution is not
+counted, as is usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
+
+MOST = 100
+"""Kinds of batches that are counted for one network; any further ones are taken as the average."""
+
+
+class TrainingFlops:
+    """What the training steps of every size of a network cost, forward and backward.
+
+    The first batch of a kind (its tree of shapes and dtypes) is counted while it is trained on;
+    later ones of that kind are known. The optimizer is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.totals: list[int] = []  # for every size
+        self._kinds: list[dict[str, int]] = []  # for every size: kind of batch -> operations
+        self._running: tuple[FlopCounterMode, int, str] | None = None
+
+    def start(self, batch: Any, size: int) -> None:
+        """Just before a batch is trained on by the network of that size."""
+        while len(self.totals) <= size:
+            self.totals.append(0)
+            self._kinds.append({})
+        kinds, kind = self._kinds[size], kind_of(batch)
+        if kind in kinds:
+            self.totals[size] += kinds[kind]
+        elif len(kinds) >= MOST:
+            self.totals[size] += sum(kinds.values()) // len(kinds)
+        else:
+            counter = FlopCounterMode(display=False)
+            counter.__enter__()
+            self._running = counter, size, kind
+
+    def stop(self) -> None:
+        """After forward and backward; nothing happens where nothing is being counted."""
+        if self._running is not None:
+            (counter, size, kind), self._running = self._running, None
+            counter.__exit__(None, None, None)
+            self._kinds[size][kind] = counter.get_total_flops()
+            self.totals[size] += self._kinds[size][kind]
+
+    def abort(self) -> None:
+        """Stop without counting, as the step failed."""
+        if self._running is not None:
+            (counter, _, _), self._running = self._running, None
+            counter.__exit__(None, None, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"totals": list(self.totals), "kinds": [dict(kinds) for kinds in self._kinds]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.totals = list(state["totals"])
+        self._kinds = [dict(kinds) for kinds in state["kinds"]]
+
+
+def kind_of(batch: Any) -> str:
+    """The structure of a batch with the shape and dtype of every tensor.
+
+    >>> import torch
+    >>> kind_of({"x": torch.zeros(2, 3)}) == kind_of({"x": torch.ones(2, 3)})
+    True
+    >>> kind_of({"x": torch.zeros(2, 3)}) == kind_of({"x": torch.zeros(2, 4)})
+    False
+    """
+    leaves, structure = tree_flatten(batch)
+    words = [
+        f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+        for leaf in leaves
+    ]
+    return f"{structure} {' '.join(words)}"

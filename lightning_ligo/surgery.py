@@ -1,0 +1,213 @@
+"""Put a large network where a small one was, in a LightningModule that is being trained.
+
+The only file that changes a live Trainer. The optimizers, their Lightning wrappers and the
+schedulers stay the objects they were; what changes are the parameters in their groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
+from torch import nn
+from torch.optim import Optimizer
+
+Parents = Mapping[str, Sequence[str]]
+"""Large parameter name -> the small ones it comes from; the first is the one it takes after."""
+
+
+def swap(
+    trainer: Trainer, pl_module: LightningModule, attribute: str, large: nn.Module, parents: Parents
+) -> int:
+    """Replace the network at `attribute` by `large`; return how many parameters keep their state.
+
+    A large parameter joins the optimizer group that the first of its parents was in; groups are in
+    the order of `named_parameters()`. It keeps the optimizer state of its parent if that is its
+    only one, has its name and its shape; any other starts without state: its moments are zero and
+    its own steps are counted from here, so that bias correction works as at the start of a run.
+    Parameters outside the network keep their place and state. `large` is to be made alike before,
+    see `conform`.
+
+    Raises:
+        RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards.
+    """
+    small = pl_module.get_submodule(attribute)
+    groups = group_names(trainer, pl_module)
+    outer, inner = dict(pl_module.named_parameters()), dict(small.named_parameters())
+    set_network(pl_module, attribute, large)
+    first = {f"{attribute}.{name}": f"{attribute}.{names[0]}" for name, names in parents.items()}
+    order = [name for name, _ in pl_module.named_parameters()]
+    groups = [
+        [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
+        for held in groups
+    ]
+    grown = dict(large.named_parameters())
+    kept = {
+        name: inner[name]
+        for name, names in parents.items()
+        if list(names) == [name] and grown[name].shape == inner[name].shape
+    }
+    for optimizer in trainer.optimizers:
+        states = {name: optimizer.state[p] for name, p in kept.items() if p in optimizer.state}
+        for parameter in inner.values():
+            optimizer.state.pop(parameter, None)
+        for name, state in states.items():
+            optimizer.state[grown[name]] = state
+    _fill_groups(trainer, pl_module, groups, outer)
+    for parameter in grown.values():
+        parameter.grad = None
+    pl_module._metric_attributes = None  # the names of torchmetrics, which Lightning caches
+    check_every_parameter_once(trainer, pl_module)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelSummary):
+            callback.on_fit_start(trainer, pl_module)
+    return len(kept)
+
+
+def set_network(pl_module: LightningModule, attribute: str, network: nn.Module) -> None:
+    """Set a submodule by its dotted name."""
+    parent, _, name = attribute.rpartition(".")
+    setattr(pl_module.get_submodule(parent), name, network)
+
+
+def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Parents) -> nn.Module:
+    """Make `large` like `small`: device, dtypes, what is frozen, and what is in evaluation mode."""
+    inner = dict(small.named_parameters())
+    large = trainer.precision_plugin.convert_module(large).to(trainer.strategy.root_device)
+    for name, parameter in large.named_parameters():
+        parent = inner[parents[name][0]]
+        parameter.data = parameter.data.to(parent.dtype)
+        parameter.requires_grad_(parent.requires_grad)
+    modes = {name: module.training for name, module in small.named_modules()}
+    layers = _layers(parents)
+    for name, module in large.named_modules():
+        twin = name
+        for large_layer, small_layer in layers.items():
+            if f"{name}.".startswith(f"{large_layer}."):
+                twin = small_layer + name[len(large_layer) :]
+        module.training = modes.get(twin, small.training)
+    return large
+
+
+def _layers(parents: Parents) -> dict[str, str]:
+    """`{"blocks.3": "blocks.1"}` from `blocks.3.mlp.fc1.bias` and its parent in `blocks.1`."""
+    layers = {}
+    for name, (parent, *_) in parents.items():
+        mine, theirs = name.split("."), parent.split(".")
+        differ = [i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
+        if differ:
+            layers[".".join(mine[: differ[-1] + 1])] = ".".join(theirs[: differ[-1] + 1])
+    return layers
+
+
+# Optimizers ---------------------------------------------------------------------------------------
+
+
+def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[str]]]:
+    """The names of the parameters in every group of every optimizer."""
+    name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
+    return [
+        [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        for optimizer in trainer.optimizers
+    ]
+
+
+def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list[str]]]) -> None:
+    """Put the parameters of these names into the groups of the optimizers, whatever was there.
+
+    Raises:
+        ValueError: if the optimizers have other groups than the names tell.
+    """
+    found = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
+    if found != [len(names) for names in groups]:
+        raise ValueError(
+            f"the checkpoint was written with optimizers of {[len(names) for names in groups]} "
+            f"parameter groups, configure_optimizers makes {found}; resume with the optimizers "
+            "that the run began with"
+        )
+    _fill_groups(trainer, pl_module, groups, {})
+    check_every_parameter_once(trainer, pl_module)
+
+
+def _fill_groups(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    groups: list[list[list[str]]],
+    before: Mapping[str, nn.Parameter],
+) -> None:
+    parameters = dict(pl_module.named_parameters())
+    for optimizer, names_of_groups in zip(trainer.optimizers, groups, strict=True):
+        for group, names in zip(optimizer.param_groups, names_of_groups, strict=True):
+            if "param_names" in group:  # torch keeps these where it was given named parameters
+                group["param_names"] = _short(group, names, before)
+            group["params"] = [parameters[name] for name in names]
+
+
+def _short(
+    group: dict[str, Any], names: list[str], before: Mapping[str, nn.Parameter]
+) -> list[str]:
+    """The names as the optimizer was told them, which may be relative to some submodule."""
+    full_name = {parameter: name for name, parameter in before.items()}
+    for parameter, short in zip(group["params"], group["param_names"], strict=True):
+        full = full_name.get(parameter, short)
+        if full.endswith(f".{short}"):
+            return [name.removeprefix(full[: -len(short)]) for name in names]
+    return names
+
+
+def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Assert that every trainable parameter is in exactly one optimizer group.
+
+    Raises:
+        RuntimeError: naming the parameters that are not, or that the optimizers hold although the
+            module does not.
+    """
+    counts: dict[nn.Parameter, int] = {}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                counts[parameter] = counts.get(parameter, 0) + 1
+    named = dict(pl_module.named_parameters())
+    strangers = len(counts.keys() - set(named.values()))
+    problems = [
+        f"{name} is in {counts.get(parameter, 0)} groups"
+        for name, parameter in named.items()
+        if counts.get(parameter, 0) != 1 and (parameter.requires_grad or parameter in counts)
+    ]
+    if strangers:
+        problems.append(f"{strangers} parameters in the optimizers are not the module's")
+    if problems:
+        raise RuntimeError(
+            "every trainable parameter must be in exactly one optimizer group, found that "
+            f"{listed(problems)}; give each to an optimizer once, or freeze those that are not "
+            "trained with requires_grad_(False)"
+        )
+
+
+def check_optimizers_can_change(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse optimizers that keep a list of parameters besides their groups, as LBFGS does.
+
+    Raises:
+        ValueError: naming the optimizer.
+    """
+    for optimizer in optimizers:
+        for name, value in vars(optimizer).items():
+            if name in ("param_groups", "state", "defaults"):
+                continue
+            values = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            if isinstance(values, (list, tuple, set)) and any(
+                isinstance(item, nn.Parameter) for item in values
+            ):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps parameters in its own attribute {name!r}, "
+                    "which a growth cannot replace; use an optimizer that reads its param_groups, "
+                    "such as AdamW or SGD"
+                )
+
+
+def listed(words: Sequence[str], most: int = 6) -> str:
+    """Some of many words, for an error."""
+    more = [f"and {len(words) - most} more"] if len(words) > most else []
+    return ", ".join([*words[:most], *more])
