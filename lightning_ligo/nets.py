@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _KEYS = {"class_path", "init_args"}
 
@@ -85,7 +85,9 @@ def merge(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def build(description: Mapping[str, Any], device: torch.device | str | None = None) -> nn.Module:
-    """Build the network of a description, on `device` where one is given (`"meta"`: no memory).
+    """Build the network of a description, on `device` where one is given.
+
+    On `"meta"` its weights take no memory, or for a moment only, if its constructor needs values.
 
     A description can come out of a checkpoint that somebody else wrote, so not everything that can
     be imported is called: at the top a subclass of `nn.Module` or a function annotated to return
@@ -106,11 +108,38 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
             f"{class_path} cannot be built: a network is a subclass of torch.nn.Module or a "
             f"function annotated to return one, found {constructor!r}"
         )
-    with torch.device(device) if device is not None else contextlib.nullcontext():
-        network = _call(constructor, description, package=class_path.partition(".")[0])
+    package = class_path.partition(".")[0]
+    on_meta = device is not None and torch.device(device).type == "meta"
+    try:
+        with torch.device(device) if device is not None else contextlib.nullcontext():
+            network = _call(constructor, description, package)
+    except ValueError:
+        if not on_meta:
+            raise
+        # many constructors read values, such as drop rates, and "meta" has none
+        network = _call(constructor, description, package)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{class_path} returned {type(network).__name__}, not a torch.nn.Module")
+    if on_meta:
+        _to_meta(network)
     return network
+
+
+def _to_meta(network: nn.Module) -> None:
+    """Move what is not there yet to the meta device; `Module.to` would untie tied weights."""
+    moved: dict[Tensor, Tensor] = {}
+    tensors: dict[str, Any]
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or tensor.is_meta:
+                    continue
+                if tensor not in moved:
+                    empty = tensor.detach().to("meta")
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, tensor.requires_grad)
+                    moved[tensor] = empty
+                tensors[name] = moved[tensor]
 
 
 def _call(constructor: Callable[..., Any], description: Mapping[str, Any], package: str) -> Any:

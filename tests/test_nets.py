@@ -76,6 +76,28 @@ def test_on_the_meta_device_no_weight_holds_memory(description):
     assert torch.empty(0).device.type == "cpu"
 
 
+class ReadsValues(nn.Module):
+    """As many networks do, its constructor computes with tensors; its weights are tied."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+        self.embedding = nn.Embedding(5, width)
+        self.head = nn.Linear(width, 5)
+        self.head.weight = self.embedding.weight
+        self.bare = nn.Parameter(torch.ones(width), requires_grad=False)
+        self.register_buffer("scale", torch.ones(width))
+
+
+def test_a_constructor_that_reads_values_is_built_on_meta_with_its_ties():
+    network = build(describe(ReadsValues, width=4), device="meta")
+    assert network.rates == [0.0, 0.5, 1.0]
+    assert network.head.weight is network.embedding.weight
+    kept = dict(network.state_dict(keep_vars=True))
+    assert all(tensor.is_meta for tensor in kept.values())
+    assert [name for name, tensor in kept.items() if not tensor.requires_grad] == ["bare", "scale"]
+
+
 def test_a_function_annotated_to_return_a_module_is_called():
     assert build(describe(annotated, width=5)).weight.shape == (5, 5)
     assert isinstance(build({"class_path": "timm.models.resnet18"}), nn.Module)
