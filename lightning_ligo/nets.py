@@ -128,9 +128,9 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
 def _to_meta(network: nn.Module) -> None:
     """Move what is not there yet to the meta device; `Module.to` would untie tied weights."""
     moved: dict[Tensor, Tensor] = {}
-    tensors: dict[str, Any]
     for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in held:
             for name, tensor in tensors.items():
                 if tensor is None or tensor.is_meta:
                     continue
