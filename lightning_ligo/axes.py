@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +65,7 @@ class Axes:
 
     axes: dict[str, Axis]
     dims: dict[str, tuple[Product, ...]]
-    stacks: dict[str, int]
+    stacks: dict[str, Stack]
     chained: dict[str, str] = field(default_factory=dict)  # not a stack, and why
     post_norm: frozenset[str] = frozenset()  # axes on which norms stand in the stream itself
     tied: frozenset[str] = frozenset()  # axes of a table that writes and reads the same flow
@@ -110,44 +109,98 @@ def short(name: str) -> str:
 # Stacks -----------------------------------------------------------------------------------------
 
 
-def find_stacks(shapes: dict[str, Size]) -> dict[str, int]:
-    """Runs of equal modules, found from parameter names: ``{"blocks": 12}``.
+class Stack(NamedTuple):
+    """A run of equal modules, ``{path}.{start}`` and the ``depth - 1`` that follow."""
 
-    A stack is a module whose children are numbered from 0 and hold the same parameters of the same
-    shapes; within a stack no further stack is looked for.
+    path: str
+    start: int
+    depth: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.depth
+
+
+_Tree = dict[str, Any]
+
+
+def find_stacks(*networks: dict[str, Size]) -> list[dict[str, Stack]]:
+    """The runs of equal modules of one network, or those that several have in common.
+
+    A run are children of a module, numbered one after the other, that hold the same parameters of
+    the same shapes. A module whose children are one run gives its name to the stack, ``blocks``;
+    where the first child differs from the rest, as at the transitions of stages, there are
+    several, ``blocks[0]`` and ``blocks[1]``. Within a run no further one is looked for.
+
+    Args:
+        networks: the shapes of each network's parameters by name.
     """
-    tree: dict[str, Any] = {}
+    stacks: list[dict[str, Stack]] = [{} for _ in networks]
+
+    def visit(nodes: Sequence[_Tree], path: str) -> None:
+        if path and all(set(node) == set(map(str, range(len(node)))) for node in nodes):
+            runs = [_runs(node) for node in nodes]
+            if len({tuple(kind for kind, _, _ in found) for found in runs}) == 1:
+                for number, run in enumerate(zip(*runs, strict=True)):
+                    starts, depths = {start for _, start, _ in run}, {depth for _, _, depth in run}
+                    if depths == {1} and len(starts) == 1 and len(runs[0]) > 1:
+                        start = str(starts.pop())
+                        visit([node[start] for node in nodes], f"{path}.{start}")
+                        continue
+                    name = path if len(runs[0]) == 1 else f"{path}[{number}]"
+                    for mine, (_, start, depth) in zip(stacks, run, strict=True):
+                        mine[name] = Stack(path, start, depth)
+                return
+        for name, child in nodes[0].items():
+            children = [node.get(name) for node in nodes]
+            if isinstance(child, dict) and all(isinstance(other, dict) for other in children):
+                visit([other for other in children if other], f"{path}.{name}".lstrip("."))
+
+    visit([_tree(shapes) for shapes in networks], "")
+    return stacks
+
+
+def _tree(shapes: dict[str, Size]) -> _Tree:
+    tree: _Tree = {}
     for name, shape in shapes.items():
         *path, last = name.split(".")
         node = tree
         for part in path:
             node = node.setdefault(part, {})
         node[last] = tuple(shape)
-    stacks: dict[str, int] = {}
-
-    def visit(node: dict[str, Any], path: list[str]) -> None:
-        children = list(node.values())
-        numbered = set(node) == set(map(str, range(len(node))))
-        if path and numbered and all(c == children[0] and isinstance(c, dict) for c in children):
-            stacks[".".join(path)] = len(children)
-            return
-        for name, child in node.items():
-            if isinstance(child, dict):
-                visit(child, [*path, name])
-
-    visit(tree, [])
-    return stacks
+    return tree
 
 
-def pattern_of(name: str, stacks: Iterable[str]) -> tuple[str, str | None, int | None]:
-    """A parameter's pattern, its stack and its layer.
+def _runs(node: _Tree) -> list[tuple[str, int, int]]:
+    """(what it holds, start, depth) of each run of equal children."""
+    runs: list[tuple[str, int, int]] = []
+    for number in range(len(node)):
+        child = node[str(number)]
+        if runs and isinstance(child, dict) and child == node[str(runs[-1][1])]:
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+        else:
+            runs.append((_kind(child), number, 1))
+    return runs
 
-    >>> pattern_of("blocks.3.mlp.fc1.bias", ["blocks"])
+
+def _kind(node: Any) -> str:
+    """The names of what a module holds, whatever their shapes."""
+    if not isinstance(node, dict):
+        return ""
+    return f"({' '.join(f'{name}{_kind(child)}' for name, child in node.items())})"
+
+
+def pattern_of(name: str, stacks: dict[str, Stack]) -> tuple[str, str | None, int | None]:
+    """A parameter's pattern, its stack and its layer in the stack.
+
+    >>> pattern_of("blocks.3.mlp.fc1.bias", {"blocks": Stack("blocks", 0, 12)})
     ('blocks.*.mlp.fc1.bias', 'blocks', 3)
     """
-    for stack in stacks:
-        if match := re.match(rf"{re.escape(stack)}\.(\d+)\.(.+)", name):
-            return f"{stack}.*.{match[2]}", stack, int(match[1])
+    for title, stack in stacks.items():
+        if name.startswith(f"{stack.path}."):
+            number, _, rest = name.removeprefix(f"{stack.path}.").partition(".")
+            if number.isdigit() and stack.start <= int(number) < stack.stop:
+                return f"{title}.*.{rest}", title, int(number) - stack.start
     return name, None, None
 
 
@@ -171,21 +224,29 @@ class _Member(NamedTuple):
 _Places = dict[Factor, list[_Member]]
 
 
-def name_axes(tracer: Tracer) -> Axes:
-    """Name what a tracer has seen."""
-    shapes = {name: tensor.shape for name, tensor in tracer.network.named_parameters()}
-    stacks = find_stacks(shapes)
+def name_axes(*tracers: Tracer) -> list[Axes]:
+    """Name what tracers have seen: the same names for the same places, whatever the lengths."""
+    stacks = find_stacks(
+        *(
+            {name: tensor.shape for name, tensor in tracer.network.named_parameters()}
+            for tracer in tracers
+        )
+    )
     chained: dict[str, str] = {}
     while True:
-        places = _places(tracer, stacks)
-        broken = _chained(places)
+        places = [_places(*pair) for pair in zip(tracers, stacks, strict=True)]
+        broken = next((stack for these in places if (stack := _chained(these))), None)
         if broken is None:
-            return _named(tracer, stacks, chained, places)
+            return [
+                _named(tracer, mine, chained, these)
+                for tracer, mine, these in zip(tracers, stacks, places, strict=True)
+            ]
         chained[broken] = (
             f"the modules of {broken} are chained, each with axes of its own towards the next, "
             "and not parallel to one stream that passes them all"
         )
-        del stacks[broken]
+        for mine in stacks:
+            del mine[broken]
 
 
 def _leaves(items: Dim) -> Iterator[Item]:
@@ -198,7 +259,7 @@ def _leaves(items: Dim) -> Iterator[Item]:
             yield leaf
 
 
-def _places(tracer: Tracer, stacks: dict[str, int]) -> _Places:
+def _places(tracer: Tracer, stacks: dict[str, Stack]) -> _Places:
     places: _Places = {}
     for name, dims in tracer.parameters.items():
         pattern, stack, layer = pattern_of(name, stacks)
@@ -228,7 +289,7 @@ def _chained(places: _Places) -> str | None:
 
 
 def _named(
-    tracer: Tracer, stacks: dict[str, int], chained: dict[str, str], places: _Places
+    tracer: Tracer, stacks: dict[str, Stack], chained: dict[str, str], places: _Places
 ) -> Axes:
     roles: dict[Factor, set[str]] = {}
     for use in tracer.uses:
@@ -313,7 +374,7 @@ class _Flows:
     before the head carries the shares.
     """
 
-    def __init__(self, tracer: Tracer, stacks: dict[str, int]) -> None:
+    def __init__(self, tracer: Tracer, stacks: dict[str, Stack]) -> None:
         self._uses: dict[tuple[str, int], list[Any]] = {}
         for use in tracer.uses:
             self._uses.setdefault((use.owner.name, use.owner.dim), []).append(use)
@@ -363,7 +424,7 @@ class _Flows:
             return self._flipped[flow]
         return int(bool(flow.normed_into) and flow not in self._after_norm)
 
-    def _merge(self, own: list[Item], stacks: dict[str, int]) -> dict[Flow, str]:
+    def _merge(self, own: list[Item], stacks: dict[str, Stack]) -> dict[Flow, str]:
         """The first writer of each flow, after joining what comes out of norms to what goes in."""
         joined: dict[Flow, Flow] = {}
 

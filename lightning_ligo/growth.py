@@ -58,7 +58,7 @@ class Operator(nn.Module):
         device = next(iter(tensors.values())).device
         self._small: dict[str, Tensor] = {}  # (l, *shape): the small parameter of every layer
         for row in (*plan.rows, *plan.buffers):
-            layers = [tensors[name].detach() for name in row.names(self._depth(row)[0])]
+            layers = [tensors[name].detach() for name in row.small_names]
             self._small[row.pattern] = torch.stack(layers)
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
         half = floats[0] in (torch.float16, torch.bfloat16)
@@ -88,9 +88,7 @@ class Operator(nn.Module):
         return {
             name: tensor
             for row in self.plan.rows
-            for name, tensor in zip(
-                row.names(self._depth(row)[1]), self._grow(row).unbind(), strict=True
-            )
+            for name, tensor in zip(row.large_names, self._grow(row).unbind(), strict=True)
         }
 
     @torch.no_grad()
@@ -101,18 +99,18 @@ class Operator(nn.Module):
             tensors[name].copy_(tensor)
         for row in self.plan.buffers:
             grown = self._grow(row) if row.dims else self._small[row.pattern][self._sources(row)]
-            for name, tensor in zip(row.names(self._depth(row)[1]), grown, strict=True):
+            for name, tensor in zip(row.large_names, grown, strict=True):
                 tensors[name].copy_(tensor)
 
-    def parents(self) -> dict[str, str]:
-        """The small parameter that each large one comes from, the first where it mixes several."""
-        return {
-            name: row.names(self._depth(row)[0])[source]
-            for row in self.plan.rows
-            for name, source in zip(
-                row.names(self._depth(row)[1]), self._sources(row).tolist(), strict=True
-            )
-        }
+    def parents(self) -> dict[str, list[str]]:
+        """The small parameters that each large one comes from, the one it takes after first."""
+        parents = {}
+        for row in self.plan.rows:
+            for name, source in zip(row.large_names, self._sources(row).tolist(), strict=True):
+                first = row.small_names[source]
+                mixed = [other for other in row.small_names if other != first]
+                parents[name] = [first, *(mixed if self._mixed(row) else [])]
+        return parents
 
     # Rows ----------------------------------------------------------------------------------
 

@@ -22,13 +22,8 @@ class Row:
     small: Size  # of one layer
     large: Size
     dims: tuple[Product, ...]
-
-    def names(self, depth: int) -> list[str]:
-        """The parameters of a network whose stack has ``depth`` layers."""
-        if self.stack is None:
-            return [self.pattern]
-        rest = self.pattern.removeprefix(f"{self.stack}.*.")
-        return [f"{self.stack}.{layer}.{rest}" for layer in range(depth)]
+    small_names: tuple[str, ...]  # of every layer
+    large_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,9 +52,8 @@ class Plan:
         """How many parameters the small and the large network have."""
         small = large = 0
         for row in self.rows:
-            depths = self.depths[row.stack] if row.stack else (1, 1)
-            small += depths[0] * math.prod(row.small)
-            large += depths[1] * math.prod(row.large)
+            small += len(row.small_names) * math.prod(row.small)
+            large += len(row.large_names) * math.prod(row.large)
         return small, large
 
     def grows(self, product: Product) -> bool:
@@ -115,7 +109,7 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with the "
             f"same inputs it fails with {type(error).__name__}: {error}"
         ) from error
-    ours, theirs = name_axes(first), name_axes(second)
+    ours, theirs = name_axes(first, second)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
     problems = _problems(ours, theirs, small_shapes, large_shapes)
     if not problems and first.outputs and second.outputs:
@@ -134,12 +128,23 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
     buffers: list[Row] = []
     for pattern, shape in large_shapes.items():
         stack = next((s for s in theirs.stacks if pattern.startswith(f"{s}.*.")), None)
-        row = Row(pattern, stack, small_shapes[pattern], shape, theirs.dims.get(pattern, ()))
+        names = [_names(pattern, stack, axes) for axes in (ours, theirs)]
+        dims = theirs.dims.get(pattern, ())
+        row = Row(pattern, stack, small_shapes[pattern], shape, dims, *names)
         (rows if pattern in parameters else buffers).append(row)
-    depths = {stack: (ours.stacks[stack], depth) for stack, depth in theirs.stacks.items()}
+    depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
     inexact = tuple(_inexact(plan, theirs, large))
     return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact)
+
+
+def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
+    """The parameters of every layer under a pattern."""
+    if stack is None:
+        return (pattern,)
+    path, start, depth = axes.stacks[stack]
+    rest = pattern.removeprefix(f"{stack}.*.")
+    return tuple(f"{path}.{start + layer}.{rest}" for layer in range(depth))
 
 
 def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
@@ -166,11 +171,11 @@ def _problems(
         for stack, reason in chained.items()
         if problems and any(name.startswith(f"{stack}.") for name in [*lost, *added])
     ]
-    for stack in ours.stacks.keys() & theirs.stacks.keys():
-        if ours.stacks[stack] > theirs.stacks[stack]:
+    for name, stack in theirs.stacks.items():
+        if ours.stacks[name].depth > stack.depth:
             problems.append(
-                f"{stack} has {ours.stacks[stack]} layers in the small network and only "
-                f"{theirs.stacks[stack]} in the large one; a network grows, it does not shrink"
+                f"{name} has {ours.stacks[name].depth} layers in the small network and only "
+                f"{stack.depth} in the large one; a network grows, it does not shrink"
             )
     for pattern in small.keys() & large.keys():
         problems += _mismatch(pattern, ours, theirs, small[pattern], large[pattern])

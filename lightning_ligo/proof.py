@@ -39,7 +39,7 @@ def prove(
         Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs)
     )
     tracer = watch(network, args, kwargs)
-    named = name_axes(tracer)
+    named = name_axes(tracer)[0]
     wanted = [name for name, axis in named.axes.items() if axis.length > 1]
     before, errors = tracer.outputs[0], {}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -39,7 +39,7 @@ def trace(network: nn.Module, *args: Any, **kwargs: Any) -> Axes:
         2.weight  out hidden
         2.bias    out
     """
-    return name_axes(watch(network, args, kwargs))
+    return name_axes(watch(network, args, kwargs))[0]
 
 
 def watch(

@@ -145,8 +145,8 @@ def test_parents_follow_the_layers():
     plan = ligo.pair(small, large, **IMAGES)
     parents = ligo.Operator(plan, small, "lossless").parents()
     assert parents.keys() == dict(large.named_parameters()).keys()
-    assert parents["blocks.3.norm1.weight"] == "blocks.1.norm1.weight"
-    assert parents["norm.weight"] == "norm.weight"
+    assert parents["blocks.3.norm1.weight"] == ["blocks.1.norm1.weight", "blocks.0.norm1.weight"]
+    assert parents["norm.weight"] == ["norm.weight"]
 
 
 def test_buffers_are_kept():

@@ -287,7 +287,7 @@ class GrowthCallback(Callback):
         with contained(trainer, pl_module, seed):
             assert description is not None
             operator = Operator(plan, small, self.method, seed)
-            parents = _parents(operator)
+            parents = operator.parents()
             large = conform(trainer, small, build(description), parents)
             set_network(pl_module, self.attribute, large)
             losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
@@ -519,19 +519,6 @@ def _run(trainer: Trainer) -> Run:
         if math.isinf(trainer.num_training_batches)
         else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches),
     )
-
-
-def _parents(operator: Operator) -> dict[str, list[str]]:
-    """The small parameters that each large one comes from, the one it takes after first."""
-    plan, parents = operator.plan, {}
-    takes_after = operator.parents()
-    for row in plan.rows:
-        small, large = plan.depths[row.stack] if row.stack else (1, 1)
-        mixed = row.stack and (small != large or operator.method.mixes_equal_depth)
-        for name in row.names(large):
-            others = [other for other in row.names(small) if mixed and other != takes_after[name]]
-            parents[name] = [takes_after[name], *others]
-    return parents
 
 
 def _detached(network: nn.Module, inputs: Any) -> Any:
