@@ -1,11 +1,16 @@
 """Grow a network while it trains, by learned linear maps of its weights."""
 
 from lightning_ligo.axes import Axes, Axis
+from lightning_ligo.callbacks.growth import GrowthCallback
+from lightning_ligo.checkpoint import rebuild
 from lightning_ligo.fit import Fit, fit, grow
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import METHODS, Method
+from lightning_ligo.modules import ImageClassifier, LanguageModel
+from lightning_ligo.nets import build, describe
 from lightning_ligo.plan import Plan, pair
 from lightning_ligo.proof import prove
+from lightning_ligo.schedule import Growth
 from lightning_ligo.trace import trace
 
 __all__ = [
@@ -13,12 +18,19 @@ __all__ = [
     "Axes",
     "Axis",
     "Fit",
+    "Growth",
+    "GrowthCallback",
+    "ImageClassifier",
+    "LanguageModel",
     "Method",
     "Operator",
     "Plan",
+    "build",
+    "describe",
     "fit",
     "grow",
     "pair",
     "prove",
+    "rebuild",
     "trace",
 ]
