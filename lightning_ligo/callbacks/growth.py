@@ -166,10 +166,7 @@ class GrowthCallback(Callback):
         for number, description in enumerate(self._sizes(pl_module)[size + 1 :], size + 1):
             assert description is not None
             with isolated_random(self.seed), _of_growth(number, self.growths[number - 1]):
-                try:
-                    self._larger.append(build(description, device="meta"))
-                except ValueError:  # some constructors compute with their weights
-                    self._larger.append(build(description))
+                self._larger.append(build(description, device="meta"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         size = self._size(pl_module)

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+
+from lightning_ligo.schedule import Growth, Run, resolve
+
+RUN = Run(steps=100, epochs=10, steps_per_epoch=10)
+ENDLESS = Run(steps=math.inf, epochs=math.inf, steps_per_epoch=math.inf)
+
+
+def grow(**when):
+    return Growth(to={}, **when)
+
+
+@pytest.mark.parametrize(
+    ("when", "step"),
+    [
+        ({"step": 0}, 0),
+        ({"step": 99}, 99),
+        ({"epoch": 0}, 0),
+        ({"epoch": 3}, 30),
+        ({"fraction": 0.4}, 40),
+        ({"fraction": 0.29}, 29),
+        ({"fraction": 0.999}, 99),
+    ],
+)
+def test_a_moment_is_an_optimizer_step(when, step):
+    assert resolve([grow(**when)], RUN) == [step]
+
+
+def test_a_run_without_end_takes_steps_and_epochs():
+    assert resolve([grow(step=7)], ENDLESS) == [7]
+    assert resolve([grow(epoch=2)], ENDLESS) == [None]
+
+
+def test_growths_that_are_done_are_not_checked_again():
+    assert resolve([grow(step=500), grow(step=60)], RUN, done=1) == [60]
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ({}, "found none of them; give exactly one of step, epoch and fraction"),
+        ({"step": 1, "epoch": 1}, "found step=1, epoch=1; give exactly one"),
+        ({"fraction": 0.0}, "give a fraction between 0 and 1"),
+        ({"fraction": 1.0}, "give a fraction between 0 and 1"),
+        ({"step": -1}, "step -1 is before the run"),
+        ({"epoch": -1}, "epoch -1 is before the run"),
+    ],
+)
+def test_a_growth_without_one_moment_is_refused(when, message):
+    with pytest.raises(ValueError, match=message):
+        grow(**when)
+
+
+@pytest.mark.parametrize(
+    ("growths", "run", "message"),
+    [
+        ([grow(step=100)], RUN, "growth 1 is due at step 100, and the run has only 100 optimizer"),
+        ([grow(epoch=10)], RUN, "growth 1 is due at epoch 10, and the run has only 10 epochs"),
+        ([grow(epoch=10)], Run(50, 20, 10), "epoch 10, which is step 100, and the run has only 50"),
+        ([grow(fraction=0.5)], ENDLESS, "fraction 0.5 of the run, and this run has no known end"),
+        ([grow(step=30), grow(epoch=3)], RUN, r"growth 1 \(step 30\) and growth 2 \(epoch 3\) are"),
+        ([grow(step=30), grow(step=20)], RUN, "at step 30, after growth 2 .* in the order"),
+        ([grow(epoch=3), grow(epoch=3)], ENDLESS, "epochs 3, 3; give each a later epoch"),
+        ([grow(epoch=3), grow(epoch=1)], ENDLESS, "epochs 3, 1; give each a later epoch"),
+    ],
+)
+def test_growths_outside_the_run_or_out_of_order_are_refused(growths, run, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(growths, run)
