@@ -45,8 +45,8 @@ def contained(trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterat
         if trainer.datamodule is not None:  # type: ignore[attr-defined]
             keeper.keep_data(trainer.datamodule)  # type: ignore[attr-defined]
         loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop)
-        for loader in [loop._combined_loader for loop in loops if loop._combined_loader]:
-            for dataloader in loader.flattened:
+        for loader in [loop._combined_loader for loop in loops]:
+            for dataloader in loader.flattened if loader is not None else []:
                 keeper.keep_data(dataloader)
         _silence(trainer, stack)
         keeper.seed(seed)
