@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from torch import Size
+from typing import Any, NamedTuple
 
 from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, leaves, segments
-
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
+from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import Use as Seen
+from lightning_ligo.stacks import Stack, find_stacks, pattern_of
 
 
 @dataclass(frozen=True)
@@ -106,104 +104,6 @@ def short(name: str) -> str:
     return name.rsplit(".", 1)[-1] if not name[-1].isdigit() else ".".join(name.split(".")[-2:])
 
 
-# Stacks -----------------------------------------------------------------------------------------
-
-
-class Stack(NamedTuple):
-    """A run of equal modules, ``{path}.{start}`` and the ``depth - 1`` that follow."""
-
-    path: str
-    start: int
-    depth: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.depth
-
-
-_Tree = dict[str, Any]
-
-
-def find_stacks(*networks: dict[str, Size]) -> list[dict[str, Stack]]:
-    """The runs of equal modules of one network, or those that several have in common.
-
-    A run are children of a module, numbered one after the other, that hold the same parameters of
-    the same shapes. A module whose children are one run gives its name to the stack, ``blocks``;
-    where the first child differs from the rest, as at the transitions of stages, there are
-    several, ``blocks[0]`` and ``blocks[1]``. Within a run no further one is looked for.
-
-    Args:
-        networks: the shapes of each network's parameters by name.
-    """
-    stacks: list[dict[str, Stack]] = [{} for _ in networks]
-
-    def visit(nodes: Sequence[_Tree], path: str) -> None:
-        if path and all(set(node) == set(map(str, range(len(node)))) for node in nodes):
-            runs = [_runs(node) for node in nodes]
-            if len({tuple(kind for kind, _, _ in found) for found in runs}) == 1:
-                for number, run in enumerate(zip(*runs, strict=True)):
-                    starts, depths = {start for _, start, _ in run}, {depth for _, _, depth in run}
-                    if depths == {1} and len(starts) == 1 and len(runs[0]) > 1:
-                        start = str(starts.pop())
-                        visit([node[start] for node in nodes], f"{path}.{start}")
-                        continue
-                    name = path if len(runs[0]) == 1 else f"{path}[{number}]"
-                    for mine, (_, start, depth) in zip(stacks, run, strict=True):
-                        mine[name] = Stack(path, start, depth)
-                return
-        for name, child in nodes[0].items():
-            children = [node.get(name) for node in nodes]
-            if isinstance(child, dict) and all(isinstance(other, dict) for other in children):
-                visit([other for other in children if other], f"{path}.{name}".lstrip("."))
-
-    visit([_tree(shapes) for shapes in networks], "")
-    return stacks
-
-
-def _tree(shapes: dict[str, Size]) -> _Tree:
-    tree: _Tree = {}
-    for name, shape in shapes.items():
-        *path, last = name.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = tuple(shape)
-    return tree
-
-
-def _runs(node: _Tree) -> list[tuple[str, int, int]]:
-    """(what it holds, start, depth) of each run of equal children."""
-    runs: list[tuple[str, int, int]] = []
-    for number in range(len(node)):
-        child = node[str(number)]
-        if runs and isinstance(child, dict) and child == node[str(runs[-1][1])]:
-            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
-        else:
-            runs.append((_kind(child), number, 1))
-    return runs
-
-
-def _kind(node: Any) -> str:
-    """The names of what a module holds, whatever their shapes."""
-    if not isinstance(node, dict):
-        return ""
-    return f"({' '.join(f'{name}{_kind(child)}' for name, child in node.items())})"
-
-
-def pattern_of(name: str, stacks: dict[str, Stack]) -> tuple[str, str | None, int | None]:
-    """A parameter's pattern, its stack and its layer in the stack.
-
-    >>> pattern_of("blocks.3.mlp.fc1.bias", {"blocks": Stack("blocks", 0, 12)})
-    ('blocks.*.mlp.fc1.bias', 'blocks', 3)
-    """
-    for title, stack in stacks.items():
-        if name.startswith(f"{stack.path}."):
-            number, _, rest = name.removeprefix(f"{stack.path}.").partition(".")
-            if number.isdigit() and stack.start <= int(number) < stack.stop:
-                return f"{title}.*.{rest}", title, int(number) - stack.start
-    return name, None, None
-
-
 # Names ------------------------------------------------------------------------------------------
 
 
@@ -224,22 +124,17 @@ class _Member(NamedTuple):
 _Places = dict[Factor, list[_Member]]
 
 
-def name_axes(*tracers: Tracer) -> list[Axes]:
-    """Name what tracers have seen: the same names for the same places, whatever the lengths."""
-    stacks = find_stacks(
-        *(
-            {name: tensor.shape for name, tensor in tracer.network.named_parameters()}
-            for tracer in tracers
-        )
-    )
+def name_axes(*ledgers: Ledger) -> list[Axes]:
+    """Name what forwards have shown: the same names for the same places, whatever the lengths."""
+    stacks = find_stacks(*(ledger.shapes for ledger in ledgers))
     chained: dict[str, str] = {}
     while True:
-        places = [_places(*pair) for pair in zip(tracers, stacks, strict=True)]
+        places = [_places(*pair) for pair in zip(ledgers, stacks, strict=True)]
         broken = next((stack for these in places if (stack := _chained(these))), None)
         if broken is None:
             return [
-                _named(tracer, mine, chained, these)
-                for tracer, mine, these in zip(tracers, stacks, places, strict=True)
+                _named(ledger, mine, chained, these)
+                for ledger, mine, these in zip(ledgers, stacks, places, strict=True)
             ]
         chained[broken] = (
             f"the modules of {broken} are chained, each with axes of its own towards the next, "
@@ -259,9 +154,9 @@ def _leaves(items: Dim) -> Iterator[Item]:
             yield leaf
 
 
-def _places(tracer: Tracer, stacks: dict[str, Stack]) -> _Places:
+def _places(ledger: Ledger, stacks: dict[str, Stack]) -> _Places:
     places: _Places = {}
-    for name, dims in tracer.parameters.items():
+    for name, dims in ledger.parameters.items():
         pattern, stack, layer = pattern_of(name, stacks)
         for dim, items in enumerate(dims):
             for position, item in enumerate(_leaves(items)):
@@ -289,10 +184,10 @@ def _chained(places: _Places) -> str | None:
 
 
 def _named(
-    tracer: Tracer, stacks: dict[str, Stack], chained: dict[str, str], places: _Places
+    ledger: Ledger, stacks: dict[str, Stack], chained: dict[str, str], places: _Places
 ) -> Axes:
     roles: dict[Factor, set[str]] = {}
-    for use in tracer.uses:
+    for use in ledger.uses:
         for end in ends([Item(use.factor, None)]):
             roles.setdefault(end.factor, set()).add(use.role)
     axes: dict[str, Axis] = {}
@@ -314,7 +209,7 @@ def _named(
         pinned = pinned or (None if read else "it is the network's output")
         names[factor] = name
         axes[name] = Axis(name, factor.size, local, pinned, factor.normed, factor.inner)
-    flows = _Flows(tracer, stacks)
+    flows = _Flows(ledger, stacks)
 
     def build(items: Dim) -> Product:
         return tuple(
@@ -325,13 +220,13 @@ def _named(
         )
 
     dims: dict[str, tuple[Product, ...]] = {}
-    for name, parameter in tracer.parameters.items():
+    for name, parameter in ledger.parameters.items():
         pattern = pattern_of(name, stacks)[0]
         if pattern not in dims:
             dims[pattern] = tuple(build(items) for items in parameter)
     own = [
         (flows.flow(leaf), names[leaf.factor])
-        for parameter in tracer.parameters.values()
+        for parameter in ledger.parameters.values()
         for items in parameter
         for leaf in _leaves(items)
     ]
@@ -374,12 +269,12 @@ class _Flows:
     before the head carries the shares.
     """
 
-    def __init__(self, tracer: Tracer, stacks: dict[str, Stack]) -> None:
-        self._uses: dict[tuple[str, int], list[Any]] = {}
-        for use in tracer.uses:
+    def __init__(self, ledger: Ledger, stacks: dict[str, Stack]) -> None:
+        self._uses: dict[tuple[str, int], list[Seen]] = {}
+        for use in ledger.uses:
             self._uses.setdefault((use.owner.name, use.owner.dim), []).append(use)
         own = [
-            leaf for dims in tracer.parameters.values() for items in dims for leaf in _leaves(items)
+            leaf for dims in ledger.parameters.values() for items in dims for leaf in _leaves(items)
         ]
         self._after_norm: set[Flow] = set()
         in_stacks = {self.flow(leaf) for leaf in own if pattern_of(_owner(leaf).name, stacks)[1]}
@@ -406,7 +301,7 @@ class _Flows:
         assert leaf.flow is not None
         return leaf.flow.root()
 
-    def _of(self, leaf: Item) -> list[Any]:
+    def _of(self, leaf: Item) -> list[Seen]:
         """What was seen of a factor of a parameter's dimension."""
         owner = _owner(leaf)
         inside = {end.factor for end in ends([leaf])}

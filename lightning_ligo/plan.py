@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from lightning_ligo.axes import Axes, Axis, Product, Use, name_axes, pattern_of, uses_of
+from lightning_ligo.axes import Axes, Axis, Product, Use, name_axes, uses_of
+from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import watch
 
 
@@ -109,7 +110,7 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with the "
             f"same inputs it fails with {type(error).__name__}: {error}"
         ) from error
-    ours, theirs = name_axes(first, second)
+    ours, theirs = name_axes(first.ledger, second.ledger)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
     problems = _problems(ours, theirs, small_shapes, large_shapes)
     if not problems and first.outputs and second.outputs:

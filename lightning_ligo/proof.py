@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_ligo.axes import Axes, Product, Sum, Use, name_axes, pattern_of, uses_of
+from lightning_ligo.axes import Axes, Product, Sum, Use, name_axes, uses_of
+from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import watch
 
 
@@ -39,7 +40,7 @@ def prove(
         Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs)
     )
     tracer = watch(network, args, kwargs)
-    named = name_axes(tracer)[0]
+    named = name_axes(tracer.ledger)[0]
     wanted = [name for name, axis in named.axes.items() if axis.length > 1]
     before, errors = tracer.outputs[0], {}
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_ligo.axes import Axes, name_axes
-from lightning_ligo.factors import Dim, Factor, Flow, Item, Misaligned, Owner, ends, size
+from lightning_ligo.factors import Misaligned
+from lightning_ligo.ledger import CONSTANT, Ledger
 from lightning_ligo.rules import RULES, pointwise, untouched
 
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
            "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
-CONSTANT = "a constant of the network lies on it"
 
 
 def trace(network: nn.Module, *args: Any, **kwargs: Any) -> Axes:
@@ -39,7 +39,7 @@ def trace(network: nn.Module, *args: Any, **kwargs: Any) -> Axes:
         2.weight  out hidden
         2.bias    out
     """
-    return name_axes(watch(network, args, kwargs))[0]
+    return name_axes(watch(network, args, kwargs).ledger)[0]
 
 
 def watch(
@@ -58,7 +58,9 @@ def watch(
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device), (tuple(args), kwargs))
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
-            tracer.keep(tensor, tracer.unknown(tensor, pinned="it is the network's input"))
+            tracer.ledger.keep(
+                tensor, tracer.ledger.unknown(tensor, pinned="it is the network's input")
+            )
     with _evaluating(network), torch.no_grad(), tracer:
         out = network(*args, **kwargs)
     tracer.outputs = [t for t in tree_leaves(_plain(out)) if isinstance(t, Tensor)]
@@ -81,93 +83,15 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class Use(NamedTuple):
-    """One role of a factor of a parameter's dimension, seen in the forward."""
-
-    owner: Owner
-    factor: Factor
-    role: str  # produces | consumes | gain | shift | scales
-    reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
-
-
-class _Traced(NamedTuple):
-    tensor: Tensor  # held, so that its storage is not handed to another tensor
-    dims: list[Dim]
-    static: bool  # it does not depend on the network's inputs
-
-
 class Tracer(TorchDispatchMode):
     """Follow the factors of every dimension of every tensor through one forward."""
 
     def __init__(self, network: nn.Module, answers: list[Any] | None = None) -> None:
         super().__init__()
-        self.network = network
-        self.answers: list[Any] = []
+        self.ledger = Ledger(network)
+        self.answers: list[Any] = []  # the values that the network read from tensors
         self.outputs: list[Tensor] = []
-        self.parameters: dict[str, list[Dim]] = {}
-        self.uses: list[Use] = []
         self._told = list(answers or [])
-        self._traced: dict[tuple[Any, ...], _Traced] = {}
-        buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
-        for name, tensor in [*network.named_parameters(), *buffers]:
-            dims = [
-                [Item(Factor(length, owned=True), Flow(), Owner(name, dim))] if length != 1 else []
-                for dim, length in enumerate(tensor.shape)
-            ]
-            self.parameters[name] = dims
-            self.keep(tensor, dims, static=True)
-
-    # The tensors ---------------------------------------------------------------------------
-
-    def keep(self, tensor: Tensor, dims: list[Dim], static: bool = False) -> None:
-        assert [size(dim) for dim in dims] == list(tensor.shape), (dims, tensor.shape)
-        self._traced[_key(tensor)] = _Traced(tensor, dims, static)
-
-    def dims(self, tensor: Tensor) -> list[Dim]:
-        if _key(tensor) not in self._traced:
-            self.keep(tensor, self.unknown(tensor, pinned=CONSTANT), static=True)
-        return self._traced[_key(tensor)].dims
-
-    def static(self, tensor: Tensor) -> bool:
-        """Whether a tensor is made of parameters and constants only."""
-        return _key(tensor) not in self._traced or self._traced[_key(tensor)].static
-
-    def new(self, length: int, *, pinned: str | None = None) -> Dim:
-        return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []
-
-    def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
-        return [self.new(length, pinned=pinned) for length in tensor.shape]
-
-    # What is seen of parameters --------------------------------------------------------------
-
-    def record(
-        self, tensor: Tensor, role: str, items: Dim | None = None, reads: Flow | None = None
-    ) -> None:
-        """Note that the dimensions of a parameter (or only ``items``) are used in ``role``."""
-        if not self.static(tensor):
-            return
-        items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
-        for item in ends(items):
-            if item.owner is not None:
-                self.uses.append(Use(item.owner, item.factor, role, reads))
-
-    def consume(self, weights: Dim, inputs: Dim) -> None:
-        """Note that a weight's dimension is contracted with what flows in."""
-        reads = [item.flow for item in ends(inputs)]
-        for number, item in enumerate(ends(weights)):
-            if item.owner is not None:
-                read = reads[number] if number < len(reads) else None
-                self.uses.append(Use(item.owner, item.factor, "consumes", read))
-
-    def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
-        touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}
-        return [
-            name
-            for name, dims in self.parameters.items()
-            if any(id(item.factor) in touched for dim in dims for item in ends(dim))
-        ]
-
-    # The operations --------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -179,9 +103,10 @@ class Tracer(TorchDispatchMode):
             self._follow(name, func, args, kwargs, out)
         except Misaligned as error:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            names = ", ".join(self.ledger.parameters_of(tensors)) or "its inputs"
             raise ValueError(
                 f"tracing met {func} on shapes {[tuple(t.shape) for t in tensors]}, which cuts "
-                f"across the axes of {', '.join(self.parameters_of(tensors)) or 'its inputs'}."
+                f"across the axes of {names}"
             ) from error
         return out
 
@@ -204,27 +129,16 @@ class Tracer(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not outputs:
             return
-        static = all(self.static(tensor) for tensor in inputs)
+        static = all(self.ledger.static(tensor) for tensor in inputs)
         if not inputs or name in UNIFORM:
             reason = None if name in UNIFORM else CONSTANT
-            results = [self.unknown(tensor, pinned=reason) for tensor in outputs]
+            results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
         else:
             rule = RULES.get(name) or RULES.get(name.rstrip("_"))
             elementwise = torch.Tag.pointwise in func.tags
             rule = rule or (pointwise if elementwise else untouched)
-            results = rule(self, func, args, kwargs, out)
+            results = rule(self.ledger, func, args, kwargs, out)
             if isinstance(out, Tensor):
                 results = [results]
         for tensor, dims in zip(outputs, results, strict=True):
-            self.keep(tensor, dims, static)
-
-
-def _key(tensor: Tensor) -> tuple[Any, ...]:
-    """A tensor's identity: views may come back as new objects, their storage does not change."""
-    return (
-        tensor.untyped_storage()._cdata,
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+            self.ledger.keep(tensor, dims, static)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lightning_ligo.factors import broadcast
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import rule
 
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
 
-
-def pointwise(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """Broadcast, unite position by position; adding writes a flow, multiplying scales it."""
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
-    if not all(tracer.static(tensor) for tensor in tensors):
+    if not all(ledger.static(tensor) for tensor in tensors):
         scaling = func._schema.name.removeprefix("aten::").rstrip("_") in ("mul", "div")
         for tensor in tensors:
-            tracer.record(tensor, "scales" if scaling else "produces")
-    return broadcast([tracer.dims(tensor) for tensor in tensors])
+            ledger.record(tensor, "scales" if scaling else "produces")
+    return broadcast([ledger.dims(tensor) for tensor in tensors])
 
 
 @rule("_to_copy", "clone", "alias", "detach", "lift_fresh", "hardswish", "cumsum", "_softmax",
       "_log_softmax", "_safe_softmax", "native_dropout", "bernoulli")  # fmt: skip
-def same(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    return tracer.dims(args[0])
+def same(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    return ledger.dims(args[0])
 
 
 @rule("copy_")
-def copy_(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    return pointwise(tracer, func, args[:2], {}, out)
+def copy_(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    return pointwise(ledger, func, args[:2], {}, out)

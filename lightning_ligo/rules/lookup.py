@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_ligo.factors import broadcast, hint, pin, size
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import position, rule
-
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
 
 
 @rule("embedding")
-def embedding(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    rows, columns = tracer.dims(args[0])
+def embedding(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    rows, columns = ledger.dims(args[0])
     pin(rows, "it is the rows of a table that indices look up")
     hint(rows, "entries")
-    tracer.record(args[0], "produces", columns)
-    return [*tracer.dims(args[1]), columns]
+    ledger.record(args[0], "produces", columns)
+    return [*ledger.dims(args[1]), columns]
 
 
 @rule("index", "_unsafe_index")
-def index(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """``x[:, i, j]``: what is indexed is told apart; the indices' dimensions stand in its place."""
-    dims, indices = list(tracer.dims(args[0])), args[1]
+    dims, indices = list(ledger.dims(args[0])), args[1]
     indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
     for axis in indexed:
         pin(dims[axis], "it is the rows of a table that indices look up")
-    shapes = [list(tracer.dims(indices[axis])) for axis in indexed]
+    shapes = [list(ledger.dims(indices[axis])) for axis in indexed]
     if any(indices[axis].dtype == torch.bool for axis in indexed):
-        selected = tracer.new(out.shape[0], pinned="it is what a mask selects")
+        selected = ledger.new(out.shape[0], pinned="it is what a mask selects")
         return [selected, *dims[len(shapes[0]) :]]
     looked_up = broadcast(shapes)
     kept = [dim for axis, dim in enumerate(dims) if axis not in indexed]
@@ -43,33 +41,33 @@ def index(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tens
 
 
 @rule("index_select")
-def index_select(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims, axis = list(tracer.dims(args[0])), position(args[1], out.dim())
+def index_select(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims, axis = list(ledger.dims(args[0])), position(args[1], out.dim())
     pin(dims[axis], "it is the rows of a table that indices look up")
-    return [*dims[:axis], *tracer.dims(args[2]), *dims[axis + 1 :]]
+    return [*dims[:axis], *ledger.dims(args[2]), *dims[axis + 1 :]]
 
 
 @rule("gather")
-def gather(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims, axis = list(tracer.dims(args[0])), position(args[1], out.dim())
+def gather(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims, axis = list(ledger.dims(args[0])), position(args[1], out.dim())
     pin(dims[axis], "it is the rows of a table that indices look up")
     return [
-        dim if size(dim) == length and i != axis else tracer.new(length, pinned="it is looked up")
+        dim if size(dim) == length and i != axis else ledger.new(length, pinned="it is looked up")
         for i, (dim, length) in enumerate(zip(dims, out.shape, strict=True))
     ]
 
 
 @rule("topk", "sort")
-def topk(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    dims = list(tracer.dims(args[0]))
+def topk(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(ledger.dims(args[0]))
     axis = position(args[2] if len(args) > 2 else kwargs.get("dim", -1), len(dims))
     pin(dims[axis], "it is ranked")
-    dims[axis] = tracer.new(out[0].shape[axis], pinned="it is ranked")
+    dims[axis] = ledger.new(out[0].shape[axis], pinned="it is ranked")
     return [dims, dims]
 
 
 @rule("nll_loss_forward", "nll_loss2d_forward")
-def nll_loss(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    pin(tracer.dims(args[0])[1], "it is the classes that labels name")
-    hint(tracer.dims(args[0])[1], "classes")
-    return [tracer.unknown(loss) for loss in out]
+def nll_loss(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    pin(ledger.dims(args[0])[1], "it is the classes that labels name")
+    hint(ledger.dims(args[0])[1], "classes")
+    return [ledger.unknown(loss) for loss in out]

@@ -3,48 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, Flow, Item, ends, leaves, regroup, size, unite
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import position, rule
-
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
 
 
 @rule("native_layer_norm")
-def layer_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    dims, axes = list(tracer.dims(args[0])), range(-len(args[1]), 0)
-    _norm(tracer, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
-    return [dims, *map(tracer.unknown, out[1:])]
+def layer_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims, axes = list(ledger.dims(args[0])), range(-len(args[1]), 0)
+    _norm(ledger, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
+    return [dims, *map(ledger.unknown, out[1:])]
 
 
 @rule("_fused_rms_norm", "rms_norm")
-def rms_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    dims, axes = list(tracer.dims(args[0])), range(-len(args[1]), 0)
-    _norm(tracer, dims, axes, {"gain": args[2]}, "rms")
-    return dims if isinstance(out, Tensor) else [dims, *map(tracer.unknown, out[1:])]
+def rms_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims, axes = list(ledger.dims(args[0])), range(-len(args[1]), 0)
+    _norm(ledger, dims, axes, {"gain": args[2]}, "rms")
+    return dims if isinstance(out, Tensor) else [dims, *map(ledger.unknown, out[1:])]
 
 
 @rule("native_group_norm")
-def group_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+def group_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """The groups stay; what is in a group is normed like a layer."""
-    dims, groups = list(tracer.dims(args[0])), args[6]
+    dims, groups = list(ledger.dims(args[0])), args[6]
     group, rest = regroup([dims[1]], (groups, size(dims[1]) // groups))
     whole = [rest]
-    _norm(tracer, whole, (0,), {}, "layer")
+    _norm(ledger, whole, (0,), {}, "layer")
     dims[1] = [*group, *whole[0]]
     for parameter, role in ((args[1], "gain"), (args[2], "shift")):
         if parameter is not None:
-            unite(dims[1], tracer.dims(parameter)[0])
-            tracer.record(parameter, role, reads=next((i.flow for i in ends(rest)), None))
-    return [dims, *map(tracer.unknown, out[1:])]
+            unite(dims[1], ledger.dims(parameter)[0])
+            ledger.record(parameter, role, reads=next((i.flow for i in ends(rest)), None))
+    return [dims, *map(ledger.unknown, out[1:])]
 
 
 def _norm(
-    tracer: Tracer,
+    ledger: Ledger,
     dims: list[Dim],
     axes: Sequence[int],
     parameters: dict[str, Tensor | None],
@@ -62,29 +60,29 @@ def _norm(
     for role, parameter in parameters.items():
         if parameter is not None:
             for mine, other in zip(
-                [dims[axis] for axis in axes], tracer.dims(parameter), strict=True
+                [dims[axis] for axis in axes], ledger.dims(parameter), strict=True
             ):
                 unite(mine, other)
-            tracer.record(parameter, role, reads=read)
+            ledger.record(parameter, role, reads=read)
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
       "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm")  # fmt: skip
-def batch_norm(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """Each channel on its own: gain and bias, and the statistics, carry the channels' axis."""
-    dims = tracer.dims(args[0])
+    dims = ledger.dims(args[0])
     for number, parameter in enumerate(args[1:5]):
         if isinstance(parameter, Tensor):
-            tracer.record(parameter, "produces" if number == 1 else "scales")
-            unite(dims[1], tracer.dims(parameter)[0])
-    return [dims, *map(tracer.unknown, out[1:])]
+            ledger.record(parameter, "produces" if number == 1 else "scales")
+            unite(dims[1], ledger.dims(parameter)[0])
+    return [dims, *map(ledger.unknown, out[1:])]
 
 
 @rule("mean", "sum", "amax", "amin", "any", "all", "logsumexp", "argmax", "argmin", "max", "min",
       "var", "std", "var_mean", "linalg_vector_norm", "norm", "prod")  # fmt: skip
-def reduction(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+def reduction(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """The dimensions that are reduced go; what was averaged no longer has its own length."""
-    dims = list(tracer.dims(args[0]))
+    dims = list(ledger.dims(args[0]))
     name = func._schema.name.removeprefix("aten::")
     over = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if name in ("linalg_vector_norm", "norm"):

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, ends, hint, pin, regroup, size, unite
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import SPACE, rule
 
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
 
-
-def contract(tracer: Tracer, left: Tensor, lefts: Dim, right: Tensor, rights: Dim) -> None:
+def contract(ledger: Ledger, left: Tensor, lefts: Dim, right: Tensor, rights: Dim) -> None:
     """A sum of products over one dimension: the parameter's side consumes what flows in."""
     unite(lefts, rights, flow=False)
-    if tracer.static(right):
-        tracer.consume(rights, lefts)
-    elif tracer.static(left):
-        tracer.consume(lefts, rights)
+    if ledger.static(right):
+        ledger.consume(rights, lefts)
+    elif ledger.static(left):
+        ledger.consume(lefts, rights)
     else:
         for item in ends(lefts):
             item.factor.inner = not item.factor.pinned
 
 
 @rule("mm", "bmm", "mv", "dot")
-def product(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    return _product(tracer, args[0], args[1])
+def product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    return _product(ledger, args[0], args[1])
 
 
 @rule("addmm", "baddbmm", "addbmm")
-def add_product(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def add_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     bias, left, right = args[:3]
-    dims = _product(tracer, left, right)
-    tracer.record(bias, "produces")
-    for mine, other in zip(dims[::-1], tracer.dims(bias)[::-1], strict=False):
+    dims = _product(ledger, left, right)
+    ledger.record(bias, "produces")
+    for mine, other in zip(dims[::-1], ledger.dims(bias)[::-1], strict=False):
         if mine and other:
             unite(mine, other)
     return dims
 
 
-def _product(tracer: Tracer, left: Tensor, right: Tensor) -> list[Dim]:
-    lefts, rights = list(tracer.dims(left)), list(tracer.dims(right))
+def _product(ledger: Ledger, left: Tensor, right: Tensor) -> list[Dim]:
+    lefts, rights = list(ledger.dims(left)), list(ledger.dims(right))
     inner_left = lefts.pop(-1)
     inner_right = rights.pop(-2 if right.dim() > 1 else -1)
-    contract(tracer, left, inner_left, right, inner_right)
-    static = tracer.static(left) or tracer.static(right)
+    contract(ledger, left, inner_left, right, inner_right)
+    static = ledger.static(left) or ledger.static(right)
     for tensor, dims in ((left, lefts), (right, rights)):
-        tracer.record(tensor, "produces", [item for dim in dims for item in dim])
+        ledger.record(tensor, "produces", [item for dim in dims for item in dim])
     batch: list[Dim] = []
     if left.dim() == 3:
         for mine, other in zip(lefts[:1], rights[:1], strict=True):
@@ -73,8 +71,8 @@ def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
       "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable",
       )  # fmt: skip
-def attention(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    query, key, value = (tracer.dims(tensor) for tensor in args[:3])
+def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    query, key, value = (ledger.dims(tensor) for tensor in args[:3])
     for other in (key, value):
         for mine, theirs in zip(query[:2], other[:2], strict=True):
             unite(mine, theirs, flow=False)
@@ -86,14 +84,14 @@ def attention(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
     for item in ends(query[3]):
         item.factor.inner = True
     result = [value[0], value[1], query[2], value[3]]
-    return [result] + [tracer.unknown(extra) for extra in out[1:]]
+    return [result] + [ledger.unknown(extra) for extra in out[1:]]
 
 
 @rule("convolution")
-def convolution(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def convolution(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """``out[g·O] += weight[g·O, I] * x[g·I]``: channels are axes, kernel positions are fixed."""
     x, weight, bias, groups, transposed = args[0], args[1], args[2], args[8], args[6]
-    dims, kernel = tracer.dims(x), list(tracer.dims(weight))
+    dims, kernel = ledger.dims(x), list(ledger.dims(weight))
     inputs, outputs = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
     for items in kernel[2:]:
         pin(items, "it is a position of a convolution's kernel")
@@ -105,15 +103,15 @@ def convolution(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out
         x_group, channels = regroup([channels], (groups, size(channels) // groups))
         inputs, outputs = (rest, [*group, *outputs]) if transposed else (inputs, outputs)
         unite(x_group, group)
-        tracer.record(weight, "scales", group)
-        tracer.record(weight, "produces", kernel[1] if transposed else rest)
+        ledger.record(weight, "scales", group)
+        ledger.record(weight, "produces", kernel[1] if transposed else rest)
     else:
-        tracer.record(weight, "produces", outputs)
-    contract(tracer, x, channels, weight, inputs)
+        ledger.record(weight, "produces", outputs)
+    contract(ledger, x, channels, weight, inputs)
     if bias is not None:
-        tracer.record(bias, "produces")
-        unite(outputs, tracer.dims(bias)[0])
-    space = [tracer.new(length, pinned=SPACE) for length in out.shape[2:]]
+        ledger.record(bias, "produces")
+        unite(outputs, ledger.dims(bias)[0])
+    space = [ledger.new(length, pinned=SPACE) for length in out.shape[2:]]
     for items in dims[2:]:
         pin(items, SPACE)
     return [dims[0], outputs, *space]

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, broadcast, concatenate, pin, regroup, take
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import position, rule
-
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
 
 
 @rule("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "unflatten")
-def view(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    return regroup(tracer.dims(args[0]), out.shape)
+def view(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    return regroup(ledger.dims(args[0]), out.shape)
 
 
 @rule("permute")
-def permute(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = tracer.dims(args[0])
+def permute(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = ledger.dims(args[0])
     return [dims[position] for position in args[1]]
 
 
 @rule("transpose", "t")
-def transpose(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = list(tracer.dims(args[0]))
+def transpose(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(ledger.dims(args[0]))
     if len(dims) > 1:
         i, j = (position(dim, len(dims)) for dim in args[1:] or (0, 1))
         dims[i], dims[j] = dims[j], dims[i]
@@ -35,30 +33,30 @@ def transpose(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: 
 
 
 @rule("expand")
-def expand(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def expand(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     added: list[Dim] = [[] for _ in range(out.dim() - args[0].dim())]
-    dims = added + tracer.dims(args[0])
-    return [dim if dim else tracer.new(length) for dim, length in zip(dims, out.shape, strict=True)]
+    dims = added + ledger.dims(args[0])
+    return [dim if dim else ledger.new(length) for dim, length in zip(dims, out.shape, strict=True)]
 
 
 @rule("select")
-def select(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = list(tracer.dims(args[0]))
+def select(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(ledger.dims(args[0]))
     pin(dims.pop(position(args[1], len(dims))), "its entries are selected by position")
     return dims
 
 
 @rule("unbind")
-def unbind(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    dims = list(tracer.dims(args[0]))
+def unbind(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(ledger.dims(args[0]))
     axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     pin(dims.pop(position(axis, len(dims))), "its entries are taken apart by position")
     return [dims for _ in out]
 
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes")
-def split(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    dims = list(tracer.dims(args[0]))
+def split(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(ledger.dims(args[0]))
     axis = position(args[2] if len(args) > 2 else kwargs.get("dim", 0), len(dims))
     lengths = [piece.shape[axis] for piece in out]
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
@@ -69,8 +67,8 @@ def split(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any)
 
 
 @rule("slice")
-def slice_(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = list(tracer.dims(args[0]))
+def slice_(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(ledger.dims(args[0]))
     defaults = [args[0], 0, None, None, 1]
     _, axis, start, end, step = [*args, *defaults[len(args) :]]
     axis, length = position(axis, len(dims)), out.shape[axis]
@@ -79,31 +77,31 @@ def slice_(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
         dims[axis] = take(dims[axis], first, length)
         return dims
     pin(dims[axis], "it is taken in steps")
-    return [*dims[:axis], tracer.new(length, pinned="it is taken in steps"), *dims[axis + 1 :]]
+    return [*dims[:axis], ledger.new(length, pinned="it is taken in steps"), *dims[axis + 1 :]]
 
 
 @rule("constant_pad_nd")
-def pad(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = list(tracer.dims(args[0]))
+def pad(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(ledger.dims(args[0]))
     for number in range(len(args[1]) // 2):
         before, after = args[1][2 * number : 2 * number + 2]
         axis = out.dim() - 1 - number
         if before < 0 or after < 0:
             pin(dims[axis], "it is cropped")
-            dims[axis] = tracer.new(out.shape[axis], pinned="it is cropped")
+            dims[axis] = ledger.new(out.shape[axis], pinned="it is cropped")
         elif before or after:
-            edges = [tracer.new(length, pinned="it is padding") for length in (before, after)]
+            edges = [ledger.new(length, pinned="it is padding") for length in (before, after)]
             pieces = [*edges[: before > 0], dims[axis], *edges[2 - (after > 0) :]]
             dims[axis] = concatenate(pieces)
     return dims
 
 
 @rule("cat")
-def cat(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def cat(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
     parts = [part for part in args[0] if part.numel()]
-    _write(tracer, parts)
-    dims = [list(tracer.dims(part)) for part in parts]
+    _write(ledger, parts)
+    dims = [list(ledger.dims(part)) for part in parts]
     joined = concatenate([theirs[axis] for theirs in dims])
     for theirs in dims:
         theirs[axis] = []
@@ -111,44 +109,44 @@ def cat(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor
 
 
 @rule("stack")
-def stack(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def stack(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
-    _write(tracer, args[0])
-    dims = broadcast([list(tracer.dims(part)) for part in args[0]])
-    return [*dims[:axis], tracer.new(out.shape[axis], pinned="it is stacked"), *dims[axis:]]
+    _write(ledger, args[0])
+    dims = broadcast([list(ledger.dims(part)) for part in args[0]])
+    return [*dims[:axis], ledger.new(out.shape[axis], pinned="it is stacked"), *dims[axis:]]
 
 
-def _write(tracer: Tracer, parts: Sequence[Tensor]) -> None:
+def _write(ledger: Ledger, parts: Sequence[Tensor]) -> None:
     """Parameters that are concatenated with activations are written there."""
-    if not all(tracer.static(part) for part in parts):
+    if not all(ledger.static(part) for part in parts):
         for part in parts:
-            tracer.record(part, "produces")
+            ledger.record(part, "produces")
 
 
 @rule("repeat")
-def repeat(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+def repeat(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     added: list[Dim] = [[] for _ in range(out.dim() - args[0].dim())]
     return [
-        [*tracer.new(times), *dim]
-        for times, dim in zip(args[1], added + tracer.dims(args[0]), strict=True)
+        [*ledger.new(times), *dim]
+        for times, dim in zip(args[1], added + ledger.dims(args[0]), strict=True)
     ]
 
 
 @rule("roll", "flip")
-def roll(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = tracer.dims(args[0])
+def roll(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = ledger.dims(args[0])
     for axis in args[-1] if isinstance(args[-1], (list, tuple)) else [args[-1]]:
         pin(dims[axis], "it is shifted or mirrored")
     return dims
 
 
 @rule("view_as_complex")
-def view_as_complex(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    *dims, pair = tracer.dims(args[0])
+def view_as_complex(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *dims, pair = ledger.dims(args[0])
     pin(pair, "it is the real and the imaginary part")
     return dims
 
 
 @rule("view_as_real")
-def view_as_real(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    return [*tracer.dims(args[0]), tracer.new(2, pinned="it is the real and the imaginary part")]
+def view_as_real(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    return [*ledger.dims(args[0]), ledger.new(2, pinned="it is the real and the imaginary part")]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from lightning_ligo.factors import pin, regroup
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import SPACE, rule
-
-if TYPE_CHECKING:
-    from lightning_ligo.trace import Tracer
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
@@ -20,46 +18,46 @@ if TYPE_CHECKING:
       "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
       "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "upsample_linear1d",
       "_upsample_nearest_exact2d")  # fmt: skip
-def resample(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+def resample(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """Pooling, padding, interpolation: all but batch and channels are positions in space."""
-    dims = list(tracer.dims(args[0]))
+    dims = list(ledger.dims(args[0]))
     tensors = [out] if isinstance(out, Tensor) else list(out)
     lead = max(1, min(2, len(dims) - 1)) if len(dims) < 4 else len(dims) - 2
     for items in dims[lead:]:
         pin(items, SPACE)
     results = [
-        [*dims[:lead], *(tracer.new(length, pinned=SPACE) for length in tensor.shape[lead:])]
+        [*dims[:lead], *(ledger.new(length, pinned=SPACE) for length in tensor.shape[lead:])]
         for tensor in tensors
     ]
     return results[0] if isinstance(out, Tensor) else results
 
 
 @rule("pixel_shuffle")
-def pixel_shuffle(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    *batch, channels, _, _ = tracer.dims(args[0])
+def pixel_shuffle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *batch, channels, _, _ = ledger.dims(args[0])
     kept, square = regroup([channels], (out.shape[-3], args[1] ** 2))
     pin(square, SPACE)
-    return [*batch, kept, *(tracer.new(length, pinned=SPACE) for length in out.shape[-2:])]
+    return [*batch, kept, *(ledger.new(length, pinned=SPACE) for length in out.shape[-2:])]
 
 
 @rule("pixel_unshuffle")
-def pixel_unshuffle(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    *batch, channels, _, _ = tracer.dims(args[0])
-    square = tracer.new(args[1] ** 2, pinned=SPACE)
-    space = [tracer.new(length, pinned=SPACE) for length in out.shape[-2:]]
+def pixel_unshuffle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *batch, channels, _, _ = ledger.dims(args[0])
+    square = ledger.new(args[1] ** 2, pinned=SPACE)
+    space = [ledger.new(length, pinned=SPACE) for length in out.shape[-2:]]
     return [*batch, [*channels, *square], *space]
 
 
 @rule("im2col")
-def im2col(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    *batch, channels, _, _ = tracer.dims(args[0])
-    kernel = tracer.new(args[1][0] * args[1][1], pinned=SPACE)
-    return [*batch, [*channels, *kernel], tracer.new(out.shape[-1], pinned=SPACE)]
+def im2col(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    *batch, channels, _, _ = ledger.dims(args[0])
+    kernel = ledger.new(args[1][0] * args[1][1], pinned=SPACE)
+    return [*batch, [*channels, *kernel], ledger.new(out.shape[-1], pinned=SPACE)]
 
 
 @rule("col2im")
-def col2im(tracer: Tracer, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    *batch, columns, _ = tracer.dims(args[0])
+def col2im(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    *batch, columns, _ = ledger.dims(args[0])
     channels, kernel = regroup([columns], (out.shape[-3], args[2][0] * args[2][1]))
     pin(kernel, SPACE)
-    return [*batch, channels, *(tracer.new(length, pinned=SPACE) for length in out.shape[-2:])]
+    return [*batch, channels, *(ledger.new(length, pinned=SPACE) for length in out.shape[-2:])]

@@ -1,0 +1,106 @@
+"""What a forward has shown so far: the dimensions of every tensor, and what parameters did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, size
+
+CONSTANT = "a constant of the network lies on it"
+
+
+class Use(NamedTuple):
+    """One role of a factor of a parameter's dimension, seen in the forward."""
+
+    owner: Owner
+    factor: Factor
+    role: str  # produces | consumes | gain | shift | scales
+    reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
+
+
+class _Traced(NamedTuple):
+    tensor: Tensor  # held, so that its storage is not handed to another tensor
+    dims: list[Dim]
+    static: bool  # it does not depend on the network's inputs
+
+
+class Ledger:
+    """The dimensions of the tensors of one forward, and the uses of its parameters."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
+        self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
+        self.uses: list[Use] = []
+        self._traced: dict[tuple[Any, ...], _Traced] = {}
+        buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
+        for name, tensor in [*network.named_parameters(), *buffers]:
+            dims = [
+                [Item(Factor(length, owned=True), Flow(), Owner(name, dim))] if length != 1 else []
+                for dim, length in enumerate(tensor.shape)
+            ]
+            self.parameters[name] = dims
+            self.keep(tensor, dims, static=True)
+
+    # The tensors ---------------------------------------------------------------------------
+
+    def keep(self, tensor: Tensor, dims: list[Dim], static: bool = False) -> None:
+        assert [size(dim) for dim in dims] == list(tensor.shape), (dims, tensor.shape)
+        self._traced[_key(tensor)] = _Traced(tensor, dims, static)
+
+    def dims(self, tensor: Tensor) -> list[Dim]:
+        if _key(tensor) not in self._traced:
+            self.keep(tensor, self.unknown(tensor, pinned=CONSTANT), static=True)
+        return self._traced[_key(tensor)].dims
+
+    def static(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of parameters and constants only."""
+        return _key(tensor) not in self._traced or self._traced[_key(tensor)].static
+
+    def new(self, length: int, *, pinned: str | None = None) -> Dim:
+        return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []
+
+    def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
+        return [self.new(length, pinned=pinned) for length in tensor.shape]
+
+    # What is seen of parameters --------------------------------------------------------------
+
+    def record(
+        self, tensor: Tensor, role: str, items: Dim | None = None, reads: Flow | None = None
+    ) -> None:
+        """Note that the dimensions of a parameter (or only ``items``) are used in ``role``."""
+        if not self.static(tensor):
+            return
+        items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
+        for item in ends(items):
+            if item.owner is not None:
+                self.uses.append(Use(item.owner, item.factor, role, reads))
+
+    def consume(self, weights: Dim, inputs: Dim) -> None:
+        """Note that a weight's dimension is contracted with what flows in."""
+        reads = [item.flow for item in ends(inputs)]
+        for number, item in enumerate(ends(weights)):
+            if item.owner is not None:
+                read = reads[number] if number < len(reads) else None
+                self.uses.append(Use(item.owner, item.factor, "consumes", read))
+
+    def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
+        touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}
+        return [
+            name
+            for name, dims in self.parameters.items()
+            if any(id(item.factor) in touched for dim in dims for item in ends(dim))
+        ]
+
+
+def _key(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor's identity: views may come back as new objects, their storage does not change."""
+    return (
+        tensor.untyped_storage()._cdata,
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+    )
