@@ -130,7 +130,7 @@ class Tracer(TorchDispatchMode):
         if not outputs:
             return
         static = all(self.ledger.static(tensor) for tensor in inputs)
-        if not inputs or name in UNIFORM:
+        if not inputs or name in UNIFORM or not any(tensor.numel() for tensor in outputs):
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
         else:

@@ -1,0 +1,73 @@
+"""The recipes run as their users run them, and keep what their README promises."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_ligo.cli import main
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def run(recipe: str, folder: Path, *options: str) -> tuple[dict, list[dict[str, str]]]:
+    """The report and the logged rows of one run."""
+    main(["fit", "--config", str(RECIPES / f"{recipe}.yaml"), *options,
+          "--trainer.logger.init_args.save_dir", str(folder),
+          "--trainer.enable_progress_bar", "false"])  # fmt: skip
+    log = folder / recipe / "version_0"
+    assert (log / "growth.png").stat().st_size > 1000 and (log / "growth_report.md").exists()
+    with open(log / "metrics.csv") as file:
+        return json.loads((log / "growth_report.json").read_text()), list(csv.DictReader(file))
+
+
+def check(report: dict, rows: list[dict[str, str]], depths: list[int], width: list[int]) -> None:
+    (growth,) = report["growths"]
+    metric = growth["metric"]
+    assert list(growth["stacks"].values()) == [depths]
+    assert width in growth["axes"].values()
+    assert growth["operator"]["steps"] == 100 and growth["operator"]["coefficients"] > 0
+    assert all(growth["flops"][part] > 0 for part in ("small", "operator", "large"))
+    assert metric["name"] == "val_loss" and metric["after"] <= 1.03 * metric["before"]
+    losses = [float(row["val_loss"]) for row in rows if row["val_loss"]]
+    assert metric["final"] == pytest.approx(losses[-1]) and metric["final"] < metric["before"]
+    checkpoint = torch.load(report["checkpoint"], weights_only=True)
+    assert (
+        sum(t.numel() for t in checkpoint["state_dict"].values()) >= growth["parameters"]["large"]
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_digits_ends_above_95_percent(tmp_path):
+    report, rows = run("digits_vit", tmp_path)
+    check(report, rows, [2, 4], [32, 64])
+    assert report["validation"]["val_acc"] >= 0.95
+    accuracies = [float(row["val_acc"]) for row in rows if row["val_acc"]]
+    assert report["validation"]["val_acc"] == pytest.approx(accuracies[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_python_gpt_keeps_its_loss_through_the_growth(tmp_path):
+    report, rows = run("python_gpt", tmp_path)
+    check(report, rows, [2, 4], [64, 128])
+    bits = [float(row["val_bits_per_byte"]) for row in rows if row["val_bits_per_byte"]]
+    assert report["validation"]["val_bits_per_byte"] == pytest.approx(bits[-1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_short_python_gpt_grows(tmp_path):
+    report, rows = run("python_gpt", tmp_path, "--trainer.max_epochs", "3",
+                       "--trainer.limit_train_batches", "20",
+                       "--data.init_args.validation_windows", "32")  # fmt: skip
+    check(report, rows, [2, 4], [64, 128])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["ligo-paper", "lossless"])
+def test_the_method_can_be_named_on_the_command_line(method, tmp_path):
+    report, _ = run("digits_vit", tmp_path, "--trainer.max_epochs", "4",
+                    "--trainer.callbacks.method", method)  # fmt: skip
+    assert report["growths"][0]["method"] == method
