@@ -92,9 +92,7 @@ def _silence(trainer: Trainer, stack: ExitStack) -> None:
     )  # fmt: skip
     hold(trainer.state)
     hold(trainer)
-    loggers = trainer.loggers
-    stack.callback(setattr, trainer, "loggers", loggers)
-    trainer.loggers = [_Silent(trainer.log_dir) for _ in loggers]
+    trainer.loggers = [_Silent(trainer.log_dir) for _ in trainer.loggers]
     trainer.callbacks = [_mute(each) for each in trainer.callbacks]  # type: ignore[attr-defined]
 
 

@@ -67,6 +67,7 @@ def snapshot(trainer, pl_module):
         random.getstate(),
         np.random.get_state()[1].tolist(),
         [module.training for module in pl_module.modules()],
+        [weight.requires_grad for weight in pl_module.parameters()],
     ))  # fmt: skip
 
 
@@ -265,6 +266,8 @@ def test_everything_is_put_back_when_a_step_fails(tmp_path):
             with contained(trainer, pl_module, 0):
                 training_output(trainer, batch, 0)
                 evaluate(trainer)
+                trainer.validating = True
+                pl_module.network.requires_grad_(False)
                 pl_module.network = nn.Identity()
                 pl_module._current_fx_name = None
                 raise RuntimeError("on purpose")
