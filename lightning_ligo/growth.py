@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes import Product, Sum, Use, uses_of
+from lightning_ligo.axes import Product, Sum, uses_of
+from lightning_ligo.flows import Use
 from lightning_ligo.methods import Method, method_named
 from lightning_ligo.plan import Plan, Row
 

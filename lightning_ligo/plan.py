@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from lightning_ligo.axes import Axes, Axis, Product, Use, name_axes, uses_of
+from lightning_ligo.axes import Axes, Axis, Product, name_axes, uses_of
+from lightning_ligo.flows import Use
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import watch
 

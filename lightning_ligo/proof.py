@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_ligo.axes import Axes, Product, Sum, Use, name_axes, uses_of
+from lightning_ligo.axes import Axes, Product, Sum, name_axes, uses_of
+from lightning_ligo.flows import Use
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import watch
 

@@ -13,13 +13,14 @@ ALLOWED = {
     "ledger": {"factors"},
     "rules": {"factors", "ledger", "rules"},
     "stacks": set(),
-    "axes": {"factors", "ledger", "stacks"},
+    "flows": {"factors", "ledger", "stacks"},
+    "axes": {"factors", "flows", "ledger", "stacks"},
     "trace": {"axes", "factors", "ledger", "rules"},
-    "plan": {"axes", "stacks", "trace"},
-    "proof": {"axes", "stacks", "trace"},
+    "plan": {"axes", "flows", "stacks", "trace"},
+    "proof": {"axes", "flows", "stacks", "trace"},
     "maps": set(),
     "methods": {"maps"},
-    "growth": {"axes", "methods", "plan"},
+    "growth": {"axes", "flows", "methods", "plan"},
     "fit": {"growth", "plan"},
 }
 

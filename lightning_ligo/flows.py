@@ -1,0 +1,146 @@
+"""Which form of an axis's map each dimension of a parameter grows by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lightning_ligo.factors import Dim, Flow, Item, Owner, ends, leaves, segments
+from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import Use as Seen
+from lightning_ligo.stacks import Stack, pattern_of
+
+
+class Use(NamedTuple):
+    """What one dimension of a parameter does with one of its axes."""
+
+    axis: str
+    role: str  # produces | consumes | gain | shift | scales
+    form: str  # "produces" or "consumes": which form of the axis's map it grows by
+    power: int  # of the factor that keeps the variance under a norm (see maps.py)
+    flow: str  # what it writes or reads, norms seen through: the tie of the paper's maps
+
+
+def axis_leaves(items: Dim) -> Iterator[Item]:
+    """The factors that are axes: a sum that cannot grow is one axis, of which nobody cares."""
+    for leaf in leaves(items):
+        if leaf.factor.segments and not all(end.factor.pinned for end in ends([leaf])):
+            for segment in segments(leaf):
+                yield from axis_leaves([segment])
+        else:
+            yield leaf
+
+
+class Flows:
+    """Which form of an axis's map each use takes, so that what is written is what is read.
+
+    Writers of a flow grow by the producing form and readers by the consuming one. A table that is
+    written and read (an embedding tied to the head) grows by one of them only, the producing one;
+    so what it reads must be written in the consuming form: that flow is *flipped*, and the norm
+    before the head carries the shares.
+    """
+
+    def __init__(self, ledger: Ledger, stacks: dict[str, Stack]) -> None:
+        self._uses: dict[tuple[str, int], list[Seen]] = {}
+        for use in ledger.uses:
+            self._uses.setdefault((use.owner.name, use.owner.dim), []).append(use)
+        own = [
+            leaf
+            for dims in ledger.parameters.values()
+            for items in dims
+            for leaf in axis_leaves(items)
+        ]
+        self.own = own  # every axis of every dimension of every parameter
+        in_stacks = {self.flow(leaf) for leaf in own if pattern_of(_owner(leaf).name, stacks)[1]}
+        uses = {leaf: self._of(leaf) for leaf in own}
+        self._after_norm = {
+            self.flow(leaf) for leaf in own if any(use.role == "gain" for use in uses[leaf])
+        }
+        self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
+        self.tied: set[Flow] = set()
+        self._flipped: dict[Flow, int] = {}
+        for leaf in own:
+            if not any(use.role == "produces" for use in uses[leaf]):
+                continue
+            for use in uses[leaf]:
+                if use.role == "consumes" and use.reads is not None:
+                    read = use.reads.root()
+                    if read is self.flow(leaf) or read in in_stacks:
+                        self.tied.add(self.flow(leaf))
+                    else:
+                        self._flipped[read] = -self._power(self.flow(leaf))
+        self._names = self._merge(own, stacks)
+
+    def flow(self, leaf: Item) -> Flow:
+        assert leaf.flow is not None
+        return leaf.flow.root()
+
+    def _of(self, leaf: Item) -> list[Seen]:
+        """What was seen of a factor of a parameter's dimension."""
+        owner = _owner(leaf)
+        inside = {end.factor for end in ends([leaf])}
+        return [
+            use
+            for use in self._uses.get((owner.name, owner.dim), [])
+            if _overlap(use.owner, owner)
+            and any(end.factor in inside for end in ends([Item(use.factor, None)]))
+        ]
+
+    def _power(self, flow: Flow) -> int:
+        """1 where a norm reads a flow that no norm wrote: there the variance can be kept."""
+        flow = flow.root()
+        if flow in self._flipped:
+            return self._flipped[flow]
+        return int(bool(flow.normed_into) and flow not in self._after_norm)
+
+    def _merge(self, own: list[Item], stacks: dict[str, Stack]) -> dict[Flow, str]:
+        """The first writer of each flow, after joining what comes out of norms to what goes in."""
+        joined: dict[Flow, Flow] = {}
+
+        def top(flow: Flow) -> Flow:
+            flow = flow.root()
+            while joined.get(flow, flow) is not flow:
+                flow = joined[flow]
+            return flow
+
+        for leaf in own:
+            for written in self.flow(leaf).normed_into:
+                if top(written) is not top(self.flow(leaf)):
+                    joined[top(written)] = top(self.flow(leaf))
+        names: dict[Flow, str] = {}
+        for leaf in own:
+            owner = _owner(leaf)
+            segment = "" if owner.length is None else f":{owner.start}"
+            name = f"{pattern_of(owner.name, stacks)[0]}:{owner.dim}{segment}"
+            names.setdefault(top(self.flow(leaf)), name)
+        return {self.flow(leaf): names[top(self.flow(leaf))] for leaf in own}
+
+    def use(self, axis: str, leaf: Item) -> Use:
+        uses = self._of(leaf)
+        roles = [use.role for use in uses]
+        if "consumes" in roles and "produces" not in roles:
+            reads = next(use.reads for use in uses if use.role == "consumes")
+            if reads is None:  # the network's input, which does not grow
+                return Use(axis, "consumes", "consumes", 0, "input")
+            form = "produces" if reads.root() in self._flipped else "consumes"
+            name = self._names.get(reads.root(), "input")
+            return Use(axis, "consumes", form, -self._power(reads), name)
+        own = self.flow(leaf)
+        role = roles[0] if roles else "produces"
+        role = "produces" if "produces" in roles else role
+        form = "consumes" if own in self._flipped else "produces"
+        power = 0 if role == "scales" else self._power(own)
+        if role == "gain" and uses[0].reads is not None:
+            power -= self._power(uses[0].reads)
+        return Use(axis, role, form, power, self._names[own])
+
+
+def _owner(leaf: Item) -> Owner:
+    assert leaf.owner is not None
+    return leaf.owner
+
+
+def _overlap(first: Owner, second: Owner) -> bool:
+    if first.length is None or second.length is None:
+        return True
+    return first.start < second.start + second.length and second.start < first.start + first.length
