@@ -444,12 +444,12 @@ class GrowthCallback(Callback):
             if standing["size"] == 0:
                 return checkpoint
             record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
-        entry = described(pl_module, self.attribute)
-        if entry is not None and entry not in [*standing["networks"], *record["networks"]]:
+        base, all_sizes = standing["networks"][0], sizes(record["networks"][0], self.growths)
+        if base not in all_sizes:
             raise ValueError(
-                f"the network {self.attribute!r} of the module is {entry}, which is none of "
-                f"{record['networks']}, the sizes of the network in the checkpoint; make the "
-                "module as it was in the run that wrote the checkpoint"
+                f"the network {self.attribute!r} of the module is {base}, which is no size of the "
+                f"run that wrote the checkpoint: {all_sizes}; make the module as it was in that "
+                "run"
             )
         if record["size"] == 0 and pl_module in self._kept:
             set_network(pl_module, self.attribute, self._kept.pop(pl_module))

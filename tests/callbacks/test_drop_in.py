@@ -234,7 +234,7 @@ def test_fast_dev_run_checks_all_and_grows_nothing(tmp_path):
     module = plain()
     fit(module, tmp_path, growth(step=500), fast_dev_run=True)
     assert module.network.head.in_features == 8
-    with pytest.raises(ValueError, match="growth 1 .* cannot be grown from Net"):
+    with pytest.raises(ValueError, match=r"growth 1 .* cannot be grown from Net"):
         fit(plain(), tmp_path, growth(to={**LARGE, "init_args": {"width": 4}}), fast_dev_run=True)
 
 
