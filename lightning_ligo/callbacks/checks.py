@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Callback,
@@ -113,7 +115,7 @@ def check_module(pl_module: LightningModule) -> None:
             f"{type(pl_module).__name__} has automatic_optimization = False, and growth calls "
             "training_step without training; manual optimization is not supported yet"
         )
-    if "dataloader_iter" in pl_module.training_step.__code__.co_varnames:
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(
             "training_step takes dataloader_iter, and growth calls it with batches; take the "
             "batch instead"

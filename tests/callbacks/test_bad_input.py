@@ -1,0 +1,237 @@
+"""Whatever can be known to fail is refused before the first optimizer step."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.strategies import DDPStrategy
+from runs import LARGE, SMALL, Described, Plain, fit, net, plain, trainer, val_loader
+from torch import nn
+
+from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.nets import describe
+from lightning_ligo.schedule import Growth
+
+
+def callback(to=LARGE, attribute="network", **when):
+    return GrowthCallback([Growth(to, **(when or {"step": 8}))], attribute=attribute)
+
+
+class Conv(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, width, 3)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x[:, None]).mean(-1))
+
+
+class Fails(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        raise RuntimeError(f"no {width} today")
+
+
+def not_a_network(width: int) -> int:
+    return width
+
+
+def description(**changes):
+    return {"class_path": "runs.Net", "init_args": changes}
+
+
+@pytest.mark.parametrize(
+    ("growth", "message"),
+    [
+        (lambda: callback(net(4, 1)), r"(?s)growth 1 \(at step 8, to .*'width': 4.*only 4 in the"),
+        (lambda: callback(describe(Conv)), r"(?s)growth 1 .*Conv cannot be grown from Net.*lacks"),
+        (lambda: callback(net(16, 2, classes=5)), r"(?s)growth 1 .*head.* is 3 .* and 5 .*give"),
+        (lambda: callback(step=18), "growth 1 is due at step 18, and the run has only 18 opt"),
+        (lambda: callback(epoch=3), "growth 1 is due at epoch 3, and the run has only 3 epochs"),
+        (lambda: callback(attribute="net"), "Plain has no attribute 'net' to grow; its modules are:"
+                                            " stem, network, accuracy, val_accuracy"),
+        (lambda: callback(attribute="network.tail"), "Plain has no attribute 'network.tail' to"),
+        (lambda: callback(attribute="calls"), "'calls' of Plain is int and not a submodule of its"),
+        (lambda: callback({"class_path": "runs.Nut"}), r"growth 1 .*has no attribute 'Nut'"),
+        (lambda: callback({"class_path": "nowhere.Net"}), "growth 1 .*no module named 'nowhere'"),
+        (lambda: callback(description(size=3)), "growth 1 .*unexpected keyword argument 'size'"),
+        (lambda: callback(describe(Fails, width=3)), "growth 1 .*cannot be built.*no 3 today"),
+        (lambda: callback(describe(not_a_network, width=3)), "growth 1 .*a network is a subclass"),
+        (lambda: callback({"init_args": {"width": 16}}), "growth 1 is to .* has no description in"),
+        (lambda: callback(attribute="stem", to=LARGE), "growth 1 .*cannot be grown from BatchNorm"),
+    ],
+)  # fmt: skip
+def test_a_growth_that_cannot_be(tmp_path, growth, message):
+    module = plain()
+    with pytest.raises(ValueError, match=message):
+        fit(module, tmp_path, growth())
+    assert module.calls == 0
+
+
+def test_two_growths_at_one_step(tmp_path):
+    growths = [Growth(net(16, 2), step=6), Growth(LARGE, epoch=1)]
+    with pytest.raises(ValueError, match=r"growth 1 \(step 6\) and growth 2 \(epoch 1\) are both"):
+        fit(plain(), tmp_path, GrowthCallback(growths))
+
+
+def test_a_later_growth_is_checked_as_well(tmp_path):
+    growths = [Growth(LARGE, step=6), Growth(net(16, 4), step=8)]
+    with pytest.raises(
+        ValueError, match=r"(?s)growth 2 .*24 long in the small network and only 16"
+    ):
+        fit(plain(), tmp_path, GrowthCallback(growths))
+
+
+def test_a_growth_that_changes_nothing(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"growth 1 is to .*, which the network before it is alread"
+    ):
+        fit(Described(SMALL), tmp_path, callback({"init_args": {"width": 8}}))
+
+
+def test_an_unknown_method_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown method 'lego'; .*ligo.*ligo-paper.*lossless"):
+        GrowthCallback([Growth(LARGE, step=8)], method="lego")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"growths": []}, "GrowthCallback has no growths; give at least one"),
+        ({"method": "lossless", "steps": 5}, "method 'lossless' learns nothing, found steps=5"),
+        ({"steps": -1}, "cannot be learned for steps=-1"),
+        ({"learning_rate": 0.0}, "at learning_rate=0.0; give 0 or more steps and a rate above 0"),
+    ],
+)
+def test_settings_that_contradict(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GrowthCallback(**{"growths": [Growth(LARGE, step=8)], **settings})
+
+
+def test_a_strategy_that_is_not_supported_yet(tmp_path):
+    run = trainer(tmp_path, callback())
+    run.strategy.__class__ = DDPStrategy  # a real one would start processes
+    with pytest.raises(ValueError, match="growth under DDPStrategy is not supported yet; train on"):
+        run.callbacks[0].on_fit_start(run, plain())
+
+
+def test_two_callbacks(tmp_path):
+    class Another(GrowthCallback):
+        state_key = "another"
+
+    with pytest.raises(ValueError, match="2 callbacks of type GrowthCallback; give one"):
+        fit(plain(), tmp_path, callback(), Another([Growth(LARGE, step=9)]))
+
+
+@pytest.mark.parametrize(
+    "averaging",
+    [lambda: StochasticWeightAveraging(1e-2), WeightAveraging, EMAWeightAveraging],
+    ids=["swa", "average", "ema"],
+)
+@pytest.mark.filterwarnings("ignore:Swapping scheduler:UserWarning")
+def test_averages_of_weights(tmp_path, averaging):
+    with pytest.raises(ValueError, match="keeps the parameters of the small network"):
+        fit(plain(), tmp_path, callback(), averaging())
+
+
+def test_manual_optimization(tmp_path):
+    module = plain()
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match="manual optimization is not supported yet"):
+        fit(module, tmp_path, callback())
+
+
+def test_a_network_that_another_attribute_holds(tmp_path):
+    module = plain()
+    module.tail = module.network.head
+    with pytest.raises(ValueError, match="tail of Plain is a module of 'network' too"):
+        fit(module, tmp_path, callback())
+
+
+def test_a_parameter_that_another_module_shares(tmp_path):
+    module = plain()
+    module.decoder = nn.Linear(8, 3)
+    module.decoder.weight = module.network.head.weight
+    with pytest.raises(
+        ValueError, match=r"decoder.weight of Plain is a parameter of 'network' too"
+    ):
+        fit(module, tmp_path, callback())
+
+
+def test_a_compiled_network(tmp_path):
+    module = plain()
+    module.network.compile(backend="eager")
+    with pytest.raises(ValueError, match="'network' is compiled"):
+        fit(module, tmp_path, callback())
+
+
+class Forgets(Plain):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.network.parameters())
+
+
+class Second(Plain):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+class NeverCalls(Plain):
+    def loss(self, batch):
+        logits = self.network.forward(self.stem(batch[0]))
+        return logits, nn.functional.cross_entropy(logits, batch[1])
+
+
+class NoLoss(Plain):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+
+
+class Iterates(Plain):
+    def training_step(self, dataloader_iter):
+        return super().training_step(next(dataloader_iter)[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (Forgets, RuntimeError, "stem.weight is in 0 groups, stem.bias is in 0 groups; give each"),
+        (Second, ValueError, "LBFGS keeps parameters in its own attribute"),
+        (NeverCalls, ValueError, r"training_step never calls self.network\(...\)"),
+        (NoLoss, ValueError, "training_step returned NoneType without a loss"),
+        (Iterates, ValueError, "training_step takes dataloader_iter"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor:UserWarning")
+def test_modules_that_cannot_grow(tmp_path, module, error, message):
+    module = module()
+    with pytest.raises(error, match=message):
+        fit(module, tmp_path, callback())
+    assert module.calls == 0
+
+
+def test_training_data_that_can_be_read_once(tmp_path):
+    class Once:
+        def __init__(self):
+            self.batches = iter([(torch.zeros(8, 6), torch.zeros(8, dtype=torch.long))] * 18)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+    run = trainer(tmp_path, callback())
+    with pytest.raises(ValueError, match=r"an iterator \(Once\) that can be read only once"):
+        run.fit(plain(), Once(), val_loader())
+
+
+def test_a_metric_that_validation_does_not_log(tmp_path):
+    growth = GrowthCallback([Growth(LARGE, step=8)], monitor="val_los")
+    module = plain()
+    with pytest.raises(ValueError, match=r"'val_los' .* it logged: val_loss, val_accuracy"):
+        fit(module, tmp_path, growth, num_sanity_val_steps=1)
+    assert module.calls == 0
