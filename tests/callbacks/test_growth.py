@@ -1,0 +1,189 @@
+import functools
+import json
+import re
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from runs import (
+    ITEMS,
+    LARGE,
+    MIDDLE,
+    Plain,
+    fit,
+    items,
+    plain,
+    train_loader,
+    trainer,
+    val_loader,
+)
+from torch.nn import functional as F
+
+import lightning_ligo.callbacks.growth
+from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.schedule import Growth
+
+
+def growth(**settings):
+    return GrowthCallback([Growth(LARGE, step=8)], **{"steps": 3, **settings})
+
+
+def report(folder, number=0):
+    return json.loads((folder / "growth_report.json").read_text())["growths"][number]
+
+
+class Losses(Callback):
+    """The validation loss of the network as it stands before a growth and after it."""
+
+    def __init__(self):
+        self.values: dict[int, float] = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.eval()
+        x, y = items(1).tensors
+        with torch.no_grad():
+            value = F.cross_entropy(pl_module.network(pl_module.stem(x)), y)
+        pl_module.train()
+        self.values[trainer.global_step] = float(value)
+
+
+def test_the_metric_is_measured_before_after_and_at_the_end(tmp_path):
+    before, after, module = Losses(), Losses(), plain()
+    run = fit(module, tmp_path, before, growth(), after)
+    metric = report(tmp_path)["metric"]
+    assert metric == {
+        "name": "val_loss",
+        "before": pytest.approx(before.values[8], rel=1e-5),
+        "after": pytest.approx(after.values[8], rel=1e-5),
+        "final": pytest.approx(float(run.callback_metrics["val_loss"]), rel=1e-6),
+    }
+
+
+def test_the_metric_of_a_growth_ends_where_the_next_growth_begins(tmp_path):
+    growths = [Growth(MIDDLE, step=5), Growth(LARGE, step=12)]
+    fit(plain(), tmp_path, GrowthCallback(growths, steps=2))
+    first, second = report(tmp_path, 0), report(tmp_path, 1)
+    assert first["metric"]["final"] == second["metric"]["before"]
+    assert first["flops"]["large"] == second["flops"]["small"]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "settings", "name"),
+    [
+        ([], {}, "val_loss"),
+        ([ModelCheckpoint(), EarlyStopping("val_accuracy", mode="max")], {}, "val_accuracy"),
+        ([EarlyStopping("train_loss_epoch")], {}, "val_loss"),
+        ([EarlyStopping("val_loss")], {"monitor": "val_accuracy"}, "val_accuracy"),
+    ],
+)
+def test_the_metric_is_the_one_that_is_monitored(tmp_path, callbacks, settings, name):
+    options = {"enable_checkpointing": True} if len(callbacks) > 1 else {}
+    fit(plain(), tmp_path, growth(**settings), *callbacks, **options)
+    assert report(tmp_path)["metric"]["name"] == name
+
+
+def test_a_run_without_validation_has_no_metric(tmp_path):
+    class Blind(Plain):
+        validation_step = LightningModule.validation_step
+
+    run = trainer(tmp_path, growth())
+    run.fit(Blind(), train_loader())
+    assert report(tmp_path)["metric"] == {
+        "name": None, "before": None, "after": None, "final": None,
+    }  # fmt: skip
+
+
+def test_validations_that_just_were_are_not_repeated(tmp_path):
+    class Counts(Plain):
+        validations = 0
+
+        def on_validation_start(self):
+            Counts.validations += 1
+
+    fit(Counts(), tmp_path, GrowthCallback([Growth(LARGE, epoch=1)], steps=2))
+    assert Counts.validations == 3 + 1  # at the end of every epoch, and right after the growth
+
+
+def test_a_growth_without_steps_is_the_start_of_the_method(tmp_path):
+    first, second = plain(), plain()
+    fit(first, tmp_path, growth(steps=0))
+    assert report(tmp_path)["operator"]["steps"] == 0
+    assert report(tmp_path)["operator"]["learning_rate"] is None
+    fit(second, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lossless"))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_progress_bar_shows_step_loss_and_time_left(tmp_path, capsys, monkeypatch):
+    at_once = functools.partial(lightning_ligo.callbacks.growth.tqdm, mininterval=0)
+    monkeypatch.setattr(lightning_ligo.callbacks.growth, "tqdm", at_once)
+    fit(plain(), tmp_path, growth(), enable_progress_bar=True)
+    shown = capsys.readouterr().err
+    assert re.search(r"Growing: +\d+%.*\| \d/3 \[\d+:\d+<[\d:?]+.*loss=\d", shown)
+    fit(plain(), tmp_path, growth())
+    assert "Growing" not in capsys.readouterr().err
+
+
+def test_the_loss_of_the_operator_is_the_training_step_on_the_runs_own_batches(tmp_path):
+    class Sees(Plain):
+        def __init__(self):
+            super().__init__()
+            self.rows = set()
+
+        def training_step(self, batch, batch_idx):
+            if self.network.head.in_features == 24 and self.global_step == 8:
+                seen.append((batch_idx, [tuple(row) for row in batch[0].tolist()]))
+            return super().training_step(batch, batch_idx)
+
+    seen: list = []
+    fit(Sees(), tmp_path, growth(steps=7))
+    rows = {tuple(row) for row in items().tensors[0].tolist()}
+    aside, own = seen[:7], seen[7:]
+    assert [step for step, _ in aside] == list(range(7)) and len(own) == 1
+    assert {row for _, batch in aside[:6] for row in batch} == rows and len(rows) == ITEMS
+
+
+def test_a_batch_index_and_dicts_are_as_lightning_allows(tmp_path):
+    class Short(Plain):
+        def training_step(self, batch):
+            return {"loss": super().training_step(batch, 0), "more": 1}
+
+        def validation_step(self, batch):
+            super().validation_step(batch, 0)
+
+    module = Short()
+    fit(module, tmp_path, growth())
+    assert module.network.head.in_features == 24
+
+
+def test_what_is_logged_is_logged_at_the_steps_of_the_run(tmp_path):
+    logs = []
+    for folder, callbacks in (("without", []), ("with", [growth()])):
+        logger = CSVLogger(tmp_path / folder, name=None, version="")
+        fit(plain(), tmp_path / folder, *callbacks, logger=logger, log_every_n_steps=1)
+        lines = (tmp_path / folder / "metrics.csv").read_text().splitlines()
+        logs.append(lines)
+    assert len(logs[0]) == len(logs[1])
+    head, *lines = logs[0]
+    step = head.split(",").index("step")
+    until = [line for line in lines if int(line.split(",")[step]) < 8]
+    assert until == [line for line in logs[1][1:] if int(line.split(",")[step]) < 8]
+    assert (tmp_path / "with" / "growth_report.json").exists()
+
+
+def test_validation_within_epochs_and_time_limits_do_not_trouble_it(tmp_path):
+    module = plain()
+    run = trainer(tmp_path, growth(), val_check_interval=2, limit_val_batches=1)
+    run.fit(module, train_loader(), val_loader())
+    assert module.network.head.in_features == 24 and run.global_step == 18
+
+
+def test_no_growth_no_report(tmp_path):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 4
+
+    fit(plain(), tmp_path, growth(), Stop())
+    assert not list(tmp_path.iterdir())
