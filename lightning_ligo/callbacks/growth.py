@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -124,13 +123,15 @@ class GrowthCallback(Callback):
                 f"an operator cannot be learned for steps={self.steps} at learning_rate="
                 f"{self.learning_rate}; give 0 or more steps and a rate above 0"
             )
-        self._kept: WeakKeyDictionary[LightningModule, nn.Module] = WeakKeyDictionary()
         self._patched: list[tuple[object, str]] = []
         self._groups: list[list[list[str]]] | None = None
         self._forget()
 
     def _forget(self) -> None:
         """Start a new run."""
+        self._kept: dict[
+            LightningModule, nn.Module
+        ] = {}  # small networks, if no one can build them
         self._records: list[dict[str, Any]] = []
         self._curve: list[list[float | None]] = []  # step, metric, operations so far
         self._flops = TrainingFlops()
@@ -147,7 +148,6 @@ class GrowthCallback(Callback):
         if stage == "fit" and trainer.global_step == 0:
             self._forget()
             if record is not None and record["size"] > 0:
-                self._kept.pop(pl_module, None)
                 small = record["networks"][-1]
             record = None
         if record is None:
@@ -235,10 +235,11 @@ class GrowthCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        if self.monitor is not None and self.monitor not in validation_names(trainer):
+        first, names = not self._curve, validation_names(trainer)
+        if first and self.monitor is not None and self.monitor not in names:
             raise ValueError(
                 f"the validation did not log the metric {self.monitor!r} that GrowthCallback "
-                f"monitors; it logged: {', '.join(validation_names(trainer)) or 'nothing'}"
+                f"monitors; it logged: {', '.join(names) or 'nothing'}"
             )
         if not trainer.sanity_checking:
             self._note(trainer, validation_metrics(trainer))

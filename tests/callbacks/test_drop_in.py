@@ -188,8 +188,9 @@ def test_the_grown_network_is_a_plain_network(tmp_path):
 
 
 def test_after_the_run_module_and_trainer_have_no_patches_and_can_be_copied(tmp_path):
-    module = plain()
-    run = fit(module, tmp_path, growth())
+    module, callback = plain(), growth()
+    run = fit(module, tmp_path, callback)
+    assert pickle.loads(pickle.dumps(callback)).state_dict() == callback.state_dict()
     assert not {"load_checkpoint", "setup_optimizers"} & set(vars(run.strategy))
     module.trainer = None
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
