@@ -104,7 +104,7 @@ def _mute(callback: Callback) -> Callback:
 
     kind = type(callback)
     hooks = {name: nothing for name in vars(Callback) if name.startswith("on_")}
-    muted: Callback = object.__new__(type(kind.__name__, (kind,), hooks))
+    muted: Callback = object.__new__(type(f"Muted{kind.__name__}", (kind,), hooks))
     vars(muted).update(vars(callback))
     return muted
 
