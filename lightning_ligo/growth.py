@@ -85,11 +85,19 @@ class Operator(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def forward(self) -> dict[str, Tensor]:
-        """All parameters of the large network by name, differentiable in the coefficients."""
+        """All parameters of the large network by name, differentiable in the coefficients.
+
+        They are computed in the coefficients' precision, float32 or more, and have the dtype of the
+        small ones.
+        """
         return {
             name: tensor
             for row in self.plan.rows
-            for name, tensor in zip(row.large_names, self._grow(row).unbind(), strict=True)
+            for name, tensor in zip(
+                row.large_names,
+                self._grow(row).to(self._small[row.pattern].dtype).unbind(),
+                strict=True,
+            )
         }
 
     @torch.no_grad()

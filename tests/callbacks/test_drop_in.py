@@ -283,14 +283,7 @@ def test_an_optimizer_made_by_the_command_line_trains_the_large_network(tmp_path
     assert cli.model.network.head.in_features == 24
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "bf16-mixed",
-        "64-true",
-        pytest.param("bf16-true", marks=pytest.mark.xfail(reason="the operator is in float32")),
-    ],
-)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_it_grows_in_the_precision_of_the_run(tmp_path, precision):
     module = plain()
     fit(module, tmp_path, growth(), precision=precision)
