@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 
 from lightning_ligo.axes import Axes, Axis, Product, name_axes, uses_of
 from lightning_ligo.flows import Use
+from lightning_ligo.proof import TOLERANCE, changes
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import watch
 
@@ -38,6 +39,7 @@ class Plan:
     buffers: tuple[Row, ...]
     facts: dict[str, Axis] = field(repr=False)  # of the large network's axes
     inexact: tuple[str, ...] = ()  # why no growth can keep the function exactly, if so
+    proofs: dict[str, float] = field(default_factory=dict, compare=False)  # of the axes that grow
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -96,6 +98,9 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
             another architecture, longer on an axis whose entries cannot be exchanged (classes,
             positions), parameters without a counterpart. All problems are listed at once.
 
+    What the plan lets grow is proved (see `prove`) on a copy of the small network, unless that is
+    on the meta device.
+
     Example:
         >>> import torch
         >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -116,15 +121,25 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
     problems = _problems(ours, theirs, small_shapes, large_shapes)
     if not problems and first.outputs and second.outputs:
         problems = _outputs(first.outputs[0], second.outputs[0])
+    lengths = {
+        name: (ours.axes[name].length if name in ours.axes else 1, axis.length)
+        for name, axis in theirs.axes.items()
+    }
+    proofs: dict[str, float] = {}
+    if not problems and not any(p.is_meta for p in small.parameters()):
+        grown = [name for name, (length, longer) in lengths.items() if length != longer]
+        proofs = changes(small, args, kwargs, ours, grown)
+        problems = [
+            f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
+            "itself, so something tells them apart; give both networks the same length"
+            for name, change in proofs.items()
+            if change > TOLERANCE
+        ]
     if problems:
         raise ValueError(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}:\n  "
             + "\n  ".join(problems)
         )
-    lengths = {
-        name: (ours.axes[name].length if name in ours.axes else 1, axis.length)
-        for name, axis in theirs.axes.items()
-    }
     parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
     rows: list[Row] = []
     buffers: list[Row] = []
@@ -137,7 +152,7 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
     inexact = tuple(_inexact(plan, theirs, large))
-    return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact)
+    return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact, proofs)
 
 
 def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:

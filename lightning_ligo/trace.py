@@ -63,13 +63,14 @@ def watch(
             )
     with _evaluating(network), torch.no_grad(), tracer:
         out = network(*args, **kwargs)
-    tracer.outputs = [t for t in tree_leaves(_plain(out)) if isinstance(t, Tensor)]
+    tracer.outputs = outputs_of(out)
     return tracer
 
 
-def _plain(out: Any) -> Any:
-    """A Hugging Face output as a tuple: the network's own first result comes first."""
-    return out.to_tuple() if hasattr(out, "to_tuple") else out
+def outputs_of(out: Any) -> list[Tensor]:
+    """The tensors that a network returned; of a Hugging Face output its own first result first."""
+    plain = out.to_tuple() if hasattr(out, "to_tuple") else out
+    return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ ALLOWED = {
     "flows": {"factors", "ledger", "stacks"},
     "axes": {"factors", "flows", "ledger", "stacks"},
     "trace": {"axes", "factors", "ledger", "rules"},
-    "plan": {"axes", "flows", "stacks", "trace"},
+    "plan": {"axes", "flows", "proof", "stacks", "trace"},
     "proof": {"axes", "flows", "stacks", "trace"},
     "maps": set(),
     "methods": {"maps"},
