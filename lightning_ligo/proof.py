@@ -56,7 +56,7 @@ def changes(
     axes: Iterable[str] | None = None,
 ) -> dict[str, float]:
     """What `prove` does, for a network whose axes are known."""
-    network = _noisy(copy.deepcopy(network).double()).eval()
+    network = noisy(copy.deepcopy(network).double()).eval()
     device = next(network.parameters()).device
     args, kwargs = tree_map_only(
         Tensor,
@@ -115,12 +115,14 @@ def _change(before: Tensor, after: Tensor) -> float:
 
 
 @torch.no_grad()
-def _noisy(network: nn.Module) -> nn.Module:
+def noisy(network: nn.Module) -> nn.Module:
     """Noise on every parameter and on the statistics of norms, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     for tensor in [*network.parameters(), *network.buffers()]:
         if tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+            if (tensor < 0).any():  # else it may be a variance, which noise must not make negative
+                noise = 2 * noise - 1
             scale = 0.2 * (float(tensor.std()) if tensor.numel() > 1 else 1.0) + 0.02
             tensor += scale * noise.to(tensor.device)
     return network

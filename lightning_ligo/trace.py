@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_ligo.axes import Axes, name_axes
@@ -61,7 +62,7 @@ def watch(
             tracer.ledger.keep(
                 tensor, tracer.ledger.unknown(tensor, pinned="it is the network's input")
             )
-    with _evaluating(network), torch.no_grad(), tracer:
+    with _evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
         out = network(*args, **kwargs)
     tracer.outputs = outputs_of(out)
     return tracer
@@ -84,6 +85,22 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class _Whole(TorchFunctionMode):
+    """Follow attention as one operation, which every device would take apart in its own way."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with _disable_current_modes():
+            out = func(*args, **(kwargs or {}))
+        self.tracer.follow(func.__name__, func, args, kwargs or {}, out)
+        return out
+
+
 class Tracer(TorchDispatchMode):
     """Follow the factors of every dimension of every tensor through one forward."""
 
@@ -100,6 +117,11 @@ class Tracer(TorchDispatchMode):
         if name == "_local_scalar_dense":
             return self._read(func, args, kwargs)
         out = func(*args, **kwargs)
+        self.follow(name, func, args, kwargs, out)
+        return out
+
+    def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Apply the rule of the operation ``name``, which has run."""
         try:
             self._follow(name, func, args, kwargs, out)
         except Misaligned as error:
@@ -109,7 +131,6 @@ class Tracer(TorchDispatchMode):
                 f"tracing met {func} on shapes {[tuple(t.shape) for t in tensors]}, which cuts "
                 f"across the axes of {names}"
             ) from error
-        return out
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         if args[0].device.type != "meta":
@@ -136,7 +157,7 @@ class Tracer(TorchDispatchMode):
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
         else:
             rule = RULES.get(name) or RULES.get(name.rstrip("_"))
-            elementwise = torch.Tag.pointwise in func.tags
+            elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
             rule = rule or (pointwise if elementwise else untouched)
             results = rule(self.ledger, func, args, kwargs, out)
             if isinstance(out, Tensor):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import Dim, ends, hint, pin, regroup, size, unite
+from lightning_ligo.factors import Dim, broadcast, ends, hint, pin, regroup, size, unite
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import SPACE, rule
 
@@ -67,24 +67,31 @@ def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:
     hint(columns[0] if over_positions and columns else contracted, "head_dim")
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-      "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable",
-      )  # fmt: skip
-def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    query, key, value = (ledger.dims(tensor) for tensor in args[:3])
+@rule("scaled_dot_product_attention")
+def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``softmax(q kᵀ + mask) v`` over (..., heads, positions, head_dim)."""
+    query, key, value = (list(ledger.dims(tensor)) for tensor in args[:3])
+    mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
     for other in (key, value):
-        for mine, theirs in zip(query[:2], other[:2], strict=True):
+        for mine, theirs in zip(query[:-3], other[:-3], strict=True):
             unite(mine, theirs, flow=False)
-    unite(query[3], key[3], flow=False)
-    unite(key[2], value[2], flow=False)
-    hint(query[1], "heads")
-    hint(query[3], "head_dim")
-    hint(value[3], "head_dim")
-    for item in ends(query[3]):
+    heads = [query[-3], key[-3], value[-3]] if len(query) > 3 else []
+    if heads:
+        groups, wanted = size(key[-3]), size(query[-3])
+        shared = regroup([query[-3]], (groups, wanted // groups))[0]
+        for other in heads[1:]:
+            unite(shared, other, flow=False)
+        hint(query[-3], "heads")
+    unite(query[-1], key[-1], flow=False)
+    unite(key[-2], value[-2], flow=False)
+    hint(query[-1], "head_dim")
+    hint(value[-1], "head_dim")
+    for item in ends(query[-1]):
         item.factor.inner = True
-    result = [value[0], value[1], query[2], value[3]]
-    return [result] + [ledger.unknown(extra) for extra in out[1:]]
+    if mask is not None:
+        ledger.record(mask, "produces")
+        broadcast([[*query[:-2], query[-2], key[-2]], ledger.dims(mask)])
+    return [*query[:-1], value[-1]]
 
 
 @rule("convolution")

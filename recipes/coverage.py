@@ -1,0 +1,284 @@
+"""Trace, pair, prove and grow every family of networks that timm and Hugging Face hold.
+
+    python -m recipes.coverage --jobs 2         # go on where the last run stopped
+    python -m recipes.coverage --only swin      # the pairs whose names match
+    python -m recipes.coverage --summary        # the table of what has been run
+
+A pair of timm's are two names of its registry with the same module, class and input size that
+differ in one word (`swin_tiny_patch4_window7_224` and `swin_small_patch4_window7_224`), where the
+large network has at least as many parameters of every kind, nowhere a shorter one, and the same
+kernels. Each network is paired with the next larger one; pairs of the same shapes are run once.
+Every result is a line of `runs/coverage/results.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import lightning_ligo as ligo
+from lightning_ligo.proof import TOLERANCE, noisy
+from recipes.families import FAMILIES
+
+KEPT = 1e-4  # relative change of the output in float32
+REAL = 100_000_000  # parameters; what is larger is traced on the meta device
+CLASSES = 1000
+PIXELS = 128  # images of networks that take any size
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sizes of one family: names of timm's registry, or a family of Hugging Face's."""
+
+    source: str  # timm | hf
+    module: str
+    small: str
+    large: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}:{self.small}->{self.large}"
+
+
+@dataclass
+class Result:
+    """What became of a pair; what did not happen is None or False."""
+
+    key: str
+    module: str
+    parameters: tuple[int, int] = (0, 0)
+    paired: bool = False
+    axes: int = 0  # that grow
+    stacks: int = 0  # that grow
+    proof: float | None = None  # the largest relative change of an axis that grows
+    kept: float | None = None  # relative change of the output by the growth
+    inexact: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # of tracing, pairing and proving
+    reason: str = ""  # why it went no further
+
+
+# Which pairs there are --------------------------------------------------------------------------
+
+
+def timm_pairs() -> Iterator[Pair]:
+    """The pairs of timm's registry, found by the rule above."""
+    seen = set()
+    for module in timm.list_modules():
+        known = {name: kinds for name in timm.list_models(module=module) if (kinds := _Kinds(name))}
+        for name, mine in known.items():
+            larger = [
+                other
+                for other, theirs in known.items()
+                if _one_word(name, other) and theirs.grows_from(mine)
+            ]
+            if larger:
+                nearest = min(larger, key=lambda other: known[other].parameters)
+                shapes = (mine.shapes, known[nearest].shapes)
+                if shapes not in seen:
+                    seen.add(shapes)
+                    yield Pair("timm", module, name, nearest)
+
+
+def _one_word(first: str, second: str) -> bool:
+    words = list(itertools.zip_longest(first.split("_"), second.split("_")))
+    return sum(one != other for one, other in words) == 1
+
+
+class _Kinds:
+    """The parameters of a network of timm's: same rank and same name but for numbers are one kind."""
+
+    def __init__(self, name: str) -> None:
+        network = timm_network(name, "meta")
+        tensors = {name: tuple(p.shape) for name, p in network.named_parameters()}
+        self.parameters = sum(p.numel() for p in network.parameters())
+        self.shapes = hash((type(network).__name__, *tensors.items()))
+        self.what = (type(network), network.pretrained_cfg["input_size"])
+        self.kinds: dict[tuple[str, int], list[tuple[int, ...]]] = defaultdict(list)
+        for parameter, shape in tensors.items():
+            self.kinds[re.sub(r"\b\d+\b", "*", parameter), len(shape)].append(shape)
+
+    def grows_from(self, small: _Kinds) -> bool:
+        return (
+            self.what == small.what
+            and self.parameters > small.parameters
+            and self.kinds.keys() == small.kinds.keys()
+            and all(_longer(self.kinds[kind], shapes) for kind, shapes in small.kinds.items())
+        )
+
+
+def _longer(large: list[tuple[int, ...]], small: list[tuple[int, ...]]) -> bool:
+    """Whether the large shapes are as many, nowhere shorter, with the same kernels."""
+    kernels = [{shape[2:] for shape in shapes if len(shape) > 3} for shapes in (large, small)]
+    if len(large) < len(small) or kernels[0] != kernels[1]:
+        return False
+    lengths = zip(zip(*large, strict=True), zip(*small, strict=True), strict=True)
+    return all(end(longs) >= end(shorts) for longs, shorts in lengths for end in (min, max))
+
+
+# Networks ---------------------------------------------------------------------------------------
+
+
+def timm_network(name: str, device: str = "cpu") -> nn.Module:
+    """A network with random weights, with a classifier where timm's has none."""
+    classes = timm.get_pretrained_cfg(name).num_classes or CLASSES
+    try:
+        with torch.device(device):
+            return timm.create_model(name, pretrained=False, num_classes=classes)
+    except (NotImplementedError, RuntimeError):  # its constructor reads values
+        return timm.create_model(name, pretrained=False, num_classes=classes).to(device)
+
+
+def _networks(pair: Pair, device: str) -> tuple[nn.Module, nn.Module]:
+    if pair.source == "timm":
+        return timm_network(pair.small, device), timm_network(pair.large, device)
+    with torch.device(device):
+        family = FAMILIES[pair.module]
+        return family.build("small"), family.build("large")
+
+
+def _inputs(pair: Pair, small: nn.Module) -> dict[str, Tensor]:
+    """Two random inputs: images as small as the network takes."""
+    generator = torch.Generator().manual_seed(0)
+    if pair.source == "hf":
+        return FAMILIES[pair.module].inputs()
+    channels, height, width = small.pretrained_cfg["input_size"]
+    for pixels in sorted({min(PIXELS, height), height}):
+        images = torch.randn(2, channels, pixels, width * pixels // height, generator=generator)
+        try:
+            with torch.no_grad():
+                small.eval()(images.to(next(small.parameters()).device))
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        break
+    return {"x": images}
+
+
+# One pair ---------------------------------------------------------------------------------------
+
+
+def run(pair: Pair) -> Result:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    result = Result(pair.key, pair.module)
+    try:
+        small, large = _networks(pair, "meta")
+        sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
+        result.parameters = (sizes[0], sizes[1])
+        if pair.source == "hf" or sizes[1] <= REAL:
+            small, large = _networks(pair, "cpu")
+        elif sizes[0] <= REAL:
+            small = timm_network(pair.small)
+        small, large = small.eval(), large.eval()
+        torch.manual_seed(0)
+        inputs = _inputs(pair, small)
+        start = time.perf_counter()
+        plan = ligo.pair(small, large, **inputs)
+        result.seconds = round(time.perf_counter() - start, 2)
+        result.paired, result.axes = True, len(plan.axes)
+        result.stacks = sum(one != other for one, other in plan.stacks.values())
+        result.inexact = list(plan.inexact)
+        result.proof = max(plan.proofs.values(), default=None)
+        if not any(p.is_meta for p in (*small.parameters(), *large.parameters())):
+            result.kept = _kept(noisy(small), large, plan, inputs)
+            if not result.kept <= KEPT:  # rounding, or not finite
+                exact = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+                result.kept = _kept(small.double(), large.double(), plan, exact)
+    except Exception as error:
+        result.reason = f"{type(error).__name__}: {error}"
+    return result
+
+
+@torch.no_grad()
+def _kept(small: nn.Module, large: nn.Module, plan: ligo.Plan, inputs: dict[str, Tensor]) -> float:
+    ligo.Operator(plan, small, "lossless").bake(large)
+    before, after = (_output(network, inputs) for network in (small, large))
+    return float((after - before).norm() / before.norm())
+
+
+def _output(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    out: Any = network(**inputs)
+    out = out.to_tuple() if hasattr(out, "to_tuple") else out
+    while not isinstance(out, Tensor):
+        out = out[0]
+    return out
+
+
+# All of them ------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="regular expression that a pair must match")
+    parser.add_argument("--again", action="store_true", help="also pairs that have a result")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
+    parser.add_argument("--summary", action="store_true", help="print the table and stop")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.jsonl"
+    done = _read(results)
+    if options.summary:
+        print(summary(list(done.values())))
+        return
+    pairs = [pair for pair in _pairs(options.out) if re.search(options.only, pair.key)]
+    todo = [pair for pair in pairs if options.again or pair.key not in done]
+    with (
+        ProcessPoolExecutor(options.jobs, max_tasks_per_child=50) as pool,
+        results.open("a") as file,
+        tqdm(total=len(pairs), initial=len(pairs) - len(todo), unit="pair") as bar,
+    ):
+        for future in as_completed([pool.submit(run, pair) for pair in todo]):
+            result = future.result()
+            file.write(json.dumps(asdict(result)) + "\n")
+            file.flush()
+            bar.update()
+            if result.reason:
+                bar.write(f"{result.key}: {result.reason}")
+    print(summary(list(_read(results).values())))
+
+
+def _pairs(out: Path) -> list[Pair]:
+    """All pairs; finding those of timm takes minutes, so they are kept in a file."""
+    found = out / f"pairs-{timm.__version__}.json"
+    if not found.exists():
+        found.write_text(json.dumps([asdict(pair) for pair in timm_pairs()], indent=1))
+    families = [Pair("hf", name, f"{name} small", f"{name} large") for name in FAMILIES]
+    return [*families, *(Pair(**pair) for pair in json.loads(found.read_text()))]
+
+
+def _read(results: Path) -> dict[str, Result]:
+    """The last result of every pair."""
+    if not results.exists():
+        return {}
+    lines = [Result(**json.loads(line)) for line in results.read_text().splitlines()]
+    return {result.key: result for result in lines}
+
+
+def summary(results: list[Result]) -> str:
+    count = Counter[str]()
+    for result in results:
+        count["paired"] += result.paired
+        count["proved"] += result.proof is not None and result.proof <= TOLERANCE
+        count["kept"] += result.kept is not None and result.kept <= KEPT
+    return f"{len(results)} pairs: {dict(count)}"
+
+
+if __name__ == "__main__":
+    main()
