@@ -116,8 +116,11 @@ class Tracer(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name == "_local_scalar_dense":
             return self._read(func, args, kwargs)
+        before = args
+        if torch.Tag.inplace_view in func.tags:  # it changes the shape of the tensor itself
+            before = (args[0].detach(), *args[1:])
         out = func(*args, **kwargs)
-        self.follow(name, func, args, kwargs, out)
+        self.follow(name, func, before, kwargs, out)
         return out
 
     def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:

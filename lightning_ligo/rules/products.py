@@ -75,13 +75,12 @@ def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     for other in (key, value):
         for mine, theirs in zip(query[:-3], other[:-3], strict=True):
             unite(mine, theirs, flow=False)
-    heads = [query[-3], key[-3], value[-3]] if len(query) > 3 else []
-    if heads:
-        groups, wanted = size(key[-3]), size(query[-3])
-        shared = regroup([query[-3]], (groups, wanted // groups))[0]
-        for other in heads[1:]:
-            unite(shared, other, flow=False)
+    if len(query) > 3:
         hint(query[-3], "heads")
+        shared, group = regroup([query[-3]], (size(key[-3]), size(query[-3]) // size(key[-3])))
+        for other in (key, value):
+            unite(shared, other[-3], flow=False)
+        value[-3] = [*value[-3], *group]  # what comes out is made of values
     unite(query[-1], key[-1], flow=False)
     unite(key[-2], value[-2], flow=False)
     hint(query[-1], "head_dim")
@@ -90,8 +89,8 @@ def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         item.factor.inner = True
     if mask is not None:
         ledger.record(mask, "produces")
-        broadcast([[*query[:-2], query[-2], key[-2]], ledger.dims(mask)])
-    return [*query[:-1], value[-1]]
+        broadcast([[*query[:-1], key[-2]], ledger.dims(mask)])
+    return [*value[:-2], query[-2], value[-1]]
 
 
 @rule("convolution")

@@ -9,12 +9,22 @@ from torch import Tensor
 
 from lightning_ligo.factors import Dim, broadcast, concatenate, pin, regroup, take
 from lightning_ligo.ledger import Ledger
-from lightning_ligo.rules.table import position, rule
+from lightning_ligo.rules.table import position, rule, untouched
 
 
 @rule("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "unflatten")
 def view(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     return regroup(ledger.dims(args[0]), out.shape)
+
+
+@rule("as_strided")
+def as_strided(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """Other strides for the same shape, as for another memory format, are the same tensor."""
+    if out.shape == args[0].shape and [
+        step for step, length in zip(out.stride(), out.shape, strict=True) if length > 1
+    ] == [step for step, length in zip(args[0].stride(), out.shape, strict=True) if length > 1]:
+        return ledger.dims(args[0])
+    return untouched(ledger, func, args, kwargs, out)
 
 
 @rule("permute")
