@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lightning_ligo.factors import Dim, Factor, Item, ends, leaves, segments
+from lightning_ligo.factors import Dim, Factor, Item, Misaligned, ends, leaves, segments, unite
 from lightning_ligo.flows import Flows, Use, axis_leaves
 from lightning_ligo.ledger import Ledger
-from lightning_ligo.stacks import Stack, find_stacks, pattern_of
+from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Axes:
 
     axes: dict[str, Axis]
     dims: dict[str, tuple[Product, ...]]
-    stacks: dict[str, Stack]
+    stacks: Stacks
     chained: dict[str, str] = field(default_factory=dict)  # not a stack, and why
     post_norm: frozenset[str] = frozenset()  # axes on which norms stand in the stream itself
     tied: frozenset[str] = frozenset()  # axes of a table that writes and reads the same flow
@@ -118,23 +119,59 @@ def name_axes(*ledgers: Ledger) -> list[Axes]:
     """Name what forwards have shown: the same names for the same places, whatever the lengths."""
     stacks = find_stacks(*(ledger.shapes for ledger in ledgers))
     chained: dict[str, str] = {}
-    while True:
-        places = [_places(*pair) for pair in zip(ledgers, stacks, strict=True)]
-        broken = next((stack for these in places if (stack := _chained(these))), None)
-        if broken is None:
-            return [
-                _named(ledger, mine, chained, these)
-                for ledger, mine, these in zip(ledgers, stacks, places, strict=True)
-            ]
+    while broken := _broken(ledgers, stacks):
+        if all(mine[broken].depth > 1 for mine in stacks):
+            cured = [divided(mine, broken) for mine in stacks]
+            if not {broken, f"{broken}[0]"} & _all_broken(ledgers, cured):
+                stacks = cured
+                continue
         chained[broken] = (
             f"the modules of {broken} are chained, each with axes of its own towards the next, "
             "and not parallel to one stream that passes them all"
         )
-        for mine in stacks:
-            del mine[broken]
+        same_depth = len({mine[broken].depth for mine in stacks}) == 1
+        if same_depth or not all(map(_chain, ledgers, stacks, itertools.repeat(broken))):
+            for mine in stacks:
+                del mine[broken]
+    shared = set.intersection(*(_patterns(*pair) for pair in zip(ledgers, stacks, strict=True)))
+    return [
+        _named(ledger, mine, chained, _places(ledger, mine), shared)
+        for ledger, mine in zip(ledgers, stacks, strict=True)
+    ]
 
 
-def _places(ledger: Ledger, stacks: dict[str, Stack]) -> _Places:
+def _patterns(ledger: Ledger, stacks: Stacks) -> set[str]:
+    return {pattern_of(name, stacks)[0] for name in ledger.parameters}
+
+
+def _broken(ledgers: Sequence[Ledger], stacks: Sequence[Stacks]) -> str | None:
+    return next(iter(_all_broken(ledgers, stacks)), None)
+
+
+def _all_broken(ledgers: Sequence[Ledger], stacks: Sequence[Stacks]) -> set[str]:
+    """The stacks in which the same place is one axis in some layers and another in others."""
+    return {
+        stack
+        for ledger, mine in zip(ledgers, stacks, strict=True)
+        for stack in _chained(_places(ledger, mine))
+    }
+
+
+def _chain(ledger: Ledger, stacks: Stacks, name: str) -> bool:
+    """Make one axis of what modules that stand in a row hand on; whether that can be."""
+    first: dict[tuple[str, int], Dim] = {}
+    try:
+        for parameter, dims in ledger.parameters.items():
+            pattern, stack, _ = pattern_of(parameter, stacks)
+            for number, items in enumerate(dims):
+                if stack == name:
+                    unite(first.setdefault((pattern, number), items), items, flow=False)
+    except Misaligned:
+        return False
+    return name not in _chained(_places(ledger, stacks))
+
+
+def _places(ledger: Ledger, stacks: Stacks) -> _Places:
     places: _Places = {}
     for name, dims in ledger.parameters.items():
         pattern, stack, layer = pattern_of(name, stacks)
@@ -151,22 +188,23 @@ def _local(members: list[_Member]) -> str | None:
     return next(iter(layers))[0] if len(layers) == 1 else None
 
 
-def _chained(places: _Places) -> str | None:
-    """A stack in which the same place is one axis in some layers and another in others."""
+def _chained(places: _Places) -> set[str]:
+    """The stacks in which the same place is one axis in some layers and another in others."""
     seen: dict[_Place, Any] = {}
+    chained: set[str] = set()
     for factor, members in places.items():
         local = _local(members)
         key: Any = tuple(member.place for member in members) if local else factor
         for member in members:
             if member.stack and seen.setdefault(member.place, key) != key:
-                return member.stack
-    return None
+                chained.add(member.stack)
+    return chained
 
 
 def _named(
-    ledger: Ledger, stacks: dict[str, Stack], chained: dict[str, str], places: _Places
+    ledger: Ledger, stacks: Stacks, chained: dict[str, str], places: _Places, shared: set[str]
 ) -> Axes:
-    names, axes = _axes(ledger, places)
+    names, axes = _axes(ledger, places, shared)
     flows = Flows(ledger, stacks)
 
     def build(items: Dim) -> Product:
@@ -189,8 +227,14 @@ def _named(
     return Axes(axes, dims, stacks, chained, post_norm, tied)
 
 
-def _axes(ledger: Ledger, places: _Places) -> tuple[dict[Factor, str], dict[str, Axis]]:
-    """The name of every factor that is an axis, and what is known of it."""
+def _axes(
+    ledger: Ledger, places: _Places, shared: set[str]
+) -> tuple[dict[Factor, str], dict[str, Axis]]:
+    """The name of every factor that is an axis, and what is known of it.
+
+    Names come from the ``shared`` places, those that the other network has, too; what stands in no
+    such place is named last.
+    """
     roles: dict[Factor, set[str]] = {}
     for use in ledger.uses:
         for end in ends([Item(use.factor, None)]):
@@ -198,7 +242,12 @@ def _axes(ledger: Ledger, places: _Places) -> tuple[dict[Factor, str], dict[str,
     names: dict[Factor, str] = {}
     axes: dict[str, Axis] = {}
     taken: dict[str, tuple[_Place, ...]] = {}
-    for factor, members in places.items():
+    common = {
+        factor: [member for member in members if member.place.pattern in shared]
+        for factor, members in places.items()
+    }
+    for factor in sorted(places, key=lambda factor: not common[factor]):
+        members = common[factor] or places[factor]
         inside = [end.factor for end in ends([Item(factor, None)])]
         played = {role for end in inside for role in roles.get(end, ())}
         pinned = factor.pinned or inside[0].pinned

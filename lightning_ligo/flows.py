@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lightning_ligo.factors import Dim, Flow, Item, Owner, ends, leaves, segments
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.ledger import Use as Seen
-from lightning_ligo.stacks import Stack, pattern_of
+from lightning_ligo.stacks import Stacks, pattern_of
 
 
 class Use(NamedTuple):
@@ -40,7 +40,7 @@ class Flows:
     before the head carries the shares.
     """
 
-    def __init__(self, ledger: Ledger, stacks: dict[str, Stack]) -> None:
+    def __init__(self, ledger: Ledger, stacks: Stacks) -> None:
         self._uses: dict[tuple[str, int], list[Seen]] = {}
         for use in ledger.uses:
             self._uses.setdefault((use.owner.name, use.owner.dim), []).append(use)
@@ -93,7 +93,7 @@ class Flows:
             return self._flipped[flow]
         return int(bool(flow.normed_into) and flow not in self._after_norm)
 
-    def _merge(self, own: list[Item], stacks: dict[str, Stack]) -> dict[Flow, str]:
+    def _merge(self, own: list[Item], stacks: Stacks) -> dict[Flow, str]:
         """The first writer of each flow, after joining what comes out of norms to what goes in."""
         joined: dict[Flow, Flow] = {}
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes import Product, Sum, uses_of
-from lightning_ligo.flows import Use
 from lightning_ligo.methods import Method, method_named
 from lightning_ligo.plan import Plan, Row
 
@@ -58,7 +57,9 @@ class Operator(nn.Module):
         tensors = _tensors(small)
         device = next(iter(tensors.values())).device
         self._small: dict[str, Tensor] = {}  # (l, *shape): the small parameter of every layer
-        for row in (*plan.rows, *plan.buffers):
+        self._rows = [row for row in plan.rows if row.small_names]
+        self._buffers = [row for row in plan.buffers if row.small_names]
+        for row in (*self._rows, *self._buffers):
             layers = [tensors[name].detach() for name in row.small_names]
             self._small[row.pattern] = torch.stack(layers)
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
@@ -68,13 +69,13 @@ class Operator(nn.Module):
         self.maps = nn.ParameterDict()
         self.mixes = nn.ParameterDict()
         self._scales: dict[str, float] = {}
-        for row in plan.rows:
+        for row in self._rows:
             for product in row.dims:
                 for span in self._spans(product):
                     self._start_map(span, device, learned)
-        for row in plan.rows:
+        for row in self._rows:
             if self._mixed(row):
-                mix = self.method.depth(*self._depth(row), _writes(plan, row), self._generator)
+                mix = self.method.depth(*self._depth(row), row.writes, self._generator)
                 self.mixes[_key(row.pattern)] = nn.Parameter(
                     mix.to(device, self._dtype), requires_grad=learned
                 )
@@ -85,20 +86,30 @@ class Operator(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def forward(self) -> dict[str, Tensor]:
-        """All parameters of the large network by name, differentiable in the coefficients.
+        """The parameters of the large network by name, differentiable in the coefficients.
+
+        Those of layers that the small network has nothing like are left out, but where they write.
 
         They are computed in the coefficients' precision, float32 or more, and have the dtype of the
         small ones.
         """
-        return {
+        grown = {
             name: tensor
-            for row in self.plan.rows
+            for row in self._rows
             for name, tensor in zip(
                 row.large_names,
                 self._grow(row).to(self._small[row.pattern].dtype).unbind(),
                 strict=True,
             )
         }
+        like = next(iter(grown.values()))
+        silent = {
+            name: like.new_zeros(row.large)
+            for row in self.plan.rows
+            if row.writes and not row.small_names
+            for name in row.large_names
+        }
+        return grown | silent
 
     @torch.no_grad()
     def bake(self, large: nn.Module) -> None:
@@ -106,7 +117,7 @@ class Operator(nn.Module):
         tensors = _tensors(large)
         for name, tensor in self().items():
             tensors[name].copy_(tensor)
-        for row in self.plan.buffers:
+        for row in self._buffers:
             grown = self._grow(row) if row.dims else self._small[row.pattern][self._sources(row)]
             for name, tensor in zip(row.large_names, grown, strict=True):
                 tensors[name].copy_(tensor)
@@ -115,11 +126,25 @@ class Operator(nn.Module):
         """The small parameters that each large one comes from, the one it takes after first."""
         parents = {}
         for row in self.plan.rows:
+            if not row.small_names:
+                parents.update({name: [self._alike(name)] for name in row.large_names})
+                continue
             for name, source in zip(row.large_names, self._sources(row).tolist(), strict=True):
                 first = row.small_names[source]
                 mixed = [other for other in row.small_names if other != first]
                 parents[name] = [first, *(mixed if self._mixed(row) else [])]
         return parents
+
+    def _alike(self, name: str) -> str:
+        """The small parameter whose name has most in common with that of a new layer."""
+        words = name.split(".")
+
+        def likeness(other: str) -> tuple[int, int]:
+            theirs = other.split(".")
+            same = [one == two for one, two in zip(words[::-1], theirs[::-1], strict=False)]
+            return (*same, False).index(False), sum(map(str.__eq__, words, theirs))
+
+        return max((other for row in self._rows for other in row.small_names), key=likeness)
 
     # Rows ----------------------------------------------------------------------------------
 
@@ -258,13 +283,3 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 def _key(name: str) -> str:
     """A parameter's name may hold no dot."""
     return name.replace(".", "/")
-
-
-def _writes(plan: Plan, row: Row) -> bool:
-    """Whether a module of a stack writes into a stream that passes the whole stack."""
-    return any(_into_stream(plan, use) for product in row.dims for use in uses_of(product))
-
-
-def _into_stream(plan: Plan, use: Use) -> bool:
-    axis = plan.facts[use.axis]
-    return use.role == "produces" and axis.stack is None and not axis.pinned

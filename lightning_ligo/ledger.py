@@ -25,6 +25,7 @@ class _Traced(NamedTuple):
     tensor: Tensor  # held, so that its storage is not handed to another tensor
     dims: list[Dim]
     static: bool  # it does not depend on the network's inputs
+    writers: frozenset[str]  # the parameters that wrote it last
 
 
 class Ledger:
@@ -34,6 +35,7 @@ class Ledger:
         self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
+        self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
         for name, tensor in [*network.named_parameters(), *buffers]:
@@ -42,13 +44,19 @@ class Ledger:
                 for dim, length in enumerate(tensor.shape)
             ]
             self.parameters[name] = dims
-            self.keep(tensor, dims, static=True)
+            self.keep(tensor, dims, static=True, writers=frozenset([name]))
 
     # The tensors ---------------------------------------------------------------------------
 
-    def keep(self, tensor: Tensor, dims: list[Dim], static: bool = False) -> None:
+    def keep(
+        self,
+        tensor: Tensor,
+        dims: list[Dim],
+        static: bool = False,
+        writers: frozenset[str] = frozenset(),
+    ) -> None:
         assert [size(dim) for dim in dims] == list(tensor.shape), (dims, tensor.shape)
-        self._traced[_key(tensor)] = _Traced(tensor, dims, static)
+        self._traced[_key(tensor)] = _Traced(tensor, dims, static, writers)
 
     def dims(self, tensor: Tensor) -> list[Dim]:
         if _key(tensor) not in self._traced:
@@ -58,6 +66,11 @@ class Ledger:
     def static(self, tensor: Tensor) -> bool:
         """Whether a tensor is made of parameters and constants only."""
         return _key(tensor) not in self._traced or self._traced[_key(tensor)].static
+
+    def writers(self, tensor: Tensor) -> frozenset[str]:
+        """The parameters that wrote a tensor last: where they are zero, it is zero."""
+        traced = self._traced.get(_key(tensor))
+        return traced.writers if traced else frozenset()
 
     def new(self, length: int, *, pinned: str | None = None) -> Dim:
         return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,11 @@ from lightning_ligo.trace import watch
 
 @dataclass(frozen=True)
 class Row:
-    """The parameters (or buffers) under one pattern: ``dims`` are what each dimension does."""
+    """The parameters (or buffers) under one pattern: ``dims`` are what each dimension does.
+
+    A row without ``small_names`` is of a layer that the small network has nothing like: it stays as
+    the large network was built, and where it writes it is zero.
+    """
 
     pattern: str
     stack: str | None
@@ -27,6 +32,7 @@ class Row:
     dims: tuple[Product, ...]
     small_names: tuple[str, ...]  # of every layer
     large_names: tuple[str, ...]
+    writes: bool = False  # zero where a layer is to add nothing to the stream that passes it
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,14 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
         ) from error
     ours, theirs = name_axes(first.ledger, second.ledger)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
-    problems = _problems(ours, theirs, small_shapes, large_shapes)
+    fresh = _fresh(small_shapes, large_shapes, second.ledger.sums)
+    problems = _problems(ours, theirs, small_shapes, large_shapes, fresh)
     if not problems and first.outputs and second.outputs:
         problems = _outputs(first.outputs[0], second.outputs[0])
+    old = {use.axis for name, dims in theirs.dims.items() if name not in fresh
+           for dim in dims for use in uses_of(dim)}  # fmt: skip
     lengths = {
-        name: (ours.axes[name].length if name in ours.axes else 1, axis.length)
+        name: (_length(ours, name, axis.length if name not in old else 1), axis.length)
         for name, axis in theirs.axes.items()
     }
     proofs: dict[str, float] = {}
@@ -141,13 +150,16 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
             + "\n  ".join(problems)
         )
     parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
+    writing = _writing(theirs, second.ledger.sums) | {name for name in fresh if fresh[name]}
     rows: list[Row] = []
     buffers: list[Row] = []
     for pattern, shape in large_shapes.items():
         stack = next((s for s in theirs.stacks if pattern.startswith(f"{s}.*.")), None)
-        names = [_names(pattern, stack, axes) for axes in (ours, theirs)]
         dims = theirs.dims.get(pattern, ())
-        row = Row(pattern, stack, small_shapes[pattern], shape, dims, *names)
+        sources = () if pattern in fresh else _names(pattern, stack, ours)
+        names = sources, _names(pattern, stack, theirs)
+        row = Row(pattern, stack, small_shapes.get(pattern, shape), shape, dims, *names,
+                  writes=pattern in writing)  # fmt: skip
         (rows if pattern in parameters else buffers).append(row)
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
@@ -159,9 +171,64 @@ def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
     """The parameters of every layer under a pattern."""
     if stack is None:
         return (pattern,)
-    path, start, depth = axes.stacks[stack]
+    path, layers = axes.stacks[stack]
     rest = pattern.removeprefix(f"{stack}.*.")
-    return tuple(f"{path}.{start + layer}.{rest}" for layer in range(depth))
+    return tuple(f"{path}.{layer}.{rest}" for layer in layers)
+
+
+def _length(axes: Axes, name: str, default: int) -> int:
+    return axes.axes[name].length if name in axes.axes else default
+
+
+def _writing(axes: Axes, sums: list[list[frozenset[str]]]) -> set[str]:
+    """The patterns in a stack that write into the stream that passes it."""
+    layers: dict[tuple[str, int | None], set[str]] = {}
+    for name in {name for terms in sums for written in terms for name in written}:
+        _, stack, layer = pattern_of(name, axes.stacks)
+        if stack is not None and stack not in axes.chained:
+            layers.setdefault((stack, layer), set()).add(name)
+    return {
+        pattern_of(name, axes.stacks)[0]
+        for inside in layers.values()
+        for name in _added(inside, sums)
+    }
+
+
+def _added(inside: set[str], sums: list[list[frozenset[str]]]) -> set[str]:
+    """Those parameters of a layer that write what is added to what others wrote."""
+    return {
+        name
+        for terms in sums
+        for written in terms
+        if written <= inside and not set().union(*terms) <= inside
+        for name in written
+    }
+
+
+def _fresh(
+    small: dict[str, Size], large: dict[str, Size], sums: list[list[frozenset[str]]]
+) -> dict[str, bool]:
+    """The parameters and buffers of new layers in a list of the small network: which ones write.
+
+    A layer that adds to nothing cannot be new: the network would no longer be what it was.
+    """
+    lists = {match[1] for name in small if (match := _LAYER.match(name))}
+    layers: dict[str, set[str]] = {}
+    for name in large.keys() - small.keys():
+        match = _LAYER.match(name)
+        while match and match[1] not in lists:
+            match = _LAYER.match(match[1])
+        if match and not any(other.startswith(f"{match[0]}") for other in small):
+            layers.setdefault(match[0], set()).add(name)
+    return {
+        name: name in added
+        for inside in layers.values()
+        if (added := _added(inside, sums))
+        for name in inside
+    }
+
+
+_LAYER = re.compile(r"(.+?)\.\d+\.")  # a list and one of its children
 
 
 def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
@@ -173,10 +240,14 @@ def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
 
 
 def _problems(
-    ours: Axes, theirs: Axes, small: dict[str, Size], large: dict[str, Size]
+    ours: Axes,
+    theirs: Axes,
+    small: dict[str, Size],
+    large: dict[str, Size],
+    fresh: Collection[str],
 ) -> list[str]:
     chained = {**ours.chained, **theirs.chained}
-    lost, added = _missing(small, large), _missing(large, small)
+    lost, added = _missing(small, large), _missing(large, {*small, *fresh})
     problems = [
         f"the {where} network lacks {', '.join(names)} (or ties them to others), "
         f"which the {other} one has"
@@ -197,7 +268,7 @@ def _problems(
     for pattern in small.keys() & large.keys():
         problems += _mismatch(pattern, ours, theirs, small[pattern], large[pattern])
     for name, axis in theirs.axes.items():
-        if added and name not in ours.axes:
+        if (added or fresh) and name not in ours.axes:
             continue
         length = ours.axes[name].length if name in ours.axes else 1
         if length > axis.length:
@@ -268,6 +339,8 @@ def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
         if axis.normed and length % small and (scaled or name in axes.post_norm):
             yield f"{name} grows from {small} to {length}, no multiple, under norms in the stream"
     for stack, (small, depth) in plan.depths.items():
+        if small != depth and stack in axes.chained:
+            yield f"{stack} grows from {small} to {depth} layers: {axes.chained[stack]}"
         if small != depth and any(
             use.axis in axes.post_norm and use.role == "gain"
             for row in plan.rows

@@ -17,7 +17,6 @@ from lightning_ligo.flows import Use
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import outputs_of, watch
 
-
 TOLERANCE = 1e-6  # of a relative change in float64: rounding stays under 1e-9, order matters by 0.1
 
 

@@ -1,55 +1,57 @@
-"""Runs of equal modules, found from the names and shapes of parameters."""
+"""Stacks of equal modules, found from the names and shapes of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Size
 
 
 class Stack(NamedTuple):
-    """A run of equal modules, ``{path}.{start}`` and the ``depth - 1`` that follow."""
+    """Equal modules that stand in one list: ``{path}.{layer}`` for each of ``layers``."""
 
     path: str
-    start: int
-    depth: int
+    layers: tuple[int, ...]
 
     @property
-    def stop(self) -> int:
-        return self.start + self.depth
+    def depth(self) -> int:
+        return len(self.layers)
 
 
+Stacks = dict[str, Stack]
 _Tree = dict[str, Any]
+_Class = tuple[int, ...]  # the children of one list that are equal, by their numbers
 
 
-def find_stacks(*networks: dict[str, Size]) -> list[dict[str, Stack]]:
-    """The runs of equal modules of one network, or those that several have in common.
+def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
+    """The stacks of one network, or those that two have in common, by the same names.
 
-    A run are children of a module, numbered one after the other, that hold the same parameters of
-    the same shapes. A module whose children are one run gives its name to the stack, ``blocks``;
-    where the first child differs from the rest, as at the transitions of stages, there are
-    several, ``blocks[0]`` and ``blocks[1]``. Within a run no further one is looked for.
+    A stack are the numbered children of one module that hold the same parameters of the same
+    shapes, next to each other or not: convolutions and attention may alternate. A list of one kind
+    gives its name to the stack, ``blocks``; where some children differ, as at the transitions of
+    stages, there are several, ``blocks[0]`` and ``blocks[1]``. Stacks of two networks are matched
+    in order among those that hold the same names; where one network has more of them, a first or
+    last child of the other that only happens to look like the rest stands alone. Within a stack no
+    further one is looked for.
 
     Args:
         networks: the shapes of each network's parameters by name.
     """
-    stacks: list[dict[str, Stack]] = [{} for _ in networks]
+    stacks: list[Stacks] = [{} for _ in networks]
 
     def visit(nodes: Sequence[_Tree], path: str) -> None:
-        if path and all(set(node) == set(map(str, range(len(node)))) for node in nodes):
-            runs = [_runs(node) for node in nodes]
-            if len({tuple(kind for kind, _, _ in found) for found in runs}) == 1:
-                for number, run in enumerate(zip(*runs, strict=True)):
-                    starts, depths = {start for _, start, _ in run}, {depth for _, _, depth in run}
-                    if depths == {1} and len(starts) == 1 and len(runs[0]) > 1:
-                        start = str(starts.pop())
-                        visit([node[start] for node in nodes], f"{path}.{start}")
-                        continue
-                    name = path if len(runs[0]) == 1 else f"{path}[{number}]"
-                    for mine, (_, start, depth) in zip(stacks, run, strict=True):
-                        mine[name] = Stack(path, start, depth)
-                return
+        if path and all(name.isdigit() for node in nodes for name in node):
+            matched = _matched(nodes)
+            for number, classes in enumerate(matched):
+                if len(matched) > 1 and len({*classes}) == 1 and len(classes[0]) == 1:
+                    child = str(classes[0][0])
+                    visit([node[child] for node in nodes], f"{path}.{child}")
+                    continue
+                name = path if len(matched) == 1 else f"{path}[{number}]"
+                for mine, layers in zip(stacks, classes, strict=True):
+                    mine[name] = Stack(path, layers)
+            return
         for name, child in nodes[0].items():
             children = [node.get(name) for node in nodes]
             if isinstance(child, dict) and all(isinstance(other, dict) for other in children):
@@ -57,6 +59,30 @@ def find_stacks(*networks: dict[str, Size]) -> list[dict[str, Stack]]:
 
     visit([_tree(shapes) for shapes in networks], "")
     return stacks
+
+
+def divided(stacks: Stacks, name: str) -> Stacks:
+    """The stacks with the first layer of one, which only happens to be equal, standing alone."""
+    path, layers = stacks[name]
+    parts = {f"{name}[0]": Stack(path, layers[:1]), name: Stack(path, layers[1:])}
+    result: Stacks = {}
+    for other, stack in stacks.items():
+        result.update(parts if other == name else {other: stack})
+    return result
+
+
+def pattern_of(name: str, stacks: Stacks) -> tuple[str, str | None, int | None]:
+    """A parameter's pattern, its stack and its layer in the stack.
+
+    >>> pattern_of("blocks.3.mlp.fc1.bias", {"blocks": Stack("blocks", tuple(range(12)))})
+    ('blocks.*.mlp.fc1.bias', 'blocks', 3)
+    """
+    for title, stack in stacks.items():
+        if name.startswith(f"{stack.path}."):
+            number, _, rest = name.removeprefix(f"{stack.path}.").partition(".")
+            if number.isdigit() and int(number) in stack.layers:
+                return f"{title}.*.{rest}", title, stack.layers.index(int(number))
+    return name, None, None
 
 
 def _tree(shapes: dict[str, Size]) -> _Tree:
@@ -70,18 +96,6 @@ def _tree(shapes: dict[str, Size]) -> _Tree:
     return tree
 
 
-def _runs(node: _Tree) -> list[tuple[str, int, int]]:
-    """(what it holds, start, depth) of each run of equal children."""
-    runs: list[tuple[str, int, int]] = []
-    for number in range(len(node)):
-        child = node[str(number)]
-        if runs and isinstance(child, dict) and child == node[str(runs[-1][1])]:
-            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
-        else:
-            runs.append((_kind(child), number, 1))
-    return runs
-
-
 def _kind(node: Any) -> str:
     """The names of what a module holds, whatever their shapes."""
     if not isinstance(node, dict):
@@ -89,15 +103,40 @@ def _kind(node: Any) -> str:
     return f"({' '.join(f'{name}{_kind(child)}' for name, child in node.items())})"
 
 
-def pattern_of(name: str, stacks: dict[str, Stack]) -> tuple[str, str | None, int | None]:
-    """A parameter's pattern, its stack and its layer in the stack.
+def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
+    """The classes of equal children that all networks have, in order of their first child."""
+    kinds = [_classes(node) for node in nodes]
+    matched: list[tuple[_Class, ...]] = []
+    for kind, classes in kinds[0].items():
+        others = [other.get(kind, []) for other in kinds[1:]]
+        if all(others):
+            matched += zip(*_even([classes, *others]), strict=False)
+    return sorted(matched, key=lambda classes: classes[0][0])
 
-    >>> pattern_of("blocks.3.mlp.fc1.bias", {"blocks": Stack("blocks", 0, 12)})
-    ('blocks.*.mlp.fc1.bias', 'blocks', 3)
-    """
-    for title, stack in stacks.items():
-        if name.startswith(f"{stack.path}."):
-            number, _, rest = name.removeprefix(f"{stack.path}.").partition(".")
-            if number.isdigit() and stack.start <= int(number) < stack.stop:
-                return f"{title}.*.{rest}", title, int(number) - stack.start
-    return name, None, None
+
+def _classes(node: _Tree) -> dict[str, list[_Class]]:
+    """The classes of equal children of every kind."""
+    kinds: dict[str, dict[str, list[int]]] = {}
+    for number in sorted(map(int, node)):
+        child = node[str(number)]
+        kinds.setdefault(_kind(child), {}).setdefault(str(child), []).append(number)
+    return {kind: list(map(tuple, equal.values())) for kind, equal in kinds.items()}
+
+
+def _even(sides: Sequence[list[_Class]]) -> list[list[_Class]]:
+    """Divide classes where another network has more of them, at the first or the last child."""
+    sides = [list(classes) for classes in sides]
+    most = max(map(len, sides))
+    longest = next(classes for classes in sides if len(classes) == most)
+    ends: tuple[Callable[[_Class], tuple[_Class, _Class]], ...] = (
+        lambda layers: (layers[:1], layers[1:]),
+        lambda layers: (layers[:-1], layers[-1:]),
+    )
+    for classes in sides:
+        for position in range(most):
+            if len(classes) == most:
+                break
+            if position < len(classes) and len(classes[position]) > 1:
+                divide = ends[len(longest[position]) > 1]
+                classes[position : position + 1] = divide(classes[position])
+    return sides

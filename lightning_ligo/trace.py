@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_ligo.axes import Axes, name_axes
 from lightning_ligo.factors import Misaligned
 from lightning_ligo.ledger import CONSTANT, Ledger
-from lightning_ligo.rules import RULES, pointwise, untouched
+from lightning_ligo.rules import RULES, pointwise, untouched, writers
 
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
            "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
@@ -155,6 +155,7 @@ class Tracer(TorchDispatchMode):
         if not outputs:
             return
         static = all(self.ledger.static(tensor) for tensor in inputs)
+        written = writers(self.ledger, name, args, kwargs)
         if not inputs or name in UNIFORM or not any(tensor.numel() for tensor in outputs):
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
@@ -166,4 +167,4 @@ class Tracer(TorchDispatchMode):
             if isinstance(out, Tensor):
                 results = [results]
         for tensor, dims in zip(outputs, results, strict=True):
-            self.ledger.keep(tensor, dims, static)
+            self.ledger.keep(tensor, dims, static, written)

@@ -100,7 +100,7 @@ def _one_word(first: str, second: str) -> bool:
 
 
 class _Kinds:
-    """The parameters of a network of timm's: same rank and same name but for numbers are one kind."""
+    """The parameters of a network: those of one rank whose names differ in numbers are one kind."""
 
     def __init__(self, name: str) -> None:
         network = timm_network(name, "meta")

@@ -13,7 +13,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from runs import BATCH, ITEMS, Plain, items, train_loader, trainer, val_loader
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torchmetrics import MeanMetric, MetricCollection
@@ -27,6 +26,7 @@ from lightning_ligo.aside import (
     training_loss,
     training_output,
 )
+from runs import BATCH, ITEMS, Plain, items, train_loader, trainer, val_loader
 
 AT, STEPS = 8, 10
 

@@ -2,12 +2,12 @@ import functools
 
 import pytest
 import torch
-from runs import LARGE, MIDDLE, SMALL, Described, Plain, fit, net, plain
 
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.checkpoint import check_record, rebuild, record_of, set_record, sizes
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
+from runs import LARGE, MIDDLE, SMALL, Described, Plain, fit, net, plain
 
 TO_LARGE = Growth(LARGE, step=1)
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from runs import FEATURES, LARGE, Plain, fit, plain
 from torch import nn
 
 import lightning_ligo.flops
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.flops import TrainingFlops, kind_of
 from lightning_ligo.schedule import Growth
+from runs import FEATURES, LARGE, Plain, fit, plain
 
 
 def of_net(width: int, depth: int, batch: int = 8) -> int:

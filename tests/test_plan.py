@@ -73,13 +73,14 @@ def test_a_backbone_whose_reader_stays_outside_is_refused():
         ligo.pair(vit(classes=0), vit(64, classes=0), **IMAGES)
 
 
-def test_chained_modules_do_not_grow_in_depth():
+def test_chained_modules_grow_in_depth_and_the_plan_says_what_that_means():
     def chain(depth):
         layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth)))
         return nn.Sequential(layers, nn.Linear(4, 2))
 
-    with pytest.raises(ValueError, match=r"0 cannot change its depth: .* chained"):
-        ligo.pair(chain(2), chain(3), torch.randn(3, 4))
+    plan = ligo.pair(chain(2), chain(3), torch.randn(3, 4))
+    assert plan.stacks == {"0": (2, 3)}
+    assert any(line.startswith("0 grows from 2 to 3 layers: ") for line in plan.inexact)
 
 
 @pytest.mark.parametrize(

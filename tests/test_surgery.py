@@ -2,7 +2,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelSummary
-from runs import MIDDLE, Plain, fit, plain
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -21,6 +20,7 @@ from lightning_ligo.surgery import (
     regroup,
     swap,
 )
+from runs import MIDDLE, Plain, fit, plain
 
 AT = 8  # the batch before which the network is swapped
 

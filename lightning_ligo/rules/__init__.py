@@ -3,6 +3,7 @@
 from lightning_ligo.rules import elementwise, lookup, norms, products, shape, space
 from lightning_ligo.rules.elementwise import pointwise
 from lightning_ligo.rules.table import RULES, untouched
+from lightning_ligo.rules.writers import writers
 
 __all__ = ["RULES", "elementwise", "lookup", "norms", "pointwise", "products", "shape", "space",
-           "untouched"]  # fmt: skip
+           "untouched", "writers"]  # fmt: skip

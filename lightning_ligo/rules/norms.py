@@ -69,11 +69,17 @@ def _norm(
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
       "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm")  # fmt: skip
 def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """Each channel on its own: gain and bias, and the statistics, carry the channels' axis."""
-    dims = ledger.dims(args[0])
-    for number, parameter in enumerate(args[1:5]):
+    """Each channel on its own: the statistics are those of a flow, gain and bias write another."""
+    dims = list(ledger.dims(args[0]))
+    for parameter in args[3:5]:
         if isinstance(parameter, Tensor):
-            ledger.record(parameter, "produces" if number == 1 else "scales")
+            ledger.record(parameter, "scales")
+            unite(dims[1], ledger.dims(parameter)[0])
+    written = Flow()
+    dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]
+    for parameter in args[1:3]:
+        if isinstance(parameter, Tensor):
+            ledger.record(parameter, "produces")
             unite(dims[1], ledger.dims(parameter)[0])
     return [dims, *map(ledger.unknown, out[1:])]
 

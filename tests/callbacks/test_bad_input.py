@@ -8,12 +8,12 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
-from runs import LARGE, SMALL, Described, Plain, fit, net, plain, trainer, val_loader
 from torch import nn
 
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.nets import describe
 from lightning_ligo.schedule import Growth
+from runs import LARGE, SMALL, Described, Plain, fit, net, plain, trainer, val_loader
 
 
 def callback(to=LARGE, attribute="network", **when):

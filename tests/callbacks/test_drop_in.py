@@ -9,6 +9,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_ligo import METHODS
+from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.nets import build
+from lightning_ligo.schedule import Growth
 from runs import (
     LARGE,
     MIDDLE,
@@ -24,13 +31,6 @@ from runs import (
     trainer,
     val_loader,
 )
-from torch import nn
-from torch.utils.data import DataLoader
-
-from lightning_ligo import METHODS
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.nets import build
-from lightning_ligo.schedule import Growth
 
 
 def growth(to=LARGE, method="ligo", steps=4, **when):

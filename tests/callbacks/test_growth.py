@@ -7,6 +7,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn import functional as F
+
+import lightning_ligo.callbacks.growth
+from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.schedule import Growth
 from runs import (
     ITEMS,
     LARGE,
@@ -19,11 +24,6 @@ from runs import (
     trainer,
     val_loader,
 )
-from torch.nn import functional as F
-
-import lightning_ligo.callbacks.growth
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.schedule import Growth
 
 
 def growth(**settings):

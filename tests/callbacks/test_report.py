@@ -4,12 +4,12 @@ import os
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from runs import LARGE, MIDDLE, fit, plain
 
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.callbacks.report import growth_report, markdown, plot, rows, write_report
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
+from runs import LARGE, MIDDLE, fit, plain
 
 RECORDS = [
     {

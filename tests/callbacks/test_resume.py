@@ -8,6 +8,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from torch.utils.data import DataLoader, Sampler
+
+import lightning_ligo as ligo
+from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.checkpoint import rebuild
+from lightning_ligo.schedule import Growth
 from runs import (
     BATCH,
     ITEMS,
@@ -21,12 +27,6 @@ from runs import (
     trainer,
     val_loader,
 )
-from torch.utils.data import DataLoader, Sampler
-
-import lightning_ligo as ligo
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.checkpoint import rebuild
-from lightning_ligo.schedule import Growth
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),

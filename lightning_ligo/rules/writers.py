@@ -1,0 +1,53 @@
+"""Which parameters wrote a tensor last, so that a layer can be made to add nothing.
+
+Where these parameters are zero the tensor is zero: the weight and the bias of the last product, the
+gain and the shift of the last norm, everything that was added or joined. What multiplies a tensor
+afterwards, or moves its entries, changes nothing of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_ligo.ledger import Ledger
+
+PRODUCTS = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addbmm", "convolution", "embedding"}
+NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm",
+         "rms_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+         "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm"}  # fmt: skip
+SUMS = {"add", "sub", "rsub", "cat", "stack", "addcmul"}
+FACTORS = {"mul", "div"}
+
+
+def writers(ledger: Ledger, name: str, args: Sequence[Any], kwargs: Any) -> frozenset[str]:
+    """The parameters that wrote what the operation ``name`` returns."""
+    name = name.rstrip("_") if name.endswith("_") else name
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    moving = [tensor for tensor in tensors if not ledger.static(tensor)]
+    fixed = [tensor for tensor in tensors if ledger.static(tensor)]
+    if name in SUMS:
+        union = _union(ledger, tensors)
+        if len(moving) > 1:
+            ledger.sums.append([ledger.writers(tensor) for tensor in moving])
+        return union
+    if name in NORMS:  # gain and shift, or what was normed where there are none
+        return _union(ledger, [t for t in args[1:3] if isinstance(t, Tensor)]) or _union(
+            ledger, moving
+        )
+    if name in PRODUCTS and fixed and moving:
+        return _union(ledger, fixed)
+    if name == "scaled_dot_product_attention":
+        return ledger.writers(args[2])
+    if name in PRODUCTS and len(moving) > 1:
+        return ledger.writers(moving[-1])
+    if name in FACTORS and moving:
+        return ledger.writers(max(moving, key=Tensor.numel))
+    return _union(ledger, moving or tensors)
+
+
+def _union(ledger: Ledger, tensors: Sequence[Tensor]) -> frozenset[str]:
+    return frozenset().union(*(ledger.writers(tensor) for tensor in tensors))
