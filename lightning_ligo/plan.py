@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,14 +124,12 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
         ) from error
     ours, theirs = name_axes(first.ledger, second.ledger)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
-    fresh = _fresh(small_shapes, large_shapes, second.ledger.sums)
+    fresh = _fresh(first.ledger.shapes, small_shapes, large_shapes, second.ledger.sums)
     problems = _problems(ours, theirs, small_shapes, large_shapes, fresh)
     if not problems and first.outputs and second.outputs:
         problems = _outputs(first.outputs[0], second.outputs[0])
-    old = {use.axis for name, dims in theirs.dims.items() if name not in fresh
-           for dim in dims for use in uses_of(dim)}  # fmt: skip
     lengths = {
-        name: (_length(ours, name, axis.length if name not in old else 1), axis.length)
+        name: (_length(name, ours, theirs, small_shapes, large_shapes), axis.length)
         for name, axis in theirs.axes.items()
     }
     proofs: dict[str, float] = {}
@@ -176,8 +174,23 @@ def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
     return tuple(f"{path}.{layer}.{rest}" for layer in layers)
 
 
-def _length(axes: Axes, name: str, default: int) -> int:
-    return axes.axes[name].length if name in axes.axes else default
+def _length(
+    name: str, ours: Axes, theirs: Axes, small: dict[str, Size], large: dict[str, Size]
+) -> int:
+    """How long an axis of the large network is in the small one.
+
+    Where it has no axis of that name it is 1, as of a single head, unless all dimensions that carry
+    it are as long there.
+    """
+    if name in ours.axes:
+        return ours.axes[name].length
+    one = any(
+        small[pattern][number : number + 1] != large[pattern][number : number + 1]
+        for pattern, dims in theirs.dims.items()
+        for number, dim in enumerate(dims)
+        if pattern in small and any(use.axis == name for use in uses_of(dim))
+    )
+    return 1 if one else theirs.axes[name].length
 
 
 def _writing(axes: Axes, sums: list[list[frozenset[str]]]) -> set[str]:
@@ -206,20 +219,22 @@ def _added(inside: set[str], sums: list[list[frozenset[str]]]) -> set[str]:
 
 
 def _fresh(
-    small: dict[str, Size], large: dict[str, Size], sums: list[list[frozenset[str]]]
+    names: Iterable[str],
+    small: Iterable[str],
+    large: Iterable[str],
+    sums: list[list[frozenset[str]]],
 ) -> dict[str, bool]:
     """The parameters and buffers of new layers in a list of the small network: which ones write.
 
     A layer that adds to nothing cannot be new: the network would no longer be what it was.
     """
-    lists = {match[1] for name in small if (match := _LAYER.match(name))}
+    lists = {path for name in names for path, _ in _children(name)}
     layers: dict[str, set[str]] = {}
-    for name in large.keys() - small.keys():
-        match = _LAYER.match(name)
-        while match and match[1] not in lists:
-            match = _LAYER.match(match[1])
-        if match and not any(other.startswith(f"{match[0]}") for other in small):
-            layers.setdefault(match[0], set()).add(name)
+    for name in {*large} - {*small}:
+        for path, child in _children(name):
+            if path in lists and not any(other.startswith(child) for other in small):
+                layers.setdefault(child, set()).add(name)
+                break
     return {
         name: name in added
         for inside in layers.values()
@@ -228,7 +243,10 @@ def _fresh(
     }
 
 
-_LAYER = re.compile(r"(.+?)\.\d+\.")  # a list and one of its children
+def _children(name: str) -> Iterator[tuple[str, str]]:
+    """The lists that a parameter is in, and the start of all names in its child of each."""
+    for match in re.finditer(r"\.\d+\.", name):
+        yield name[: match.start()], name[: match.end()]
 
 
 def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
@@ -259,18 +277,10 @@ def _problems(
         for stack, reason in chained.items()
         if problems and any(name.startswith(f"{stack}.") for name in [*lost, *added])
     ]
-    for name, stack in theirs.stacks.items():
-        if ours.stacks[name].depth > stack.depth:
-            problems.append(
-                f"{name} has {ours.stacks[name].depth} layers in the small network and only "
-                f"{stack.depth} in the large one; a network grows, it does not shrink"
-            )
     for pattern in small.keys() & large.keys():
         problems += _mismatch(pattern, ours, theirs, small[pattern], large[pattern])
     for name, axis in theirs.axes.items():
-        if (added or fresh) and name not in ours.axes:
-            continue
-        length = ours.axes[name].length if name in ours.axes else 1
+        length = _length(name, ours, theirs, small, large)
         if length > axis.length:
             problems.append(
                 f"axis {name} is {length} long in the small network and only {axis.length} in "
@@ -296,9 +306,13 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
         if small != large:
             return [f"{pattern} is {tuple(small)} and {tuple(large)} and has no axes to grow by"]
         return []
-    for mine, other in zip(ours.dims[pattern], theirs.dims[pattern], strict=False):
+    for dim, (mine, other) in enumerate(
+        zip(ours.dims[pattern], theirs.dims[pattern], strict=False)
+    ):
         known = [use.axis for use in uses_of(other) if use.axis in ours.axes]
-        if [use.axis for use in uses_of(mine) if use.axis in theirs.axes] != known:
+        if [use.axis for use in uses_of(mine) if use.axis in theirs.axes] != known and not (
+            small[dim : dim + 1] == large[dim : dim + 1] and _fixed(ours, mine, theirs, other)
+        ):
             break
     else:
         if len(small) == len(large):
@@ -307,6 +321,15 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
         f"{pattern} has the axes {_words(ours, pattern)} in the small network and "
         f"{_words(theirs, pattern)} in the large one: another architecture"
     ]
+
+
+def _fixed(ours: Axes, mine: Product, theirs: Axes, other: Product) -> bool:
+    """Whether nothing of a dimension could grow in either network, however it is told apart."""
+    return all(
+        axes.axes[use.axis].pinned
+        for axes, product in ((ours, mine), (theirs, other))
+        for use in uses_of(product)
+    )
 
 
 def _words(axes: Axes, pattern: str) -> str:
@@ -341,6 +364,8 @@ def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
     for stack, (small, depth) in plan.depths.items():
         if small != depth and stack in axes.chained:
             yield f"{stack} grows from {small} to {depth} layers: {axes.chained[stack]}"
+        if small > depth:
+            yield f"{stack} loses {small - depth} of its {small} layers"
         if small != depth and any(
             use.axis in axes.post_norm and use.role == "gain"
             for row in plan.rows

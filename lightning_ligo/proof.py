@@ -55,7 +55,7 @@ def changes(
     axes: Iterable[str] | None = None,
 ) -> dict[str, float]:
     """What `prove` does, for a network whose axes are known."""
-    network = noisy(copy.deepcopy(network).double()).eval()
+    network = noisy(copy.deepcopy(network).double())
     device = next(network.parameters()).device
     args, kwargs = tree_map_only(
         Tensor,
@@ -66,7 +66,7 @@ def changes(
 
     def output() -> Tensor:
         with torch.no_grad():
-            return outputs_of(network(*args, **kwargs))[0]
+            return outputs_of(network.train().eval()(*args, **kwargs))[0]
 
     before = output()
 
@@ -117,7 +117,9 @@ def _change(before: Tensor, after: Tensor) -> float:
 def noisy(network: nn.Module) -> nn.Module:
     """Noise on every parameter and on the statistics of norms, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    for tensor in [*network.parameters(), *network.buffers()]:
+    kept = network.state_dict(keep_vars=True)
+    buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
+    for tensor in [*network.parameters(), *buffers]:
         if tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
             if (tensor < 0).any():  # else it may be a variance, which noise must not make negative

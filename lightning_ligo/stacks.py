@@ -41,21 +41,22 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
     stacks: list[Stacks] = [{} for _ in networks]
 
     def visit(nodes: Sequence[_Tree], path: str) -> None:
+        if not all(isinstance(node, dict) for node in nodes):
+            return
         if path and all(name.isdigit() for node in nodes for name in node):
             matched = _matched(nodes)
             for number, classes in enumerate(matched):
-                if len(matched) > 1 and len({*classes}) == 1 and len(classes[0]) == 1:
-                    child = str(classes[0][0])
+                child = str(classes[0][0])
+                if len({*classes}) == 1 and len(classes[0]) == 1:
                     visit([node[child] for node in nodes], f"{path}.{child}")
                     continue
                 name = path if len(matched) == 1 else f"{path}[{number}]"
                 for mine, layers in zip(stacks, classes, strict=True):
                     mine[name] = Stack(path, layers)
             return
-        for name, child in nodes[0].items():
-            children = [node.get(name) for node in nodes]
-            if isinstance(child, dict) and all(isinstance(other, dict) for other in children):
-                visit([other for other in children if other], f"{path}.{name}".lstrip("."))
+        for name in nodes[0]:
+            if all(name in node for node in nodes):
+                visit([node[name] for node in nodes], f"{path}.{name}".lstrip("."))
 
     visit([_tree(shapes) for shapes in networks], "")
     return stacks
@@ -97,9 +98,11 @@ def _tree(shapes: dict[str, Size]) -> _Tree:
 
 
 def _kind(node: Any) -> str:
-    """The names of what a module holds, whatever their shapes."""
+    """The names of what a module holds, whatever their shapes, and however long its lists are."""
     if not isinstance(node, dict):
         return ""
+    if all(name.isdigit() for name in node):
+        return f"[{' '.join(sorted({_kind(child) for child in node.values()}))}]"
     return f"({' '.join(f'{name}{_kind(child)}' for name, child in node.items())})"
 
 
@@ -111,6 +114,9 @@ def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
         others = [other.get(kind, []) for other in kinds[1:]]
         if all(others):
             matched += zip(*_even([classes, *others]), strict=False)
+    seen = [{number for classes in matched for number in classes[i]} for i in range(len(nodes))]
+    left = [{*map(int, node)} - those for node, those in zip(nodes, seen, strict=True)]
+    matched += [((number,),) * len(nodes) for number in set.intersection(*left)]
     return sorted(matched, key=lambda classes: classes[0][0])
 
 

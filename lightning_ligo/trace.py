@@ -76,13 +76,14 @@ def outputs_of(out: Any) -> list[Tensor]:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]
-    network.eval()
+    modes = [(module, module.training) for module in network.modules()]
+    network.train().eval()  # many forget here what they have computed from their parameters
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        network.train()
+        for module, training in modes:
+            module.training = training
 
 
 class _Whole(TorchFunctionMode):

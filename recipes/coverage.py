@@ -134,13 +134,12 @@ def _longer(large: list[tuple[int, ...]], small: list[tuple[int, ...]]) -> bool:
 
 
 def timm_network(name: str, device: str = "cpu") -> nn.Module:
-    """A network with random weights, with a classifier where timm's has none."""
-    classes = timm.get_pretrained_cfg(name).num_classes or CLASSES
+    """A network with random weights and a classifier, also where timm's has none."""
     try:
         with torch.device(device):
-            return timm.create_model(name, pretrained=False, num_classes=classes)
+            return timm.create_model(name, pretrained=False, num_classes=CLASSES)
     except (NotImplementedError, RuntimeError):  # its constructor reads values
-        return timm.create_model(name, pretrained=False, num_classes=classes).to(device)
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES).to(device)
 
 
 def _networks(pair: Pair, device: str) -> tuple[nn.Module, nn.Module]:

@@ -117,7 +117,19 @@ def convolution(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out
     if bias is not None:
         ledger.record(bias, "produces")
         unite(outputs, ledger.dims(bias)[0])
-    space = [ledger.new(length, pinned=SPACE) for length in out.shape[2:]]
-    for items in dims[2:]:
-        pin(items, SPACE)
-    return [dims[0], outputs, *space]
+    return [dims[0], outputs, *_moved(ledger, args, dims[2:], out.shape[2:])]
+
+
+def _moved(
+    ledger: Ledger, args: Sequence[Any], space: list[Dim], lengths: Sequence[int]
+) -> list[Dim]:
+    """The positions that a kernel slides over; a kernel of one leaves each where it is."""
+    moved = []
+    for number, (items, length) in enumerate(zip(space, lengths, strict=True)):
+        stride, padding = (values[number % len(values)] for values in args[3:5])
+        if args[1].shape[number + 2] == stride == 1 and padding == 0:
+            moved.append(items)
+        else:
+            pin(items, SPACE)
+            moved.append(ledger.new(length, pinned=SPACE))
+    return moved
