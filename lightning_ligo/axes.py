@@ -58,6 +58,7 @@ class Axes:
     chained: dict[str, str] = field(default_factory=dict)  # not a stack, and why
     post_norm: frozenset[str] = frozenset()  # axes on which norms stand in the stream itself
     tied: frozenset[str] = frozenset()  # axes of a table that writes and reads the same flow
+    bent: frozenset[str] = frozenset()  # axes on which a norm stands behind an activation
 
     def length(self, product: Product) -> int:
         """The length of a dimension."""
@@ -133,6 +134,8 @@ def name_axes(*ledgers: Ledger) -> list[Axes]:
         if same_depth or not all(map(_chain, ledgers, stacks, itertools.repeat(broken))):
             for mine in stacks:
                 del mine[broken]
+        else:
+            _agree(ledgers, stacks, broken)
     shared = set.intersection(*(_patterns(*pair) for pair in zip(ledgers, stacks, strict=True)))
     return [
         _named(ledger, mine, chained, _places(ledger, mine), shared)
@@ -169,6 +172,26 @@ def _chain(ledger: Ledger, stacks: Stacks, name: str) -> bool:
     except Misaligned:
         return False
     return name not in _chained(_places(ledger, stacks))
+
+
+def _agree(ledgers: Sequence[Ledger], stacks: Sequence[Stacks], name: str) -> None:
+    """Make one axis of what is one in another network: a single module hands on to no other."""
+    places = [
+        {
+            (pattern_of(parameter, mine)[0], number): dim
+            for parameter, dims in ledger.parameters.items()
+            if pattern_of(parameter, mine)[1] == name
+            for number, dim in enumerate(dims)
+        }
+        for ledger, mine in zip(ledgers, stacks, strict=True)
+    ]
+    for theirs in places:
+        for first, second in itertools.combinations(theirs, 2):
+            if [i.factor for i in leaves(theirs[first])] == [
+                i.factor for i in leaves(theirs[second])
+            ]:
+                for mine in places:
+                    unite(mine[first], mine[second], flow=False)
 
 
 def _places(ledger: Ledger, stacks: Stacks) -> _Places:
@@ -220,11 +243,11 @@ def _named(
         pattern = pattern_of(name, stacks)[0]
         if pattern not in dims:
             dims[pattern] = tuple(build(items) for items in parameter)
-    post_norm, tied = (
+    post_norm, tied, bent = (
         frozenset(names[leaf.factor] for leaf in flows.own if flows.flow(leaf) in these)
-        for these in (flows.post_norm, flows.tied)
+        for these in (flows.post_norm, flows.tied, flows.bent)
     )
-    return Axes(axes, dims, stacks, chained, post_norm, tied)
+    return Axes(axes, dims, stacks, chained, post_norm, tied, bent)
 
 
 def _axes(

@@ -134,9 +134,10 @@ class Flow:
     The flow along a sum has a flow for each segment, by its start and length.
     """
 
-    __slots__ = ("_parent", "_segments", "normed_into")
+    __slots__ = ("_parent", "_segments", "bent", "normed_into")
 
     def __init__(self) -> None:
+        self.bent = False  # an activation, or another function that is not linear, was applied
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
         self._parent: Flow | None = None
@@ -155,6 +156,7 @@ class Flow:
             return
         theirs._parent = mine
         mine.normed_into += theirs.normed_into
+        mine.bent = mine.bent or theirs.bent
         for (start, length), flow in theirs._segments.items():
             mine.segment(start, length, flow)
 

@@ -57,6 +57,7 @@ class Flows:
             self.flow(leaf) for leaf in own if any(use.role == "gain" for use in uses[leaf])
         }
         self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
+        self.bent = {flow for leaf in own if (flow := self.flow(leaf)).bent and flow.normed_into}
         self.tied: set[Flow] = set()
         self._flipped: dict[Flow, int] = {}
         for leaf in own:

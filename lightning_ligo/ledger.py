@@ -36,6 +36,8 @@ class Ledger:
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
+        self._latest = ""  # parameter that was used last before
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
         for name, tensor in [*network.named_parameters(), *buffers]:
@@ -98,6 +100,13 @@ class Ledger:
             if item.owner is not None:
                 read = reads[number] if number < len(reads) else None
                 self.uses.append(Use(item.owner, item.factor, "consumes", read))
+
+    def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
+        """Note that an operation on ``tensors`` was given these numbers."""
+        used = [name for tensor in tensors if self.static(tensor) for name in self.writers(tensor)]
+        self._latest = min(used, default=self._latest)
+        if numbers:
+            self.constants.setdefault(self._latest, []).extend(numbers)
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
         touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning_ligo.axes import Axes, Axis, Product, name_axes, uses_of
 from lightning_ligo.flows import Use
 from lightning_ligo.proof import TOLERANCE, changes
 from lightning_ligo.stacks import pattern_of
-from lightning_ligo.trace import watch
+from lightning_ligo.trace import Tracer, watch
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
     fresh = _fresh(first.ledger.shapes, small_shapes, large_shapes, second.ledger.sums)
     problems = _problems(ours, theirs, small_shapes, large_shapes, fresh)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
+    if sizes[0] > sizes[1]:
+        problems.append(
+            f"it has {sizes[1]} parameters and the small network {sizes[0]}; a network grows, it "
+            "does not shrink"
+        )
     if not problems and first.outputs and second.outputs:
         problems = _outputs(first.outputs[0], second.outputs[0])
     lengths = {
@@ -161,7 +168,7 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
         (rows if pattern in parameters else buffers).append(row)
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
-    inexact = tuple(_inexact(plan, theirs, large))
+    inexact = tuple(_inexact(plan, theirs, (first, second), large))
     return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact, proofs)
 
 
@@ -346,7 +353,7 @@ def _outputs(small: Tensor, large: Tensor) -> list[str]:
     ]
 
 
-def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
+def _inexact(plan: Plan, axes: Axes, traced: Sequence[Tracer], large: nn.Module) -> Iterator[str]:
     """Why even a function-preserving growth of this pair is only approximate."""
     for name, (small, length) in plan.axes.items():
         axis = plan.facts[name]
@@ -357,25 +364,51 @@ def _inexact(plan: Plan, axes: Axes, large: nn.Module) -> Iterable[str]:
             )
         if name in axes.tied:
             yield f"{name} is written and read by one tied table without a norm between"
+        if not axis.normed or length % small == 0:
+            continue
         scaled = any(use.axis == name and use.role == "scales"
                      for row in plan.rows for dim in row.dims for use in uses_of(dim))  # fmt: skip
-        if axis.normed and length % small and (scaled or name in axes.post_norm):
+        if axis.normed == "group":
+            yield f"{name} grows from {small} to {length}, no multiple, under a norm over positions"
+        elif name in axes.bent:
+            yield f"{name} grows from {small} to {length}, no multiple, under a norm of activations"
+        elif scaled or name in axes.post_norm:
             yield f"{name} grows from {small} to {length}, no multiple, under norms in the stream"
     for stack, (small, depth) in plan.depths.items():
         if small != depth and stack in axes.chained:
             yield f"{stack} grows from {small} to {depth} layers: {axes.chained[stack]}"
-        if small > depth:
+        elif small > depth:
             yield f"{stack} loses {small - depth} of its {small} layers"
-        if small != depth and any(
-            use.axis in axes.post_norm and use.role == "gain"
-            for row in plan.rows
-            if row.stack == stack
-            for dim in row.dims
-            for use in uses_of(dim)
-        ):
+        elif small != depth and not _passed(stack, axes, traced[1].ledger.sums):
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
+    for row in plan.rows:
+        numbers = [
+            {str(tracer.ledger.constants.get(name)) for name in names}
+            for tracer, names in zip(traced, (row.small_names, row.large_names), strict=True)
+        ]
+        if row.small_names and numbers[0] != numbers[1]:
+            first, second = (" or ".join(sorted(these)) for these in numbers)
+            yield (
+                f"behind {row.pattern} the small network computes with {first}, the large one "
+                f"with {second}"
+            )
     kept = large.state_dict(keep_vars=True)
-    for name, _ in large.named_buffers():
+    for name, buffer in large.named_buffers():
         dims = axes.dims.get(pattern_of(name, axes.stacks)[0], ())
-        if name not in kept and any(map(plan.grows, dims)):
+        grown = [number for number, dim in enumerate(dims) if plan.grows(dim)]
+        if name not in kept and not all(_uniform(buffer, number) for number in grown):
             yield f"{name} is not saved with the network and stays as it was built"
+
+
+def _passed(stack: str, axes: Axes, sums: list[list[frozenset[str]]]) -> bool:
+    """Whether a stream passes all layers of a stack, each adding to it."""
+    for written in itertools.chain.from_iterable(sums):
+        sources = {pattern_of(name, axes.stacks)[1:] for name in written}
+        if len(sources) > 1 and any(source == stack for source, _ in sources):
+            return True
+    return False
+
+
+def _uniform(buffer: Tensor, dim: int) -> bool:
+    """Whether all entries along a dimension are equal."""
+    return not buffer.is_meta and bool((buffer == buffer.narrow(dim, 0, 1)).all())

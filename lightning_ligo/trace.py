@@ -157,6 +157,9 @@ class Tracer(TorchDispatchMode):
             return
         static = all(self.ledger.static(tensor) for tensor in inputs)
         written = writers(self.ledger, name, args, kwargs)
+        if not static:
+            numbers = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]
+            self.ledger.compute(inputs, args[3:8] if name == "convolution" else numbers)
         if not inputs or name in UNIFORM or not any(tensor.numel() for tensor in outputs):
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]

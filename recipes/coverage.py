@@ -6,8 +6,9 @@
 
 A pair of timm's are two names of its registry with the same module, class and input size that
 differ in one word (`swin_tiny_patch4_window7_224` and `swin_small_patch4_window7_224`), where the
-large network has at least as many parameters of every kind, nowhere a shorter one, and the same
-kernels. Each network is paired with the next larger one; pairs of the same shapes are run once.
+large network has the same kinds of parameters, as many or more of each, no shorter, with heads no
+narrower and the same kernels. Each network is paired with the next larger one; pairs of the same
+shapes are run once.
 Every result is a line of `runs/coverage/results.jsonl`.
 """
 
@@ -100,17 +101,21 @@ def _one_word(first: str, second: str) -> bool:
 
 
 class _Kinds:
-    """The parameters of a network: those of one rank whose names differ in numbers are one kind."""
+    """The parameters and buffers of a network, by kind: name but for numbers, rank, convolution."""
 
     def __init__(self, name: str) -> None:
         network = timm_network(name, "meta")
-        tensors = {name: tuple(p.shape) for name, p in network.named_parameters()}
         self.parameters = sum(p.numel() for p in network.parameters())
+        tensors = {name: tuple(t.shape) for name, t in network.state_dict().items()}
         self.shapes = hash((type(network).__name__, *tensors.items()))
         self.what = (type(network), network.pretrained_cfg["input_size"])
-        self.kinds: dict[tuple[str, int], list[tuple[int, ...]]] = defaultdict(list)
-        for parameter, shape in tensors.items():
-            self.kinds[re.sub(r"\b\d+\b", "*", parameter), len(shape)].append(shape)
+        self.kinds: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
+        styles = {f"{path}.weight": _style(module) for path, module in network.named_modules()}
+        for tensor, shape in tensors.items():
+            kind = re.sub(r"\b\d+\b", "*", tensor), f"{len(shape)}d", styles.get(tensor, "")
+            self.kinds[kind].append(shape)
+        widths = [getattr(module, "head_dim", None) for module in network.modules()]
+        self.heads = [width for width in widths if isinstance(width, int)] or [0]
 
     def grows_from(self, small: _Kinds) -> bool:
         return (
@@ -118,7 +123,16 @@ class _Kinds:
             and self.parameters > small.parameters
             and self.kinds.keys() == small.kinds.keys()
             and all(_longer(self.kinds[kind], shapes) for kind, shapes in small.kinds.items())
+            and all(end(self.heads) >= end(small.heads) for end in (min, max))
         )
+
+
+def _style(module: nn.Module) -> str:
+    """How a convolution is grouped: what is grouped in one network only is another one."""
+    groups = getattr(module, "groups", 1)
+    if groups == 1:
+        return ""
+    return "depthwise" if groups == getattr(module, "in_channels", None) else "grouped"
 
 
 def _longer(large: list[tuple[int, ...]], small: list[tuple[int, ...]]) -> bool:

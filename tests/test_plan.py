@@ -45,7 +45,7 @@ def test_a_single_head_grows():
     ("small", "large", "inputs", "message"),
     [
         (vit(64), vit(32), IMAGES, "embed is 64 long .* and only 32 in the large one"),
-        (vit(32, 4), vit(32, 2), IMAGES, "blocks has 4 layers .* only 2 in the large one"),
+        (vit(32, 4), vit(32, 2), IMAGES, "it has 26538 parameters and the small network"),
         (vit(), vit(64, classes=12), IMAGES, "head.out is 10 .* and 12 .*the network's output"),
         (vit(), vit(64, init_values=1.0), IMAGES, "small network lacks blocks.*ls1.gamma"),
         (vit(init_values=1.0), vit(64), IMAGES, "large network lacks blocks.*ls1.gamma"),

@@ -7,16 +7,24 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import broadcast
+from lightning_ligo.factors import broadcast, ends
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import rule
+
+LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
 
 
 def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """Broadcast, unite position by position; adding writes a flow, multiplying scales it."""
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
+    name = func._schema.name.removeprefix("aten::").rstrip("_")
+    if name not in LINEAR:
+        for dim in ledger.dims(tensors[0]):
+            for item in ends(dim):
+                if item.flow is not None:
+                    item.flow.root().bent = True
     if not all(ledger.static(tensor) for tensor in tensors):
-        scaling = func._schema.name.removeprefix("aten::").rstrip("_") in ("mul", "div")
+        scaling = name in ("mul", "div")
         for tensor in tensors:
             ledger.record(tensor, "scales" if scaling else "produces")
     return broadcast([ledger.dims(tensor) for tensor in tensors])

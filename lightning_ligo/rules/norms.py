@@ -28,11 +28,12 @@ def rms_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: A
 
 @rule("native_group_norm")
 def group_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """The groups stay; what is in a group is normed like a layer."""
+    """The groups stay; what is in a group is normed like a layer, at all positions at once."""
     dims, groups = list(ledger.dims(args[0])), args[6]
     group, rest = regroup([dims[1]], (groups, size(dims[1]) // groups))
     whole = [rest]
-    _norm(ledger, whole, (0,), {}, "layer")
+    positions = any(size(items) > 1 for items in dims[2:])
+    _norm(ledger, whole, (0,), {}, "group" if positions else "layer")
     dims[1] = [*group, *whole[0]]
     for parameter, role in ((args[1], "gain"), (args[2], "shift")):
         if parameter is not None:
