@@ -6,12 +6,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning_ligo.factors import Dim, Factor, Item, Misaligned, ends, leaves, segments, unite
 from lightning_ligo.flows import Flows, Use, axis_leaves
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import TABLE, Ledger
 from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
+
+OUTPUT = "it is the network's output"
+Stretch = Literal["append", "interpolate"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Axis:
     pinned: str | None = None  # why it cannot grow, if it cannot
     normed: str | None = None  # "layer" or "rms": a norm averages over it
     inner: bool = False  # a product of two activations sums over it (queries with keys)
+    scale: float = 1.0  # of that product: usually one over the root of the length
+    stretch: Stretch | None = None  # how a pinned axis can still become longer
 
 
 class Sum(NamedTuple):
@@ -277,15 +282,25 @@ def _axes(
         if not pinned and not played:
             pinned = "the forward does not use it"
         elif not pinned and "consumes" not in played and not factor.inner:
-            pinned = "it is the network's output"
+            pinned = OUTPUT
         where, local = tuple(member.place for member in members), _local(members)
         base = name = _name(factor, members, played, local)
         number = 2
         while taken.setdefault(name, where) != where:
             name, number = f"{base}.{number}", number + 1
         names[factor] = name
-        axes[name] = Axis(name, factor.size, local, pinned, factor.normed, factor.inner)
+        stretch = _stretch(factor, pinned, played) if pinned else None
+        axes[name] = Axis(
+            name, factor.size, local, pinned, factor.normed, factor.inner, factor.scale, stretch
+        )
     return names, axes
+
+
+def _stretch(factor: Factor, pinned: str, roles: set[str]) -> Stretch | None:
+    """Rows of a table and outputs get more entries; positions that are added are interpolated."""
+    if factor.hint in ("entries", "classes") or pinned == OUTPUT:
+        return "append"
+    return "interpolate" if pinned == TABLE or roles == {"produces"} else None
 
 
 def _name(factor: Factor, members: list[_Member], roles: set[str], local: str | None) -> str:

@@ -34,6 +34,7 @@ class Factor:
         "owned",
         "parts",
         "pinned",
+        "scale",
         "segments",
         "size",
     )
@@ -45,6 +46,7 @@ class Factor:
         self.hint: str | None = None  # what an operation knows it by: "heads", "kernel", ...
         self.normed: str | None = None  # "layer" or "rms": a norm averages over it
         self.inner = False  # two activations are contracted over it
+        self.scale = 1.0  # the numbers by which what lies on it, or its contraction, is multiplied
         self.parts: tuple[Factor, ...] = ()
         self.segments: tuple[Factor, ...] = ()
         self._parent: Factor | None = None
@@ -113,6 +115,7 @@ class Factor:
     def _piece(self, size: int) -> Factor:
         piece = Factor(size, owned=self.owned, pinned=self.pinned)
         piece.hint, piece.normed, piece.inner = self.hint, self.normed, self.inner
+        piece.scale = self.scale
         return piece
 
     def join(self, other: Factor) -> None:
@@ -126,6 +129,7 @@ class Factor:
         self.hint = self.hint or other.hint
         self.normed = self.normed or other.normed
         self.inner = self.inner or other.inner
+        self.scale *= other.scale
 
 
 class Flow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,11 +114,13 @@ def grow(
     steps: int | None = None,
     learning_rate: float | None = None,
     seed: int = 0,
+    large_inputs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Fill ``large`` with weights grown from ``small`` and return it.
 
-    ``args`` and ``kwargs`` are what the networks are called with, to find their axes. ``loss`` is
+    ``args`` and ``kwargs`` are what the networks are called with, to find their axes; the large one
+    with ``large_inputs``, by name, where it takes others (larger images). ``loss`` is
     called as ``loss(network, batch)`` for batches from ``batches``; ``steps`` and
     ``learning_rate`` are the method's own unless given.
 
@@ -135,7 +137,8 @@ def grow(
         >>> torch.allclose(small(x), large(x), atol=1e-6)
         True
     """
-    operator = Operator(pair(small, large, *args, **kwargs), small, method, seed)
+    plan = pair(small, large, *args, large_inputs=large_inputs, **kwargs)
+    operator = Operator(plan, small, method, seed)
     steps = operator.method.steps if steps is None else steps
     if steps and operator.coefficients:
         if loss is None or batches is None:

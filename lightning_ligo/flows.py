@@ -125,12 +125,13 @@ class Flows:
                 return Use(axis, "consumes", "consumes", 0, "input")
             form = "produces" if reads.root() in self._flipped else "consumes"
             name = self._names.get(reads.root(), "input")
-            return Use(axis, "consumes", form, -self._power(reads), name)
+            power = -1 if leaf.factor.inner else -self._power(reads)
+            return Use(axis, "consumes", form, power, name)
         own = self.flow(leaf)
         role = roles[0] if roles else "produces"
         role = "produces" if "produces" in roles else role
         form = "consumes" if own in self._flipped else "produces"
-        power = 0 if role == "scales" else self._power(own)
+        power = 0 if role == "scales" else 1 if leaf.factor.inner else self._power(own)
         if role == "gain" and uses[0].reads is not None:
             power -= self._power(uses[0].reads)
         return Use(axis, role, form, power, self._names[own])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes import Product, Sum, uses_of
+from lightning_ligo.maps import append, interpolate
 from lightning_ligo.methods import Method, method_named
 from lightning_ligo.plan import Plan, Row
 
@@ -191,6 +192,8 @@ class Operator(nn.Module):
                 x = torch.cat(
                     [self._expand(x, position, segment) for x, segment in pieces], position
                 )
+            elif span.small != span.large and (stretch := self.plan.facts[span.axis].stretch):
+                x = {"append": append, "interpolate": interpolate}[stretch](x, position, span.large)
             elif span.small != span.large:
                 x = _along(self._matrix(span), x, position)
         return x.flatten(dim, dim + len(spans) - 1)
@@ -230,7 +233,7 @@ class Operator(nn.Module):
             if isinstance(factor, Sum):
                 for segment in factor.segments:
                     yield from self._spans(segment)
-            elif factor.small != factor.large:
+            elif factor.small != factor.large and not self.plan.facts[factor.axis].stretch:
                 yield factor
 
     def _start_map(self, span: _Span, device: torch.device, learned: bool) -> None:
@@ -238,8 +241,9 @@ class Operator(nn.Module):
         if f"{key}:produces" in self.maps:
             return
         axis = self.plan.facts[span.axis]
+        start_map = self.method.inner if axis.inner else self.method.width
         starts = [
-            self.method.width(span.small, span.large, axis.normed, silent, self._generator)
+            start_map(span.small, span.large, axis.normed, silent, self._generator)
             for silent in (self._silent(axis.stack) if axis.stack else [False])
         ]
         forms = ("produces",) if self.method.learns == "lower" else ("produces", "consumes")
@@ -249,7 +253,7 @@ class Operator(nn.Module):
                 matrices = [matrix[span.small :] for matrix in matrices]
             start = torch.stack(matrices) if axis.stack else matrices[0]
             self.maps[f"{key}:{form}"] = nn.Parameter(start, requires_grad=learned)
-        self._scales[key] = starts[0].scale
+        self._scales[key] = starts[0].scale * self.plan.scales.get(span.axis, 1.0)
 
     def _silent(self, stack: str) -> list[bool]:
         """For every layer of the large stack, whether it writes nothing at the start."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, size
 
 CONSTANT = "a constant of the network lies on it"
+TABLE = "it is the rows of a table that indices look up"
 
 
 class Use(NamedTuple):
@@ -38,6 +39,7 @@ class Ledger:
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
         self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
         self._latest = ""  # parameter that was used last before
+        self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
         for name, tensor in [*network.named_parameters(), *buffers]:
@@ -107,6 +109,19 @@ class Ledger:
         self._latest = min(used, default=self._latest)
         if numbers:
             self.constants.setdefault(self._latest, []).extend(numbers)
+
+    def contracted(self, out: Tensor, over: Dim) -> None:
+        """Note that ``out`` is a contraction of two activations over ``over``."""
+        for item in ends(over):
+            item.factor.inner = not item.factor.pinned
+        self._contracted[out.untyped_storage()._cdata] = over
+
+    def multiply(self, tensor: Tensor, number: float) -> None:
+        """Note that an activation is multiplied by a number."""
+        over = self._contracted.get(tensor.untyped_storage()._cdata)
+        for dim in self.dims(tensor) if over is None else [over]:
+            for item in ends(dim):
+                item.factor.scale *= number
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
         touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}

@@ -66,6 +66,22 @@ def uneven_copies(
     return Map(produces, shares, math.sqrt(large / copied))
 
 
+def isometric_copies(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """Copies for an axis that queries and keys are contracted over: ``B = A``, ``Bᵀ B = I``.
+
+    Both sides of the contraction are written, so both grow by ``B``; its entries are the roots of
+    unequal shares that sum to 1, and what the product is divided by is made up for by the operator.
+    """
+    entry = torch.arange(large) % small
+    weight = torch.zeros(large, small, dtype=torch.float64)
+    drawn = 1 + torch.rand(large, dtype=torch.float64, generator=generator)
+    weight[torch.arange(large), entry] = drawn
+    both = (weight / weight.sum(0)).sqrt()
+    return Map(both, both)
+
+
 def random_rows(
     small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
 ) -> Map:
@@ -114,3 +130,46 @@ def noisy_stack(small: int, large: int, writes: bool, generator: torch.Generator
     layer = torch.arange(large)
     mix[layer, layer % small] = 1
     return mix / mix.sum(1, keepdim=True)
+
+
+# Axes whose entries are told apart ------------------------------------------------------------
+
+
+def append(x: Tensor, dim: int, length: int) -> Tensor:
+    """More entries of a table, or more classes: each new one is the mean of those there are."""
+    new = x.mean(dim, keepdim=True).repeat_interleave(length - x.shape[dim], dim)
+    return torch.cat([x, new], dim)
+
+
+def grid(small: int, large: int) -> tuple[int, int, int] | None:
+    """(entries before the grid, its side in the small network, in the large one) of positions.
+
+    Absolute positions are a square behind class and register tokens; relative ones are a square of
+    odd side, in BEiT before three more entries. None where there is no such square.
+    """
+    for extra in range(min(small, 17)):
+        sides = math.isqrt(small - extra), math.isqrt(large - extra)
+        if sides[0] > 1 and sides[0] ** 2 == small - extra and sides[1] ** 2 == large - extra:
+            return extra, *sides
+    return None
+
+
+def interpolate(x: Tensor, dim: int, length: int) -> Tensor:
+    """Positions of a larger grid, bicubic as timm's ``resample_abs_pos_embed``.
+
+    Class and register tokens, which come first, stay as they are; BEiT's three further relations
+    come last.
+    """
+    small = x.shape[dim]
+    found = grid(small, length)
+    assert found is not None, (small, length)
+    extra, before, after = found
+    last = extra if before % 2 and after % 2 and extra == 3 else 0
+    kept = x.narrow(dim, small - last, last) if last else x.narrow(dim, 0, extra)
+    image = x.narrow(dim, 0 if last else extra, before**2).movedim(dim, -1)
+    shape = image.shape[:-1]
+    image = torch.nn.functional.interpolate(
+        image.reshape(1, -1, before, before), size=(after, after), mode="bicubic", antialias=True
+    )
+    image = image.reshape(*shape, after**2).movedim(-1, dim)
+    return torch.cat([image, kept] if last else [kept, image], dim)

@@ -9,6 +9,7 @@ from lightning_ligo.maps import (
     Mix,
     Start,
     interleaved_silent,
+    isometric_copies,
     noisy_stack,
     random_rows,
     uneven_copies,
@@ -28,6 +29,7 @@ class Method:
     idea: str
     source: str
     width: Start
+    inner: Start  # of axes that queries and keys are contracted over
     depth: Mix
     learns: Literal["nothing", "lower", "both"]
     keeps_function: bool
@@ -43,6 +45,7 @@ _METHODS = (
         "both forms of every map and the depth mix learned from the lossless start",
         "LiGO (ICLR 2023), equation 5, from a function-preserving start",
         uneven_copies,
+        isometric_copies,
         interleaved_silent,
         learns="both",
         keeps_function=True,
@@ -54,6 +57,7 @@ _METHODS = (
         "ligo-paper",
         "maps B = A = [I; C] and the depth mix learned from a random start",
         "LiGO (ICLR 2023), as its released code defines it",
+        random_rows,
         random_rows,
         noisy_stack,
         learns="lower",
@@ -68,6 +72,7 @@ _METHODS = (
         "the start of ligo, not learned: copies with unequal shares, new layers that add nothing",
         "Net2Net (ICLR 2016), LEMON (ICLR 2024)",
         uneven_copies,
+        isometric_copies,
         interleaved_silent,
         learns="nothing",
         keeps_function=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 
 from lightning_ligo.axes import Axes, Axis, Product, name_axes, uses_of
 from lightning_ligo.flows import Use
+from lightning_ligo.maps import grid
 from lightning_ligo.proof import TOLERANCE, changes
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import Tracer, watch
@@ -47,6 +48,7 @@ class Plan:
     facts: dict[str, Axis] = field(repr=False)  # of the large network's axes
     inexact: tuple[str, ...] = ()  # why no growth can keep the function exactly, if so
     proofs: dict[str, float] = field(default_factory=dict, compare=False)  # of the axes that grow
+    scales: dict[str, float] = field(default_factory=dict, repr=False)  # of what writes inner axes
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -95,10 +97,21 @@ class Plan:
         return "\n".join([*lines, *pinned, *self.inexact])
 
 
-def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
+def pair(
+    small: nn.Module,
+    large: nn.Module,
+    *args: Any,
+    large_inputs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Plan:
     """Plan how ``large`` grows from ``small``, by tracing ``network(*args, **kwargs)`` of both.
 
     The networks may be on different devices; a large one on the meta device costs no memory.
+
+    Besides axes whose entries are exchangeable, which grow by maps, tables and outputs can get more
+    entries (vocabulary, classes), each new one the mean of the old; and positions that are added
+    are interpolated, as when images become larger. The large network is then called with
+    ``large_inputs``, by the names of its forward's arguments.
 
     Raises:
         ValueError: if the large network cannot be grown from the small one: shorter on some axis,
@@ -117,11 +130,15 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
     """
     first = watch(small, args, kwargs)
     try:
-        second = watch(large, args, kwargs, first.answers)
+        if large_inputs is None:
+            second = watch(large, args, kwargs, first.answers)
+        else:
+            second = watch(large, (), dict(large_inputs), first.answers)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         raise ValueError(
-            f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with the "
-            f"same inputs it fails with {type(error).__name__}: {error}"
+            f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
+            f"{'the same inputs' if large_inputs is None else 'large_inputs'} it fails with "
+            f"{type(error).__name__}: {error}"
         ) from error
     ours, theirs = name_axes(first.ledger, second.ledger)
     small_shapes, large_shapes = _shapes(small, ours), _shapes(large, theirs)
@@ -134,14 +151,18 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
             "does not shrink"
         )
     if not problems and first.outputs and second.outputs:
-        problems = _outputs(first.outputs[0], second.outputs[0])
+        problems = _outputs(first.outputs[0], second.outputs[0], ours, theirs)
     lengths = {
         name: (_length(name, ours, theirs, small_shapes, large_shapes), axis.length)
         for name, axis in theirs.axes.items()
     }
     proofs: dict[str, float] = {}
     if not problems and not any(p.is_meta for p in small.parameters()):
-        grown = [name for name, (length, longer) in lengths.items() if length != longer]
+        grown = [
+            name
+            for name, (length, longer) in lengths.items()
+            if length != longer and not theirs.axes[name].stretch
+        ]
         proofs = changes(small, args, kwargs, ours, grown)
         problems = [
             f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
@@ -167,9 +188,14 @@ def pair(small: nn.Module, large: nn.Module, *args: Any, **kwargs: Any) -> Plan:
                   writes=pattern in writing)  # fmt: skip
         (rows if pattern in parameters else buffers).append(row)
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
+    scales = {
+        name: math.sqrt(ours.axes[name].scale / axis.scale)
+        for name, axis in theirs.axes.items()
+        if axis.inner and name in ours.axes and ours.axes[name].scale * axis.scale > 0
+    }
     plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
     inexact = tuple(_inexact(plan, theirs, (first, second), large))
-    return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact, proofs)
+    return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact, proofs, scales)
 
 
 def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
@@ -293,12 +319,18 @@ def _problems(
                 f"axis {name} is {length} long in the small network and only {axis.length} in "
                 "the large one; a network grows, it does not shrink"
             )
-        elif length < axis.length and axis.pinned:
+        elif length < axis.length and axis.pinned and not _stretches(axis, length):
             problems.append(
                 f"axis {name} is {length} long in the small network and {axis.length} in the "
                 f"large one, and cannot grow: {axis.pinned}; give both networks the same"
             )
     return problems
+
+
+def _stretches(axis: Axis, small: int) -> bool:
+    """Whether an axis whose entries are told apart can still become longer."""
+    found = axis.stretch == "append" or (axis.stretch and grid(small, axis.length))
+    return bool(found) and not axis.name.endswith("heads")
 
 
 def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:
@@ -313,6 +345,11 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
         if small != large:
             return [f"{pattern} is {tuple(small)} and {tuple(large)} and has no axes to grow by"]
         return []
+    if any(length == 1 < shorter for shorter, length in zip(small, large, strict=False)):
+        return [
+            f"{pattern} is {tuple(small)} in the small network and {tuple(large)} in the large "
+            "one; a network grows, it does not shrink"
+        ]
     for dim, (mine, other) in enumerate(
         zip(ours.dims[pattern], theirs.dims[pattern], strict=False)
     ):
@@ -344,8 +381,15 @@ def _words(axes: Axes, pattern: str) -> str:
     return f"({', '.join(words)})"
 
 
-def _outputs(small: Tensor, large: Tensor) -> list[str]:
-    if small.shape == large.shape:
+def _outputs(small: Tensor, large: Tensor, ours: Axes, theirs: Axes) -> list[str]:
+    """An output may change its shape only where it has more classes."""
+    more = {
+        (ours.axes[name].length, axis.length)
+        for name, axis in theirs.axes.items()
+        if axis.stretch == "append" and name in ours.axes
+    }
+    changed = {pair for pair in zip(small.shape, large.shape, strict=False) if pair[0] != pair[1]}
+    if small.dim() == large.dim() and changed <= more:
         return []
     return [
         f"its output would change from {tuple(small.shape)} to {tuple(large.shape)}; grow the "
@@ -357,11 +401,10 @@ def _inexact(plan: Plan, axes: Axes, traced: Sequence[Tracer], large: nn.Module)
     """Why even a function-preserving growth of this pair is only approximate."""
     for name, (small, length) in plan.axes.items():
         axis = plan.facts[name]
-        if axis.inner:
-            yield (
-                f"{name} is what queries and keys are multiplied over, and attention divides by "
-                "its root: growing it changes the function"
-            )
+        if axis.inner and axis.normed in ("layer", "rms"):
+            yield f"{name} is what queries and keys are multiplied over, and they are normed on it"
+        if axis.stretch == "interpolate":
+            yield f"{name} grows from {small} to {length} positions, which are interpolated"
         if name in axes.tied:
             yield f"{name} is written and read by one tied table without a norm between"
         if not axis.normed or length % small == 0:

@@ -16,11 +16,11 @@ ALLOWED = {
     "flows": {"factors", "ledger", "stacks"},
     "axes": {"factors", "flows", "ledger", "stacks"},
     "trace": {"axes", "factors", "ledger", "rules"},
-    "plan": {"axes", "flows", "proof", "stacks", "trace"},
+    "plan": {"axes", "factors", "flows", "maps", "proof", "stacks", "trace"},
     "proof": {"axes", "flows", "stacks", "trace"},
     "maps": set(),
     "methods": {"maps"},
-    "growth": {"axes", "flows", "methods", "plan"},
+    "growth": {"axes", "flows", "maps", "methods", "plan"},
     "fit": {"growth", "plan"},
 }
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from networks import IMAGES, IMAGES64, TOKENS, bert, cast, gpt2, output, randomised, vit
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
@@ -34,6 +35,44 @@ def test_layer_scale_and_an_untied_head_keep_the_function():
         large = randomised(build(64, 4, **changes), torch.float64)
         ligo.grow(small, large, method="lossless", **cast(inputs, torch.float64))
         torch.testing.assert_close(output(small, inputs), output(large, inputs))
+
+
+@pytest.mark.parametrize("method", ["lossless", "ligo"])
+@pytest.mark.parametrize(
+    ("small", "large", "inputs"),
+    [
+        pytest.param(vit(32, num_heads=2), vit(64, 4, num_heads=2), IMAGES64, id="vit"),
+        pytest.param(vit(32, num_heads=2), vit(72, num_heads=3), IMAGES64, id="vit, more heads"),
+        pytest.param(gpt2(32, n_head=2), gpt2(80, n_head=2), TOKENS, id="gpt2, no multiple"),
+    ],
+)
+def test_wider_heads_keep_the_function(small, large, inputs, method):
+    small, large = randomised(small, torch.float64), large.double().eval()
+    ligo.grow(small, large, method=method, steps=0, **inputs)
+    before, after = output(small, inputs), output(large, inputs)
+    assert (after - before).norm() <= 1e-10 * before.norm()
+
+
+def test_a_larger_vocabulary_keeps_its_entries_and_more_classes_theirs():
+    small, large = randomised(gpt2(), torch.float64), gpt2(64, 4, vocab_size=60).double().eval()
+    ligo.grow(small, large, method="lossless", **TOKENS)
+    before, after = output(small, TOKENS), output(large, TOKENS)
+    torch.testing.assert_close(after[..., :50], before)
+    torch.testing.assert_close(after[..., 50:], before.mean(-1, keepdim=True).expand(2, 16, 10))
+    small, large = randomised(vit(), torch.float64), vit(64, classes=12).double().eval()
+    ligo.grow(small, large, method="lossless", **IMAGES64)
+    torch.testing.assert_close(output(large, IMAGES64)[:, :10], output(small, IMAGES64))
+
+
+def test_positions_are_interpolated_as_timm_does():
+    small, large = randomised(vit()), vit(64, img_size=16)
+    images = {"x": torch.randn(3, 1, 16, 16)}
+    ligo.grow(small, large, method="lossless", large_inputs=images, **IMAGES)
+    expected = resample_abs_pos_embed(small.pos_embed, [8, 8], num_prefix_tokens=1)
+    # a multiple: the first copies of the stream, whose variance an equal norm keeps
+    torch.testing.assert_close(large.pos_embed[..., :32], expected)
+    plan = ligo.pair(small, large, large_inputs=images, **IMAGES)
+    assert plan.inexact == ("positions grows from 17 to 65 positions, which are interpolated",)
 
 
 def test_equal_sizes_leave_every_parameter_bit_equal():

@@ -46,7 +46,6 @@ def test_a_single_head_grows():
     [
         (vit(64), vit(32), IMAGES, "embed is 64 long .* and only 32 in the large one"),
         (vit(32, 4), vit(32, 2), IMAGES, "it has 26538 parameters and the small network"),
-        (vit(), vit(64, classes=12), IMAGES, "head.out is 10 .* and 12 .*the network's output"),
         (vit(), vit(64, init_values=1.0), IMAGES, "small network lacks blocks.*ls1.gamma"),
         (vit(init_values=1.0), vit(64), IMAGES, "large network lacks blocks.*ls1.gamma"),
         (
@@ -55,10 +54,9 @@ def test_a_single_head_grows():
             IMAGES,
             "called with the same inputs it fails with AssertionError",
         ),
-        (vit(), vit(64, patch_size=1), IMAGES, "positions is 17 long .* and 65"),
+        (vit(), vit(64, patch_size=1), IMAGES, r"proj.weight is \(32, 1, 2, 2\) in the small"),
         (vit(), gpt2(64), IMAGES, "called with the same inputs it fails with ValueError"),
         (gpt2(), bert(64), TOKENS, "large network lacks transformer.wte.weight"),
-        (gpt2(), gpt2(64, vocab_size=60), TOKENS, "wte.entries is 50 long .* and 60 .*indices"),
         (bert(tie_word_embeddings=False), bert(64), TOKENS, "lacks cls.*decoder.*or ties them"),
         (vit(48, num_heads=3), vit(96, num_heads=2), IMAGES, "heads is 3 long .* and only 2"),
     ],
@@ -86,7 +84,6 @@ def test_chained_modules_grow_in_depth_and_the_plan_says_what_that_means():
 @pytest.mark.parametrize(
     ("small", "large", "inputs", "reason"),
     [
-        (gpt2(32, n_head=2), gpt2(64, n_head=2), TOKENS, "head_dim is what queries and keys"),
         (bert(32, 2), bert(32, 4), TOKENS, "norms in the stream itself: a new layer"),
         (bert(32), bert(48), TOKENS, "embed grows from 32 to 48, no multiple"),
     ],

@@ -23,6 +23,10 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
             for item in ends(dim):
                 if item.flow is not None:
                     item.flow.root().bent = True
+    moving = [tensor for tensor in tensors if not ledger.static(tensor)]
+    numbers = [arg for arg in args[:2] if isinstance(arg, (int, float)) and arg]
+    if name in ("mul", "div") and len(moving) == len(numbers) == 1:
+        ledger.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
     if not all(ledger.static(tensor) for tensor in tensors):
         scaling = name in ("mul", "div")
         for tensor in tensors:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_ligo.factors import broadcast, hint, pin, size
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import TABLE, Ledger
 from lightning_ligo.rules.table import position, rule
 
 
 @rule("embedding")
 def embedding(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     rows, columns = ledger.dims(args[0])
-    pin(rows, "it is the rows of a table that indices look up")
+    pin(rows, TABLE)
     hint(rows, "entries")
     ledger.record(args[0], "produces", columns)
     return [*ledger.dims(args[1]), columns]
@@ -28,7 +28,7 @@ def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tens
     dims, indices = list(ledger.dims(args[0])), args[1]
     indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
     for axis in indexed:
-        pin(dims[axis], "it is the rows of a table that indices look up")
+        pin(dims[axis], TABLE)
     shapes = [list(ledger.dims(indices[axis])) for axis in indexed]
     if any(indices[axis].dtype == torch.bool for axis in indexed):
         selected = ledger.new(out.shape[0], pinned="it is what a mask selects")
@@ -43,14 +43,14 @@ def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tens
 @rule("index_select")
 def index_select(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims, axis = list(ledger.dims(args[0])), position(args[1], out.dim())
-    pin(dims[axis], "it is the rows of a table that indices look up")
+    pin(dims[axis], TABLE)
     return [*dims[:axis], *ledger.dims(args[2]), *dims[axis + 1 :]]
 
 
 @rule("gather")
 def gather(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims, axis = list(ledger.dims(args[0])), position(args[1], out.dim())
-    pin(dims[axis], "it is the rows of a table that indices look up")
+    pin(dims[axis], TABLE)
     return [
         dim if size(dim) == length and i != axis else ledger.new(length, pinned="it is looked up")
         for i, (dim, length) in enumerate(zip(dims, out.shape, strict=True))

@@ -19,20 +19,19 @@ def contract(ledger: Ledger, left: Tensor, lefts: Dim, right: Tensor, rights: Di
         ledger.consume(rights, lefts)
     elif ledger.static(left):
         ledger.consume(lefts, rights)
-    else:
-        for item in ends(lefts):
-            item.factor.inner = not item.factor.pinned
 
 
 @rule("mm", "bmm", "mv", "dot")
 def product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    return _product(ledger, args[0], args[1])
+    return _product(ledger, args[0], args[1], out)
 
 
 @rule("addmm", "baddbmm", "addbmm")
 def add_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     bias, left, right = args[:3]
-    dims = _product(ledger, left, right)
+    dims = _product(ledger, left, right, out)
+    if not ledger.static(left) and not ledger.static(right):
+        ledger.multiply(out, kwargs.get("alpha", 1))
     ledger.record(bias, "produces")
     for mine, other in zip(dims[::-1], ledger.dims(bias)[::-1], strict=False):
         if mine and other:
@@ -40,7 +39,7 @@ def add_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out
     return dims
 
 
-def _product(ledger: Ledger, left: Tensor, right: Tensor) -> list[Dim]:
+def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[Dim]:
     lefts, rights = list(ledger.dims(left)), list(ledger.dims(right))
     inner_left = lefts.pop(-1)
     inner_right = rights.pop(-2 if right.dim() > 1 else -1)
@@ -56,6 +55,7 @@ def _product(ledger: Ledger, left: Tensor, right: Tensor) -> list[Dim]:
             batch.append(other or mine)
         lefts, rights = lefts[1:], rights[1:]
         if not static:
+            ledger.contracted(out, inner_left)
             _hint_attention(batch[0], inner_left, rights)
     return batch + lefts + rights
 
@@ -85,8 +85,9 @@ def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     unite(key[-2], value[-2], flow=False)
     hint(query[-1], "head_dim")
     hint(value[-1], "head_dim")
-    for item in ends(query[-1]):
-        item.factor.inner = True
+    ledger.contracted(out, query[-1])
+    scale = kwargs.get("scale")
+    ledger.multiply(out, size(query[-1]) ** -0.5 if scale is None else scale)
     if mask is not None:
         ledger.record(mask, "produces")
         broadcast([[*query[:-1], key[-2]], ledger.dims(mask)])
