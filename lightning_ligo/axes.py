@@ -191,7 +191,8 @@ def _agree(ledgers: Sequence[Ledger], stacks: Sequence[Stacks], name: str) -> No
         for ledger, mine in zip(ledgers, stacks, strict=True)
     ]
     for theirs in places:
-        for first, second in itertools.combinations(theirs, 2):
+        common = [place for place in theirs if all(place in mine for mine in places)]
+        for first, second in itertools.combinations(common, 2):
             if [i.factor for i in leaves(theirs[first])] == [
                 i.factor for i in leaves(theirs[second])
             ]:

@@ -70,13 +70,17 @@ class Operator(nn.Module):
         self.maps = nn.ParameterDict()
         self.mixes = nn.ParameterDict()
         self._scales: dict[str, float] = {}
+        self._neutral: dict[str, Tensor] = {}  # (g): 1 for layers that let the stream pass
         for row in self._rows:
             for product in row.dims:
                 for span in self._spans(product):
                     self._start_map(span, device, learned)
         for row in self._rows:
             if self._mixed(row):
-                mix = self.method.depth(*self._depth(row), row.writes, self._generator)
+                writes = row.writes or row.passes
+                mix = self.method.depth(*self._depth(row), writes, self._generator)
+                if row.passes:
+                    self._neutral[row.pattern] = (~mix.any(1)).to(device, self._dtype)
                 self.mixes[_key(row.pattern)] = nn.Parameter(
                     mix.to(device, self._dtype), requires_grad=learned
                 )
@@ -173,6 +177,8 @@ class Operator(nn.Module):
             grown = grown.to(self._dtype)
         if mix is not None:
             grown = torch.tensordot(mix, grown, dims=1)
+            if row.pattern in self._neutral:
+                grown = grown + self._neutral[row.pattern].view(-1, *[1] * (grown.dim() - 1))
         elif row.stack and self._depth(row)[0] != self._depth(row)[1]:
             grown = grown[self._sources(row)]
         for dim, product in enumerate(row.dims, start=1):

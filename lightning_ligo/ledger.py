@@ -37,6 +37,8 @@ class Ledger:
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
+        self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
         self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
         self._latest = ""  # parameter that was used last before
         self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
@@ -122,6 +124,18 @@ class Ledger:
         for dim in self.dims(tensor) if over is None else [over]:
             for item in ends(dim):
                 item.factor.scale *= number
+
+    def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""
+        names = (self.writers(tensor) for tensor in inputs if self.static(tensor))
+        self._scaled[out.untyped_storage()._cdata] = frozenset().union(*names)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Note that activations are added, or joined."""
+        self.sums.append([self.writers(tensor) for tensor in tensors])
+        for tensor in tensors:
+            if scaled := self._scaled.get(tensor.untyped_storage()._cdata):
+                self.scalings.append((scaled, self.writers(tensor)))
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
         touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}

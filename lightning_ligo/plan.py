@@ -35,6 +35,7 @@ class Row:
     small_names: tuple[str, ...]  # of every layer
     large_names: tuple[str, ...]
     writes: bool = False  # zero where a layer is to add nothing to the stream that passes it
+    passes: bool = False  # and one here, where it multiplies that stream
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def pair(
         )
     parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
     writing = _writing(theirs, second.ledger.sums) | {name for name in fresh if fresh[name]}
+    passing = _passing(theirs, second.ledger.scalings)
     rows: list[Row] = []
     buffers: list[Row] = []
     for pattern, shape in large_shapes.items():
@@ -185,7 +187,7 @@ def pair(
         sources = () if pattern in fresh else _names(pattern, stack, ours)
         names = sources, _names(pattern, stack, theirs)
         row = Row(pattern, stack, small_shapes.get(pattern, shape), shape, dims, *names,
-                  writes=pattern in writing)  # fmt: skip
+                  writes=pattern in writing, passes=pattern in passing)  # fmt: skip
         (rows if pattern in parameters else buffers).append(row)
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     scales = {
@@ -194,7 +196,7 @@ def pair(
         if axis.inner and name in ours.axes and ours.axes[name].scale * axis.scale > 0
     }
     plan = Plan(lengths, depths, tuple(rows), tuple(buffers), theirs.axes)
-    inexact = tuple(_inexact(plan, theirs, (first, second), large))
+    inexact = tuple(_inexact(plan, theirs, (first, second), large, large_inputs is None))
     return Plan(lengths, depths, plan.rows, plan.buffers, theirs.axes, inexact, proofs, scales)
 
 
@@ -237,6 +239,16 @@ def _writing(axes: Axes, sums: list[list[frozenset[str]]]) -> set[str]:
         pattern_of(name, axes.stacks)[0]
         for inside in layers.values()
         for name in _added(inside, sums)
+    }
+
+
+def _passing(axes: Axes, scalings: list[tuple[frozenset[str], frozenset[str]]]) -> set[str]:
+    """The patterns in a stack that multiply the stream that passes it."""
+    return {
+        pattern_of(name, axes.stacks)[0]
+        for scaled, written in scalings
+        for name in scaled
+        if {pattern_of(name, axes.stacks)[1:]} != {pattern_of(w, axes.stacks)[1:] for w in written}
     }
 
 
@@ -397,7 +409,9 @@ def _outputs(small: Tensor, large: Tensor, ours: Axes, theirs: Axes) -> list[str
     ]
 
 
-def _inexact(plan: Plan, axes: Axes, traced: Sequence[Tracer], large: nn.Module) -> Iterator[str]:
+def _inexact(
+    plan: Plan, axes: Axes, traced: Sequence[Tracer], large: nn.Module, same_inputs: bool
+) -> Iterator[str]:
     """Why even a function-preserving growth of this pair is only approximate."""
     for name, (small, length) in plan.axes.items():
         axis = plan.facts[name]
@@ -425,15 +439,11 @@ def _inexact(plan: Plan, axes: Axes, traced: Sequence[Tracer], large: nn.Module)
         elif small != depth and not _passed(stack, axes, traced[1].ledger.sums):
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
     for row in plan.rows:
-        numbers = [
-            {str(tracer.ledger.constants.get(name)) for name in names}
-            for tracer, names in zip(traced, (row.small_names, row.large_names), strict=True)
-        ]
-        if row.small_names and numbers[0] != numbers[1]:
-            first, second = (" or ".join(sorted(these)) for these in numbers)
+        if same_inputs and row.small_names and (names := _differing(row, traced)):
+            first, second = map(_constants, traced, names)
             yield (
-                f"behind {row.pattern} the small network computes with {first}, the large one "
-                f"with {second}"
+                f"behind {names[0]} the small network computes with {first}, behind {names[1]} the "
+                f"large one with {second}"
             )
     kept = large.state_dict(keep_vars=True)
     for name, buffer in large.named_buffers():
@@ -441,6 +451,23 @@ def _inexact(plan: Plan, axes: Axes, traced: Sequence[Tracer], large: nn.Module)
         grown = [number for number, dim in enumerate(dims) if plan.grows(dim)]
         if name not in kept and not all(_uniform(buffer, number) for number in grown):
             yield f"{name} is not saved with the network and stays as it was built"
+
+
+def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
+    """The first layer behind which the networks compute with other numbers, where it is kept."""
+    small, large = len(row.small_names), len(row.large_names)
+    for number, name in enumerate(row.large_names):
+        source = number * small // large
+        if number and source == (number - 1) * small // large:
+            continue  # a new layer
+        names = row.small_names[source], name
+        if _constants(traced[0], names[0]) != _constants(traced[1], names[1]):
+            return names
+    return None
+
+
+def _constants(tracer: Tracer, name: str) -> list[Any] | None:
+    return tracer.ledger.constants.get(name)
 
 
 def _passed(stack: str, axes: Axes, sums: list[list[frozenset[str]]]) -> bool:

@@ -158,8 +158,7 @@ class Tracer(TorchDispatchMode):
         static = all(self.ledger.static(tensor) for tensor in inputs)
         written = writers(self.ledger, name, args, kwargs)
         if not static:
-            numbers = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]
-            self.ledger.compute(inputs, args[3:8] if name == "convolution" else numbers)
+            self.ledger.compute(inputs, _numbers(name, args, kwargs))
         if not inputs or name in UNIFORM or not any(tensor.numel() for tensor in outputs):
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
@@ -172,3 +171,16 @@ class Tracer(TorchDispatchMode):
                 results = [results]
         for tensor, dims in zip(outputs, results, strict=True):
             self.ledger.keep(tensor, dims, static, written)
+        if name.rstrip("_") in ("mul", "div") and not static:
+            self.ledger.scale(outputs[0], inputs)
+
+
+def _numbers(name: str, args: Any, kwargs: Any) -> list[Any]:
+    """What an operation was told beside tensors, where that is no shape."""
+    if name == "convolution":
+        return list(args[3:8])  # stride, padding, dilation, transposed
+    if name == "roll":
+        return list(args[1])
+    if name == "scaled_dot_product_attention":
+        return [tensor.shape[-2] for tensor in args[:2]]
+    return [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]

@@ -106,12 +106,16 @@ class _Kinds:
     def __init__(self, name: str) -> None:
         network = timm_network(name, "meta")
         self.parameters = sum(p.numel() for p in network.parameters())
-        tensors = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-        self.shapes = hash((type(network).__name__, *tensors.items()))
+        self.tensors = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+        self.shapes = hash((type(network).__name__, *self.tensors.items()))
+        self.lists: dict[str, set[str]] = defaultdict(set)
+        for tensor in self.tensors:
+            for path, child in _children(tensor):
+                self.lists[path].add(child)
         self.what = (type(network), network.pretrained_cfg["input_size"])
         self.kinds: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
         styles = {f"{path}.weight": _style(module) for path, module in network.named_modules()}
-        for tensor, shape in tensors.items():
+        for tensor, shape in self.tensors.items():
             kind = re.sub(r"\b\d+\b", "*", tensor), f"{len(shape)}d", styles.get(tensor, "")
             self.kinds[kind].append(shape)
         widths = [getattr(module, "head_dim", None) for module in network.modules()]
@@ -123,8 +127,22 @@ class _Kinds:
             and self.parameters > small.parameters
             and self.kinds.keys() == small.kinds.keys()
             and all(_longer(self.kinds[kind], shapes) for kind, shapes in small.kinds.items())
+            and all(_longer([self.tensors[name]], [shape])
+                    for name, shape in small.tensors.items()
+                    if name in self.tensors and self._same_place(name, small))
             and all(end(self.heads) >= end(small.heads) for end in (min, max))
+        )  # fmt: skip
+
+    def _same_place(self, name: str, other: _Kinds) -> bool:
+        """Whether a name means the same place: no list that it is in is longer in one network."""
+        return len(self.tensors[name]) == len(other.tensors[name]) and all(
+            self.lists[path] == other.lists[path] for path, _ in _children(name)
         )
+
+
+def _children(name: str) -> list[tuple[str, str]]:
+    """The lists that a parameter is in, each with the number of its child."""
+    return [(name[: match.start()], match[1]) for match in re.finditer(r"\.(\d+)(?=\.)", name)]
 
 
 def _style(module: nn.Module) -> str:

@@ -32,7 +32,7 @@ def writers(ledger: Ledger, name: str, args: Sequence[Any], kwargs: Any) -> froz
     if name in SUMS:
         union = _union(ledger, tensors)
         if len(moving) > 1:
-            ledger.sums.append([ledger.writers(tensor) for tensor in moving])
+            ledger.add(moving)
         return union
     if name in NORMS:  # gain and shift, or what was normed where there are none
         return _union(ledger, [t for t in args[1:3] if isinstance(t, Tensor)]) or _union(
