@@ -8,7 +8,8 @@ from lightning_ligo.growth import Operator
 from lightning_ligo.methods import METHODS, Method
 from lightning_ligo.modules import ImageClassifier, LanguageModel
 from lightning_ligo.nets import build, describe
-from lightning_ligo.plan import Plan, pair
+from lightning_ligo.pairing import pair
+from lightning_ligo.plan import Plan
 from lightning_ligo.proof import prove
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trace import trace

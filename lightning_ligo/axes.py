@@ -13,6 +13,7 @@ from lightning_ligo.flows import Flows, Use, axis_leaves
 from lightning_ligo.ledger import TABLE, Ledger
 from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
 
+UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
 Stretch = Literal["append", "interpolate"]
 
@@ -28,6 +29,7 @@ class Axis:
     normed: str | None = None  # "layer" or "rms": a norm averages over it
     inner: bool = False  # a product of two activations sums over it (queries with keys)
     scale: float = 1.0  # of that product: usually one over the root of the length
+    unit: bool = False  # a weight is divided by its norm over it
     stretch: Stretch | None = None  # how a pinned axis can still become longer
 
 
@@ -281,7 +283,7 @@ def _axes(
         played = {role for end in inside for role in roles.get(end, ())}
         pinned = factor.pinned or inside[0].pinned
         if not pinned and not played:
-            pinned = "the forward does not use it"
+            pinned = UNUSED
         elif not pinned and "consumes" not in played and not factor.inner:
             pinned = OUTPUT
         where, local = tuple(member.place for member in members), _local(members)
@@ -292,8 +294,9 @@ def _axes(
         names[factor] = name
         stretch = _stretch(factor, pinned, played) if pinned else None
         axes[name] = Axis(
-            name, factor.size, local, pinned, factor.normed, factor.inner, factor.scale, stretch
-        )
+            name, factor.size, local, pinned, factor.normed, factor.inner, factor.scale,
+            factor.unit, stretch,
+        )  # fmt: skip
     return names, axes
 
 

@@ -37,6 +37,7 @@ class Factor:
         "scale",
         "segments",
         "size",
+        "unit",
     )
 
     def __init__(self, size: int, *, owned: bool = False, pinned: str | None = None) -> None:
@@ -47,6 +48,7 @@ class Factor:
         self.normed: str | None = None  # "layer" or "rms": a norm averages over it
         self.inner = False  # two activations are contracted over it
         self.scale = 1.0  # the numbers by which what lies on it, or its contraction, is multiplied
+        self.unit = False  # a weight is divided by its norm over it
         self.parts: tuple[Factor, ...] = ()
         self.segments: tuple[Factor, ...] = ()
         self._parent: Factor | None = None
@@ -115,7 +117,7 @@ class Factor:
     def _piece(self, size: int) -> Factor:
         piece = Factor(size, owned=self.owned, pinned=self.pinned)
         piece.hint, piece.normed, piece.inner = self.hint, self.normed, self.inner
-        piece.scale = self.scale
+        piece.scale, piece.unit = self.scale, self.unit
         return piece
 
     def join(self, other: Factor) -> None:
@@ -130,6 +132,7 @@ class Factor:
         self.normed = self.normed or other.normed
         self.inner = self.inner or other.inner
         self.scale *= other.scale
+        self.unit = self.unit or other.unit
 
 
 class Flow:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_ligo.growth import Operator
-from lightning_ligo.plan import pair
+from lightning_ligo.pairing import pair
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

@@ -58,9 +58,9 @@ class Operator(nn.Module):
         tensors = _tensors(small)
         device = next(iter(tensors.values())).device
         self._small: dict[str, Tensor] = {}  # (l, *shape): the small parameter of every layer
-        self._rows = [row for row in plan.rows if row.small_names]
-        self._buffers = [row for row in plan.buffers if row.small_names]
-        for row in (*self._rows, *self._buffers):
+        self._grown = [row for row in plan.rows if row.small_names]
+        self._moved = [row for row in plan.buffers if row.small_names]
+        for row in (*self._grown, *self._moved):
             layers = [tensors[name].detach() for name in row.small_names]
             self._small[row.pattern] = torch.stack(layers)
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
@@ -71,11 +71,11 @@ class Operator(nn.Module):
         self.mixes = nn.ParameterDict()
         self._scales: dict[str, float] = {}
         self._neutral: dict[str, Tensor] = {}  # (g): 1 for layers that let the stream pass
-        for row in self._rows:
+        for row in self._grown:
             for product in row.dims:
                 for span in self._spans(product):
                     self._start_map(span, device, learned)
-        for row in self._rows:
+        for row in self._grown:
             if self._mixed(row):
                 writes = row.writes or row.passes
                 mix = self.method.depth(*self._depth(row), writes, self._generator)
@@ -100,7 +100,7 @@ class Operator(nn.Module):
         """
         grown = {
             name: tensor
-            for row in self._rows
+            for row in self._grown
             for name, tensor in zip(
                 row.large_names,
                 self._grow(row).to(self._small[row.pattern].dtype).unbind(),
@@ -122,7 +122,7 @@ class Operator(nn.Module):
         tensors = _tensors(large)
         for name, tensor in self().items():
             tensors[name].copy_(tensor)
-        for row in self._buffers:
+        for row in self._moved:
             grown = self._grow(row) if row.dims else self._small[row.pattern][self._sources(row)]
             for name, tensor in zip(row.large_names, grown, strict=True):
                 tensors[name].copy_(tensor)
@@ -149,7 +149,7 @@ class Operator(nn.Module):
             same = [one == two for one, two in zip(words[::-1], theirs[::-1], strict=False)]
             return (*same, False).index(False), sum(map(str.__eq__, words, theirs))
 
-        return max((other for row in self._rows for other in row.small_names), key=likeness)
+        return max((other for row in self._grown for other in row.small_names), key=likeness)
 
     # Rows ----------------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, size
+from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, pin, size
 
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
@@ -20,6 +20,14 @@ class Use(NamedTuple):
     factor: Factor
     role: str  # produces | consumes | gain | shift | scales
     reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
+
+
+class Mark(NamedTuple):
+    """A step of a norm that is written as single operations."""
+
+    step: str  # square | mean square | inverse | root | normed
+    of: Tensor  # what is normed
+    reads: Flow | None = None
 
 
 class _Traced(NamedTuple):
@@ -37,6 +45,8 @@ class Ledger:
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
+        self.marks: dict[int, Mark] = {}  # by storage
         self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
         self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
         self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
@@ -81,6 +91,16 @@ class Ledger:
     def new(self, length: int, *, pinned: str | None = None) -> Dim:
         return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []
 
+    def tell_apart(self, out: Tensor, items: Dim, reason: str) -> None:
+        """Pin ``items`` as soon as ``out`` is used: some networks only look at its shape."""
+        self._told_apart[_key(out)] = items, reason
+
+    def use(self, tensors: Iterable[Tensor]) -> None:
+        """Note that an operation reads these tensors, or that they are the network's output."""
+        for tensor in tensors:
+            if (told := self._told_apart.pop(_key(tensor), None)) is not None:
+                pin(*told)
+
     def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
         return [self.new(length, pinned=pinned) for length in tensor.shape]
 
@@ -116,11 +136,11 @@ class Ledger:
         """Note that ``out`` is a contraction of two activations over ``over``."""
         for item in ends(over):
             item.factor.inner = not item.factor.pinned
-        self._contracted[out.untyped_storage()._cdata] = over
+        self._contracted[storage(out)] = over
 
     def multiply(self, tensor: Tensor, number: float) -> None:
         """Note that an activation is multiplied by a number."""
-        over = self._contracted.get(tensor.untyped_storage()._cdata)
+        over = self._contracted.get(storage(tensor))
         for dim in self.dims(tensor) if over is None else [over]:
             for item in ends(dim):
                 item.factor.scale *= number
@@ -128,14 +148,22 @@ class Ledger:
     def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
         """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""
         names = (self.writers(tensor) for tensor in inputs if self.static(tensor))
-        self._scaled[out.untyped_storage()._cdata] = frozenset().union(*names)
+        self._scaled[storage(out)] = frozenset().union(*names)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Note that activations are added, or joined."""
         self.sums.append([self.writers(tensor) for tensor in tensors])
         for tensor in tensors:
-            if scaled := self._scaled.get(tensor.untyped_storage()._cdata):
+            if scaled := self._scaled.get(storage(tensor)):
                 self.scalings.append((scaled, self.writers(tensor)))
+
+    def mark(self, out: Tensor, step: str, of: Tensor, reads: Flow | None = None) -> None:
+        self.marks[storage(out)] = Mark(step, of, reads)
+
+    def marked(self, tensor: Any, *steps: str) -> Mark | None:
+        """The step of a norm that a tensor is, if it is one of these."""
+        found = self.marks.get(storage(tensor)) if isinstance(tensor, Tensor) else None
+        return found if found and found.step in steps else None
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
         touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}
@@ -146,10 +174,15 @@ class Ledger:
         ]
 
 
+def storage(tensor: Tensor) -> int:
+    """What a tensor and its views have in common."""
+    return tensor.untyped_storage()._cdata
+
+
 def _key(tensor: Tensor) -> tuple[Any, ...]:
     """A tensor's identity: views may come back as new objects, their storage does not change."""
     return (
-        tensor.untyped_storage()._cdata,
+        storage(tensor),
         tensor.storage_offset(),
         tuple(tensor.shape),
         tensor.stride(),

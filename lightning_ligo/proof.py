@@ -17,7 +17,7 @@ from lightning_ligo.flows import Use
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.trace import outputs_of, watch
 
-TOLERANCE = 1e-6  # of a relative change in float64: rounding stays under 1e-9, order matters by 0.1
+TOLERANCE = 1e-6  # of a relative change: float64 rounds to 1e-9, float32 to 3e-7
 
 
 def prove(
@@ -25,11 +25,11 @@ def prove(
 ) -> dict[str, float]:
     """The relative change of the first output when an axis is permuted, for every axis.
 
-    Permuting an axis in every parameter and buffer that carries it leaves the output as it is,
-    to rounding, exactly where its entries are exchangeable; only then can the axis grow. The proof
-    runs in evaluation mode and in float64, on a copy of ``network`` with noise on all weights (so
-    that what starts at zero or one hides nothing). It needs no knowledge of the network but its
-    axes, and is the test of every tracing rule.
+    Permuting an axis in every parameter and buffer that carries it leaves the output as it is, to
+    rounding, exactly where its entries are exchangeable; only then can the axis grow. The proof
+    runs in evaluation mode, in float64 where it can be, on a copy of ``network`` with noise on all
+    weights (so that what starts at zero or one hides nothing). It needs no knowledge of the
+    network but its axes, and is the test of every tracing rule.
 
     Axes that are called growable are permuted all at once, each in an order of its own; they share
     the error of that one forward, and only where it is no rounding are they told apart.
@@ -55,11 +55,24 @@ def changes(
     axes: Iterable[str] | None = None,
 ) -> dict[str, float]:
     """What `prove` does, for a network whose axes are known."""
-    network = noisy(copy.deepcopy(network).double())
-    device = next(network.parameters()).device
+    try:
+        return _changes(copy.deepcopy(network).double(), args, kwargs, named, axes)
+    except (RuntimeError, TypeError):  # an operation, or a device, that knows no float64
+        return _changes(copy.deepcopy(network).float(), args, kwargs, named, axes)
+
+
+def _changes(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    named: Axes,
+    axes: Iterable[str] | None,
+) -> dict[str, float]:
+    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    device = next(noisy(network).parameters()).device
     args, kwargs = tree_map_only(
         Tensor,
-        lambda t: t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype),
+        lambda t: t.detach().to(device, dtype if t.is_floating_point() else t.dtype),
         (tuple(args), dict(kwargs)),
     )
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}

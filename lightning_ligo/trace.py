@@ -65,6 +65,7 @@ def watch(
     with _evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
         out = network(*args, **kwargs)
     tracer.outputs = outputs_of(out)
+    tracer.ledger.use(tracer.outputs)
     return tracer
 
 
@@ -155,10 +156,12 @@ class Tracer(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not outputs:
             return
+        self.ledger.use(inputs)
         static = all(self.ledger.static(tensor) for tensor in inputs)
         written = writers(self.ledger, name, args, kwargs)
         if not static:
-            self.ledger.compute(inputs, _numbers(name, args, kwargs))
+            made = [] if name in ("add", "scaled_dot_product_attention") else inputs
+            self.ledger.compute(made, _numbers(name, args, kwargs))
         if not inputs or name in UNIFORM or not any(tensor.numel() for tensor in outputs):
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
@@ -183,4 +186,6 @@ def _numbers(name: str, args: Any, kwargs: Any) -> list[Any]:
         return list(args[1])
     if name == "scaled_dot_product_attention":
         return [tensor.shape[-2] for tensor in args[:2]]
+    if name == "baddbmm":  # attention's scale, which is made up for
+        return []
     return [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]

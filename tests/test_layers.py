@@ -16,12 +16,16 @@ ALLOWED = {
     "flows": {"factors", "ledger", "stacks"},
     "axes": {"factors", "flows", "ledger", "stacks"},
     "trace": {"axes", "factors", "ledger", "rules"},
-    "plan": {"axes", "factors", "flows", "maps", "proof", "stacks", "trace"},
+    "plan": {"axes", "flows"},
+    "streams": {"axes", "stacks"},
+    "problems": {"axes", "maps"},
+    "conditions": {"axes", "plan", "stacks", "streams", "trace"},
+    "pairing": {"axes", "conditions", "plan", "problems", "proof", "stacks", "streams", "trace"},
     "proof": {"axes", "flows", "stacks", "trace"},
     "maps": set(),
     "methods": {"maps"},
     "growth": {"axes", "flows", "maps", "methods", "plan"},
-    "fit": {"growth", "plan"},
+    "fit": {"growth", "pairing"},
 }
 
 

@@ -49,7 +49,8 @@ from lightning_ligo.flops import TrainingFlops
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import method_named
 from lightning_ligo.nets import build
-from lightning_ligo.plan import Plan, pair
+from lightning_ligo.pairing import pair
+from lightning_ligo.plan import Plan
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.surgery import (
     check_every_parameter_once,

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import broadcast, ends
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.factors import Dim, broadcast, ends
+from lightning_ligo.ledger import Ledger, storage
+from lightning_ligo.rules.norms import norm
 from lightning_ligo.rules.table import rule
 
 LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
@@ -18,7 +19,9 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     """Broadcast, unite position by position; adding writes a flow, multiplying scales it."""
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
     name = func._schema.name.removeprefix("aten::").rstrip("_")
-    if name not in LINEAR:
+    if (normed := _rms_norm(ledger, name, args, out)) is not None:
+        return normed
+    if name not in LINEAR and not ledger.marked(out, "square"):
         for dim in ledger.dims(tensors[0]):
             for item in ends(dim):
                 if item.flow is not None:
@@ -32,6 +35,32 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         for tensor in tensors:
             ledger.record(tensor, "scales" if scaling else "produces")
     return broadcast([ledger.dims(tensor) for tensor in tensors])
+
+
+def _rms_norm(ledger: Ledger, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
+    """``x * rsqrt(mean(x²) + eps) * gain``, step by step; None but for the last two products."""
+    first, second = (*args, None)[:2]
+    if (name == "pow" and isinstance(second, (int, float)) and second == 2) or (
+        name == "mul" and first is second
+    ):
+        ledger.mark(out, "square", first)
+    elif mark := ledger.marked(first, "mean square"):
+        step = {"rsqrt": "inverse", "sqrt": "root", "add": "mean square"}.get(name)
+        if step:
+            ledger.mark(out, step, mark.of)
+    for x, other in ((first, second), (second, first)):
+        root = ledger.marked(other, "inverse" if name == "mul" else "root")
+        if name in ("mul", "div") and root and storage(root.of) == storage(x):
+            dims = list(ledger.dims(x))
+            read = norm(ledger, dims, (-1,), {}, "rms")
+            ledger.mark(out, "normed", x, read)
+            return dims
+        normed = ledger.marked(other, "normed")
+        if name == "mul" and normed and isinstance(x, Tensor) and ledger.static(x):
+            dims = broadcast([ledger.dims(other), ledger.dims(x)])
+            ledger.record(x, "gain", reads=normed.reads)
+            return dims
+    return None
 
 
 @rule("_to_copy", "clone", "alias", "detach", "lift_fresh", "hardswish", "cumsum", "_softmax",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ligo.factors import broadcast, hint, pin, size
+from lightning_ligo.factors import broadcast, hint, pin, size, take
 from lightning_ligo.ledger import TABLE, Ledger
 from lightning_ligo.rules.table import position, rule
 
@@ -27,6 +27,10 @@ def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tens
     """``x[:, i, j]``: what is indexed is told apart; the indices' dimensions stand in its place."""
     dims, indices = list(ledger.dims(args[0])), args[1]
     indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
+    if len(indexed) == 1 and (start := _first(indices[indexed[0]])) is not None:
+        axis, length = indexed[0], len(indices[indexed[0]])
+        start = position(start, args[0].shape[axis])
+        return [*dims[:axis], take(dims[axis], start, length), *dims[axis + 1 :]]
     for axis in indexed:
         pin(dims[axis], TABLE)
     shapes = [list(ledger.dims(indices[axis])) for axis in indexed]
@@ -38,6 +42,14 @@ def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tens
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
     start = indexed[0] if together else 0
     return [*kept[:start], *looked_up, *kept[start:]]
+
+
+def _first(index: Tensor) -> int | None:
+    """Where a constant index starts that selects neighbours, as a slice would."""
+    if index.is_meta or index.dtype != torch.long or index.dim() != 1 or len(index) > 4:
+        return None
+    entries = index.tolist()
+    return entries[0] if entries == list(range(entries[0], entries[0] + len(entries))) else None
 
 
 @rule("index_select")

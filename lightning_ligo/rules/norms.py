@@ -15,14 +15,14 @@ from lightning_ligo.rules.table import position, rule
 @rule("native_layer_norm")
 def layer_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims, axes = list(ledger.dims(args[0])), range(-len(args[1]), 0)
-    _norm(ledger, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
+    norm(ledger, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
     return [dims, *map(ledger.unknown, out[1:])]
 
 
 @rule("_fused_rms_norm", "rms_norm")
 def rms_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims, axes = list(ledger.dims(args[0])), range(-len(args[1]), 0)
-    _norm(ledger, dims, axes, {"gain": args[2]}, "rms")
+    norm(ledger, dims, axes, {"gain": args[2]}, "rms")
     return dims if isinstance(out, Tensor) else [dims, *map(ledger.unknown, out[1:])]
 
 
@@ -33,7 +33,7 @@ def group_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
     group, rest = regroup([dims[1]], (groups, size(dims[1]) // groups))
     whole = [rest]
     positions = any(size(items) > 1 for items in dims[2:])
-    _norm(ledger, whole, (0,), {}, "group" if positions else "layer")
+    norm(ledger, whole, (0,), {}, "group" if positions else "layer")
     dims[1] = [*group, *whole[0]]
     for parameter, role in ((args[1], "gain"), (args[2], "shift")):
         if parameter is not None:
@@ -42,13 +42,13 @@ def group_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
     return [dims, *map(ledger.unknown, out[1:])]
 
 
-def _norm(
+def norm(
     ledger: Ledger,
     dims: list[Dim],
     axes: Sequence[int],
     parameters: dict[str, Tensor | None],
     kind: str,
-) -> None:
+) -> Flow | None:
     """A norm ends the flow that it reads and begins one that its gain and bias write."""
     written, read = Flow(), None
     for axis in axes:
@@ -65,6 +65,19 @@ def _norm(
             ):
                 unite(mine, other)
             ledger.record(parameter, role, reads=read)
+    return read
+
+
+@rule("_weight_norm_interface")
+def weight_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """``g * v / |v|`` over all dimensions of v but one."""
+    dims, axis = ledger.dims(args[0]), position(args[2] if len(args) > 2 else 0, args[0].dim())
+    for number, items in enumerate(dims):
+        for end in ends(items) if number != axis else ():
+            end.factor.unit = True
+    unite(dims[axis], ledger.dims(args[1])[axis])
+    ledger.record(args[1], "scales")
+    return [dims, *map(ledger.unknown, out[1:])]
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
@@ -96,7 +109,10 @@ def reduction(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         over = kwargs.get("dim", args[2] if len(args) > 2 else None)
     over = [over] if isinstance(over, int) and not isinstance(over, bool) else over
     gone = {position(axis, len(dims)) for axis in over or range(len(dims))}
-    for axis in gone:
+    square = ledger.marked(args[0], "square")
+    if name == "mean" and square:
+        ledger.mark(out, "mean square", square.of)
+    for axis in gone if not (name == "mean" and square) else ():
         for end in ends(dims[axis]):
             end.factor.normed = end.factor.normed or ("mean" if name == "mean" else "sum")
     tensors = [out] if isinstance(out, Tensor) else list(out)

@@ -21,6 +21,18 @@ def contract(ledger: Ledger, left: Tensor, lefts: Dim, right: Tensor, rights: Di
         ledger.consume(lefts, rights)
 
 
+@rule("_grouped_mm")
+def grouped_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """Rows go to the matrix of their expert: ``(rows, in) x (experts, in, out)``."""
+    rows, inner = ledger.dims(args[0])
+    experts, inputs, outputs = ledger.dims(args[1])
+    pin(experts, "rows are sent to them by number")
+    hint(experts, "experts")
+    contract(ledger, args[0], inner, args[1], inputs)
+    ledger.record(args[1], "produces", outputs)
+    return [rows, outputs]
+
+
 @rule("mm", "bmm", "mv", "dot")
 def product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     return _product(ledger, args[0], args[1], out)
@@ -57,7 +69,10 @@ def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[D
         if not static:
             ledger.contracted(out, inner_left)
             _hint_attention(batch[0], inner_left, rights)
-    return batch + lefts + rights
+    result = batch + lefts + rights
+    if ledger.static(left) and ledger.static(right):  # made of parameters, no longer one of them
+        return [[item._replace(owner=None) for item in dim] for dim in result]
+    return result
 
 
 def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:

@@ -52,7 +52,8 @@ def expand(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
 @rule("select")
 def select(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(ledger.dims(args[0]))
-    pin(dims.pop(position(args[1], len(dims))), "its entries are selected by position")
+    selected = dims.pop(position(args[1], len(dims)))
+    ledger.tell_apart(out, selected, "its entries are selected by position")
     return dims
 
 

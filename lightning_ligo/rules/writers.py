@@ -15,7 +15,18 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.ledger import Ledger
 
-PRODUCTS = {"mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addbmm", "convolution", "embedding"}
+PRODUCTS = {
+    "_grouped_mm",
+    "mm",
+    "bmm",
+    "mv",
+    "dot",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "convolution",
+    "embedding",
+}
 NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm",
          "rms_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
          "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm"}  # fmt: skip

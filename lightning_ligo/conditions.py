@@ -1,0 +1,126 @@
+"""Why even a function-preserving growth of a pair of networks is only approximate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_ligo.axes import UNUSED, Axes, uses_of
+from lightning_ligo.plan import Plan, Row
+from lightning_ligo.stacks import pattern_of
+from lightning_ligo.streams import passed
+from lightning_ligo.trace import Tracer
+
+
+def conditions(
+    plan: Plan,
+    axes: Axes,
+    traced: Sequence[Tracer],
+    small: nn.Module,
+    large: nn.Module,
+    same_inputs: bool,
+) -> Iterator[str]:
+    """A line for everything that keeps the function from being exactly the same.
+
+    Args:
+        axes: those of the large network.
+        traced: the forward of the small and of the large network.
+        same_inputs: whether both were called with the same.
+    """
+    yield from _of_axes(plan, axes)
+    for row in plan.rows:
+        if not row.small_names and any(
+            axes.axes[use.axis].pinned == UNUSED for dim in row.dims for use in uses_of(dim)
+        ):
+            yield f"{row.pattern} is not used by the forward and stays as it was built"
+    for stack, (layers, depth) in plan.depths.items():
+        if layers != depth and stack in axes.chained:
+            yield f"{stack} grows from {layers} to {depth} layers: {axes.chained[stack]}"
+        elif layers > depth:
+            yield f"{stack} loses {layers - depth} of its {layers} layers"
+        elif layers != depth and not passed(stack, axes, traced[1].ledger.sums):
+            yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
+    for row in plan.rows:
+        if same_inputs and row.small_names and (names := _differing(row, traced)):
+            first, second = map(_constants, traced, names)
+            yield (
+                f"behind {names[0]} the small network computes with {first}, behind {names[1]} the "
+                f"large one with {second}"
+            )
+    yield from _of_buffers(plan, axes, small, large)
+
+
+def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
+    for name, (length, longer) in plan.axes.items():
+        axis = plan.facts[name]
+        if axis.unit:
+            yield f"{name} is what a weight is normed over, and copies make it longer"
+        if axis.inner and axis.normed in ("layer", "rms"):
+            yield f"{name} is what queries and keys are multiplied over, and they are normed on it"
+        if axis.stretch == "interpolate":
+            yield f"{name} grows from {length} to {longer} positions, which are interpolated"
+        if name in axes.tied:
+            yield f"{name} is written and read by one tied table without a norm between"
+        if not axis.normed or longer % length == 0:
+            continue
+        scaled = any(
+            use.axis == name and use.role == "scales"
+            for row in plan.rows
+            for dim in row.dims
+            for use in uses_of(dim)
+        )
+        under = (
+            "a norm over positions" if axis.normed == "group"
+            else "a norm of activations" if name in axes.bent
+            else "norms in the stream" if scaled or name in axes.post_norm
+            else None
+        )  # fmt: skip
+        if under:
+            yield f"{name} grows from {length} to {longer}, no multiple, under {under}"
+
+
+def _of_buffers(plan: Plan, axes: Axes, small: nn.Module, large: nn.Module) -> Iterator[str]:
+    kept, numbers = large.state_dict(keep_vars=True), dict(small.named_buffers())
+    for name, buffer in large.named_buffers():
+        if name in numbers and _differ(numbers[name], buffer):
+            here, there = float(numbers[name]), float(buffer)
+            yield f"{name} is {here:.4g} in the small network and {there:.4g} in the large one"
+        dims = axes.dims.get(pattern_of(name, axes.stacks)[0], ())
+        grown = [number for number, dim in enumerate(dims) if plan.grows(dim)]
+        if name not in kept and not all(_uniform(buffer, number) for number in grown):
+            yield f"{name} is not saved with the network and stays as it was built"
+
+
+def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
+    """The first layer behind which the networks compute with other numbers, where it is kept."""
+    small, large = len(row.small_names), len(row.large_names)
+    for number, name in enumerate(row.large_names):
+        source = number * small // large
+        if number and source == (number - 1) * small // large:
+            continue  # a new layer
+        names = row.small_names[source], name
+        if _constants(traced[0], names[0]) != _constants(traced[1], names[1]):
+            return names
+    return None
+
+
+def _constants(tracer: Tracer, name: str) -> list[Any] | None:
+    return tracer.ledger.constants.get(name)
+
+
+def _differ(small: Tensor, large: Tensor) -> bool:
+    """Whether two constants, such as the root of a width, are different numbers."""
+    known = not small.is_meta and not large.is_meta
+    return (
+        known
+        and small.dim() == large.dim() == 0
+        and small.is_floating_point()
+        and bool(small != large)
+    )
+
+
+def _uniform(buffer: Tensor, dim: int) -> bool:
+    """Whether all entries along a dimension are equal."""
+    return not buffer.is_meta and bool((buffer == buffer.narrow(dim, 0, 1)).all())

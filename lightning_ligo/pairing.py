@@ -1,0 +1,169 @@
+"""Pair a small with a large network."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Size, Tensor, nn
+
+from lightning_ligo.axes import UNUSED, Axes, name_axes, uses_of
+from lightning_ligo.conditions import conditions
+from lightning_ligo.plan import Plan, Row
+from lightning_ligo.problems import changed_output, length_in, problems
+from lightning_ligo.proof import TOLERANCE, changes
+from lightning_ligo.stacks import pattern_of
+from lightning_ligo.streams import new_layers, passing, writing
+from lightning_ligo.trace import Tracer, watch
+
+
+def pair(
+    small: nn.Module,
+    large: nn.Module,
+    *args: Any,
+    large_inputs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Plan:
+    """Plan how ``large`` grows from ``small``, by tracing ``network(*args, **kwargs)`` of both.
+
+    The networks may be on different devices; a large one on the meta device costs no memory.
+
+    Besides axes whose entries are exchangeable, which grow by maps, tables and outputs can get more
+    entries (vocabulary, classes), each new one the mean of the old; and positions that are added
+    are interpolated, as when images become larger. The large network is then called with
+    ``large_inputs``, by the names of its forward's arguments.
+
+    Raises:
+        ValueError: if the large network cannot be grown from the small one: shorter on some axis,
+            another architecture, longer on an axis whose entries cannot be exchanged (classes,
+            positions), parameters without a counterpart. All problems are listed at once.
+
+    What the plan lets grow is proved (see `prove`) on a copy of the small network, unless that is
+    on the meta device.
+
+    Example:
+        >>> import torch
+        >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
+        >>> pair(small, large, torch.randn(3, 4)).axes
+        {'hidden': (8, 20)}
+    """
+    first = watch(small, args, kwargs)
+    try:
+        if large_inputs is None:
+            second = watch(large, args, kwargs, first.answers)
+        else:
+            second = watch(large, (), dict(large_inputs), first.answers)
+    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+        raise ValueError(
+            f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
+            f"{'the same inputs' if large_inputs is None else 'large_inputs'} it fails with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    ours, theirs = name_axes(first.ledger, second.ledger)
+    shapes = _shapes(small, ours), _shapes(large, theirs)
+    fresh = new_layers(first.ledger.shapes, *shapes, second.ledger.sums)
+    fresh.update(dict.fromkeys(_unused(theirs, *shapes), False))
+    found = problems(ours, theirs, *shapes, fresh)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
+    if sizes[0] > sizes[1]:
+        found.append(
+            f"it has {sizes[1]} parameters and the small network {sizes[0]}; a network grows, it "
+            "does not shrink"
+        )
+    if not found and first.outputs and second.outputs:
+        found = changed_output(first.outputs[0], second.outputs[0], ours, theirs)
+    lengths = {
+        name: (length_in(name, ours, theirs, *shapes), axis.length)
+        for name, axis in theirs.axes.items()
+    }
+    proofs: dict[str, float] = {}
+    if not found and not any(p.is_meta for p in small.parameters()):
+        grown = [
+            name
+            for name, (length, longer) in lengths.items()
+            if length != longer and not theirs.axes[name].stretch
+        ]
+        proofs = changes(small, args, kwargs, ours, grown)
+        found = [
+            f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
+            "itself, so something tells them apart; give both networks the same length"
+            for name, change in proofs.items()
+            if change > TOLERANCE
+        ]
+    if found:
+        raise ValueError(
+            f"{type(large).__name__} cannot be grown from {type(small).__name__}:\n  "
+            + "\n  ".join(found)
+        )
+    rows, buffers = _rows(large, ours, theirs, shapes, fresh, second)
+    depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
+    scales = {
+        name: math.sqrt(ours.axes[name].scale / axis.scale)
+        for name, axis in theirs.axes.items()
+        if axis.inner and name in ours.axes and ours.axes[name].scale * axis.scale > 0
+    }
+    plan = Plan(lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales)
+    inexact = conditions(plan, theirs, (first, second), small, large, large_inputs is None)
+    return dataclasses.replace(plan, inexact=tuple(inexact))
+
+
+def _rows(
+    large: nn.Module,
+    ours: Axes,
+    theirs: Axes,
+    shapes: tuple[dict[str, Size], dict[str, Size]],
+    fresh: Mapping[str, bool],
+    traced: Tracer,
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """A row for every pattern of parameters, and for every one of persistent buffers."""
+    parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
+    writes = writing(theirs, traced.ledger.sums) | {name for name in fresh if fresh[name]}
+    passes = passing(theirs, traced.ledger.scalings)
+    rows: list[Row] = []
+    buffers: list[Row] = []
+    for pattern, shape in shapes[1].items():
+        stack = next((s for s in theirs.stacks if pattern.startswith(f"{s}.*.")), None)
+        row = Row(
+            pattern,
+            stack,
+            shapes[0].get(pattern, shape),
+            shape,
+            theirs.dims.get(pattern, ()),
+            () if pattern in fresh else _names(pattern, stack, ours),
+            _names(pattern, stack, theirs),
+            pattern in writes,
+            pattern in passes,
+        )
+        (rows if pattern in parameters else buffers).append(row)
+    return tuple(rows), tuple(buffers)
+
+
+def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
+    """The parameters of every layer under a pattern."""
+    if stack is None:
+        return (pattern,)
+    path, layers = axes.stacks[stack]
+    rest = pattern.removeprefix(f"{stack}.*.")
+    return tuple(f"{path}.{layer}.{rest}" for layer in layers)
+
+
+def _unused(axes: Axes, small: dict[str, Size], large: dict[str, Size]) -> list[str]:
+    """The patterns that are longer in the large network, and that its forward does not use."""
+    return [
+        pattern
+        for pattern, dims in axes.dims.items()
+        if pattern in large
+        and small.get(pattern, large[pattern]) != large[pattern]
+        and any(axes.axes[use.axis].pinned == UNUSED for dim in dims for use in uses_of(dim))
+    ]
+
+
+def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
+    """The shape under every pattern: parameters (tied ones once), then persistent buffers."""
+    kept = network.state_dict(keep_vars=True)
+    tensors: dict[str, Tensor] = dict(network.named_parameters())
+    tensors.update((n, b) for n, b in network.named_buffers() if n in kept)
+    return {pattern_of(name, axes.stacks)[0]: t.shape for name, t in tensors.items()}
