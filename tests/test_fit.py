@@ -2,9 +2,9 @@ from itertools import repeat
 
 import pytest
 import torch
-from networks import TOKENS, gpt2, randomised
 
 import lightning_ligo as ligo
+from networks import TOKENS, gpt2, randomised
 
 
 def loss(network, batch):

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from networks import IMAGES, IMAGES64, TOKENS, bert, cast, gpt2, output, randomised, vit
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 import lightning_ligo as ligo
+from networks import IMAGES, IMAGES64, TOKENS, bert, cast, gpt2, output, randomised, vit
 
 KEPT = [
     pytest.param(vit, IMAGES, 64, 4, id="vit"),

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from networks import IMAGES, TOKENS, bert, gpt2, vit
 from torch import nn
 
 import lightning_ligo as ligo
+from networks import IMAGES, TOKENS, bert, gpt2, vit
 
 
 def test_the_plan_of_a_vision_transformer_names_what_grows():

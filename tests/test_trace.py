@@ -1,9 +1,9 @@
 import pytest
 import torch
-from networks import IMAGES, TOKENS, bert, gpt2, vit
 from torch import nn
 
 import lightning_ligo as ligo
+from networks import IMAGES, TOKENS, bert, gpt2, vit
 
 VIT = """
 cls_token                  1 1 embed
