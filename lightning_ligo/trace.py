@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,11 +50,35 @@ def watch(
     kwargs: dict[str, Any],
     answers: list[Any] | None = None,
 ) -> Tracer:
-    """Run the forward under a `Tracer`.
+    """Run the forward under a `Tracer`, without values where the network allows it.
 
     ``answers`` are the values that another network of the same architecture read from its tensors;
     a network on the meta device, whose tensors hold none, is told them in the same order.
     """
+    try:
+        return _watch(copied(network, _without_values), args, kwargs, answers)
+    except Exception:  # what a network cannot do without values it may do with them
+        return _watch(network, args, kwargs, answers)
+
+
+def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the network that holds ``of`` each of its tensors; tied ones stay tied."""
+    memo: dict[int, Tensor] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        new = of(tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, tensor.requires_grad)
+        memo[id(tensor)] = new
+    return copy.deepcopy(network, memo)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def _watch(
+    network: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], answers: list[Any] | None
+) -> Tracer:
     tracer = Tracer(network, answers)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device), (tuple(args), kwargs))
