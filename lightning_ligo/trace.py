@@ -113,13 +113,20 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class _Whole(TorchFunctionMode):
-    """Follow attention as one operation, which every device would take apart in its own way."""
+    """Follow attention as one operation, which every device would take apart in its own way.
+
+    And keep the values of a list that indexes a tensor without values.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            known = (torch.tensor(i) if isinstance(i, list) and i else i for i in index)
+            return func(args[0], tuple(known))
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         with _disable_current_modes():
