@@ -261,7 +261,8 @@ def pin(items: Iterable[Item], reason: str) -> None:
 def hint(items: Iterable[Item], word: str) -> None:
     """Say what an operation knows these factors by."""
     for leaf in leaves(items):
-        leaf.factor.hint = leaf.factor.hint or word
+        for factor in (leaf.factor, *(end.factor for end in ends([leaf]))):
+            factor.hint = factor.hint or word
 
 
 def unite(first: Dim, second: Dim, *, flow: bool = True) -> None:

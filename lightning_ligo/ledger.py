@@ -11,6 +11,7 @@ from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, pin, si
 
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
+RANKED = "it is ranked"
 
 
 class Use(NamedTuple):

@@ -10,6 +10,8 @@ from torch import Size
 from lightning_ligo.axes import Axis, Product, uses_of
 from lightning_ligo.flows import Use
 
+Lengths = dict[str, tuple[int, int]]  # of every axis: (small, large)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,11 +32,22 @@ class Row:
     passes: bool = False  # and one here, where it multiplies that stream
 
 
+def length(product: Product, lengths: Lengths) -> tuple[int, int]:
+    """The (small, large) length of a dimension."""
+    pairs = [
+        lengths[node.axis]
+        if isinstance(node, Use)
+        else tuple(map(sum, zip(*(length(s, lengths) for s in node.segments), strict=True)))
+        for node in product
+    ]
+    return math.prod(pair[0] for pair in pairs), math.prod(pair[1] for pair in pairs)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A small and a large network side by side; ``print(plan)`` shows what grows into what."""
 
-    lengths: dict[str, tuple[int, int]]  # every axis: (small, large)
+    lengths: Lengths
     depths: dict[str, tuple[int, int]]  # every stack: (small, large)
     rows: tuple[Row, ...]
     buffers: tuple[Row, ...]
@@ -42,6 +55,7 @@ class Plan:
     inexact: tuple[str, ...] = ()  # why no growth can keep the function exactly, if so
     proofs: dict[str, float] = field(default_factory=dict, compare=False)  # of the axes that grow
     scales: dict[str, float] = field(default_factory=dict, repr=False)  # of what writes inner axes
+    shared: dict[str, int] = field(default_factory=dict)  # heads: for how many queries one stands
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -67,13 +81,7 @@ class Plan:
 
     def length(self, product: Product) -> tuple[int, int]:
         """The (small, large) length of a dimension."""
-        pairs = [
-            self.lengths[node.axis]
-            if isinstance(node, Use)
-            else tuple(map(sum, zip(*map(self.length, node.segments), strict=True)))
-            for node in product
-        ]
-        return math.prod(pair[0] for pair in pairs), math.prod(pair[1] for pair in pairs)
+        return length(product, self.lengths)
 
     def __str__(self) -> str:
         grown = [(name, *pair) for name, pair in self.axes.items()]
