@@ -95,4 +95,8 @@ class Plan:
             for name, axis in self.facts.items()
             if axis.pinned
         ]
-        return "\n".join([*lines, *pinned, *self.inexact])
+        shared = [
+            f"{name}: one head of keys and values becomes {repeats}, which were shared"
+            for name, repeats in self.shared.items()
+        ]
+        return "\n".join([*lines, *shared, *pinned, *self.inexact])
