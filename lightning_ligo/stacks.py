@@ -147,9 +147,7 @@ def _classes(node: _Tree) -> dict[str, list[_Class]]:
 
 def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
     """Whether the children of the second network are nowhere shorter than those of the first."""
-    small, large = (
-        [*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True)
-    )
+    small, large = ([*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True))
     return len(small) != len(large) or all(
         one <= other for one, other in zip(small, large, strict=True)
     )
