@@ -32,7 +32,6 @@ class Factor:
         "_parent",
         "hint",
         "inner",
-        "normed",
         "owned",
         "parts",
         "pinned",
@@ -47,7 +46,6 @@ class Factor:
         self.owned = owned  # some parameter carries it
         self.pinned = pinned  # why its entries cannot be exchanged, if they cannot
         self.hint: str | None = None  # what an operation knows it by: "heads", "kernel", ...
-        self.normed: str | None = None  # "layer" or "rms": a norm averages over it
         self.inner = False  # two activations are contracted over it
         self.scale = 1.0  # the numbers by which what lies on it, or its contraction, is multiplied
         self.unit = False  # a weight is divided by its norm over it
@@ -118,7 +116,7 @@ class Factor:
 
     def _piece(self, size: int) -> Factor:
         piece = Factor(size, owned=self.owned, pinned=self.pinned)
-        piece.hint, piece.normed, piece.inner = self.hint, self.normed, self.inner
+        piece.hint, piece.inner = self.hint, self.inner
         piece.scale, piece.unit = self.scale, self.unit
         return piece
 
@@ -131,7 +129,6 @@ class Factor:
         self.owned = self.owned or other.owned
         self.pinned = self.pinned or other.pinned
         self.hint = self.hint or other.hint
-        self.normed = self.normed or other.normed
         self.inner = self.inner or other.inner
         self.scale *= other.scale
         self.unit = self.unit or other.unit
@@ -143,10 +140,11 @@ class Flow:
     The flow along a sum has a flow for each segment, by its start and length.
     """
 
-    __slots__ = ("_parent", "_segments", "bent", "normed_into")
+    __slots__ = ("_parent", "_segments", "averaged", "bent", "normed_into")
 
     def __init__(self) -> None:
         self.bent = False  # an activation, or another function that is not linear, was applied
+        self.averaged = False  # its mean was taken
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
         self._parent: Flow | None = None
@@ -166,6 +164,7 @@ class Flow:
         theirs._parent = mine
         mine.normed_into += theirs.normed_into
         mine.bent = mine.bent or theirs.bent
+        mine.averaged = mine.averaged or theirs.averaged
         for (start, length), flow in theirs._segments.items():
             mine.segment(start, length, flow)
 
@@ -413,8 +412,7 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
             single = None if whole else SINGLE
             joined.append(Factor(size(whole), owned=owned(whole), pinned=single))
             joined[-1].parts = tuple(item.factor for item in whole)
-        passing = next((item.flow for item in whole if item.flow is not None), None)
-        flow.segment(total.size, joined[-1].size, passing)
+        flow.segment(total.size, joined[-1].size, _passing(whole))
         total.size += joined[-1].size
     total.segments = tuple(joined)
     total.owned = any(segment.owned for segment in joined)
@@ -422,3 +420,12 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
     if all(pinned):
         total.pinned = next((reason for reason in pinned if reason != SINGLE), SINGLE)
     return [Item(total, flow)]
+
+
+def _passing(items: Dim) -> Flow | None:
+    """One flow for all factors of a product: what a norm over the last made of that of others."""
+    flows = [item.flow.root() for item in items if item.flow is not None]
+    for other in flows[:-1]:
+        if flows[-1] not in map(Flow.root, other.normed_into):
+            flows[-1].union(other)
+    return flows[-1] if flows else None

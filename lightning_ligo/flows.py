@@ -57,7 +57,32 @@ class Flows:
             self.flow(leaf) for leaf in own if any(use.role == "gain" for use in uses[leaf])
         }
         self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
-        self.bent = {flow for leaf in own if (flow := self.flow(leaf)).bent and flow.normed_into}
+        self._gainless = {  # what comes out of norms without a gain -> what goes in
+            out.root(): self.flow(leaf)
+            for leaf in own
+            for out in self.flow(leaf).normed_into
+            if out.root() not in self._after_norm
+        }
+        self.bent = {
+            self.flow(leaf)
+            for leaf in own
+            for flow in (self.flow(leaf), *(out.root() for out in self.flow(leaf).normed_into))
+            if flow.bent
+            and (flow.normed_into or flow.averaged or leaf.factor.inner or flow in self._gainless)
+        }
+        reduced = {
+            end.factor
+            for kind, items in ledger.reductions
+            if kind not in ("layer", "rms", "mean")
+            for end in ends(items)
+        }
+        written = {  # by parameters only, and used as it is
+            flow
+            for leaf in own
+            if not ((flow := self.flow(leaf)).bent or flow.normed_into or flow.averaged)
+            and flow not in self._gainless
+            and leaf.factor not in reduced
+        }
         self.tied: set[Flow] = set()
         self._flipped: dict[Flow, int] = {}
         for leaf in own:
@@ -66,10 +91,10 @@ class Flows:
             for use in uses[leaf]:
                 if use.role == "consumes" and use.reads is not None:
                     read = use.reads.root()
-                    if read is self.flow(leaf) or read in in_stacks:
-                        self.tied.add(self.flow(leaf))
-                    else:
+                    if read is not self.flow(leaf) and read in written - in_stacks:
                         self._flipped[read] = -self._power(self.flow(leaf))
+                    else:
+                        self.tied.add(self.flow(leaf))
         self._names = self._merge(own, stacks)
 
     def flow(self, leaf: Item) -> Flow:
@@ -92,7 +117,9 @@ class Flows:
         flow = flow.root()
         if flow in self._flipped:
             return self._flipped[flow]
-        return int(bool(flow.normed_into) and flow not in self._after_norm)
+        if flow in self._after_norm:
+            return 0
+        return int(bool(flow.normed_into or flow in self._gainless))
 
     def _merge(self, own: list[Item], stacks: Stacks) -> dict[Flow, str]:
         """The first writer of each flow, after joining what comes out of norms to what goes in."""

@@ -42,17 +42,21 @@ class Ledger:
     """The dimensions of the tensors of one forward, and the uses of its parameters."""
 
     def __init__(self, network: nn.Module) -> None:
+        kept = network.state_dict(keep_vars=True)
         self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
+        self.shapes |= {name: b.shape for name, b in network.named_buffers() if name in kept}
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
+        self.outputs: list[Dim] = []  # the dimensions of what the network returns
+        self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: see `TAKEN`
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
         self.marks: dict[int, Mark] = {}  # by storage
         self._cast: dict[int, int] = {}  # storages of the same values in another dtype
         self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
         self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
-        self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
-        self._latest = ""  # parameter that was used last before
+        self._numbers: dict[str, list[tuple[Any, Dim]]] = {}  # that operations used, by the
+        self._latest = ""  # parameter that was used last before; and what makes up for them
         self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
@@ -131,8 +135,20 @@ class Ledger:
         """Note that an operation on ``tensors`` was given these numbers."""
         used = [name for tensor in tensors if self.static(tensor) for name in self.writers(tensor)]
         self._latest = min(used, default=self._latest)
-        if numbers:
-            self.constants.setdefault(self._latest, []).extend(numbers)
+        for number in numbers:
+            self._numbers.setdefault(self._latest, []).append((number, []))
+
+    def numbers(self, name: str) -> list[Any]:
+        """The numbers that were used behind a parameter, but those that an inner axis scales by."""
+        return [
+            number
+            for number, over in self._numbers.get(name, [])
+            if not any(item.factor.inner for item in ends(over))
+        ]
+
+    def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
+        """Note that something, such as a norm, is taken over all of these dimensions at once."""
+        self.reductions.append((kind, [item for dim in dims for item in dim]))
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
@@ -143,9 +159,10 @@ class Ledger:
     def multiply(self, tensor: Tensor, number: float) -> None:
         """Note that an activation is multiplied by a number."""
         over = self._contracted.get(storage(tensor))
-        for dim in self.dims(tensor) if over is None else [over]:
-            for item in ends(dim):
-                item.factor.scale *= number
+        items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
+        for item in ends(items):
+            item.factor.scale *= number
+        self._numbers.setdefault(self._latest, []).append((number, items))
 
     def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
         """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_ligo.axes import Axes, name_axes
 from lightning_ligo.factors import Misaligned
 from lightning_ligo.ledger import CONSTANT, Ledger
-from lightning_ligo.rules import RULES, pointwise, untouched, writers
+from lightning_ligo.rules import RULES, bend, pointwise, untouched, writers
 
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
            "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
@@ -91,6 +91,7 @@ def _watch(
         out = network(*args, **kwargs)
     tracer.outputs = outputs_of(out)
     tracer.ledger.use(tracer.outputs)
+    tracer.ledger.outputs = [dim for out in tracer.outputs for dim in tracer.ledger.dims(out)]
     return tracer
 
 
@@ -189,6 +190,9 @@ class Tracer(TorchDispatchMode):
         if not outputs:
             return
         self.ledger.use(inputs)
+        if name != "mean":  # which makes a norm of it
+            for tensor in inputs:
+                bend(self.ledger.dims(tensor) if self.ledger.marked(tensor, "square") else [])
         static = all(self.ledger.static(tensor) for tensor in inputs)
         written = writers(self.ledger, name, args, kwargs)
         if not static:
@@ -218,6 +222,6 @@ def _numbers(name: str, args: Any, kwargs: Any) -> list[Any]:
         return list(args[1])
     if name == "scaled_dot_product_attention":
         return [tensor.shape[-2] for tensor in args[:2]]
-    if name == "baddbmm":  # attention's scale, which is made up for
+    if name.rstrip("_") in ("mul", "div", "baddbmm"):  # see `Ledger.multiply`
         return []
     return [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]

@@ -66,8 +66,9 @@ def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[D
                 unite(mine, other, flow=static)
             batch.append(other or mine)
         lefts, rights = lefts[1:], rights[1:]
-        if not static:
-            ledger.contracted(out, inner_left)
+    if not static:
+        ledger.contracted(out, inner_left)
+        if batch:
             _hint_attention(batch[0], inner_left, rights)
     result = batch + lefts + rights
     if ledger.static(left) and ledger.static(right):  # made of parameters, no longer one of them
@@ -103,6 +104,7 @@ def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     hint(query[-1], "head_dim")
     hint(value[-1], "head_dim")
     ledger.contracted(out, query[-1])
+    ledger.reduce("softmax", [key[-2]])
     scale = kwargs.get("scale")
     ledger.multiply(out, size(query[-1]) ** -0.5 if scale is None else scale)
     if mask is not None:
