@@ -121,11 +121,11 @@ def _names(node: Any, prefix: str = "") -> tuple[str, ...]:
 
 def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
     """The classes of equal children that all networks have, in order of their first child."""
-    if all(map(_grows_into, nodes, nodes[1:])):  # child by child
-        alike: dict[str, list[int]] = {}
+    if len({*map(tuple, nodes)}) == 1 and all(map(_grows_into, nodes, nodes[1:])):
+        equal: dict[str, list[int]] = {}
         for number in sorted(map(int, nodes[0])):
-            alike.setdefault(str([node[str(number)] for node in nodes]), []).append(number)
-        return [(tuple(numbers),) * len(nodes) for numbers in alike.values()]
+            equal.setdefault(str([node[str(number)] for node in nodes]), []).append(number)
+        return [(tuple(numbers),) * len(nodes) for numbers in equal.values()]
     kinds = [_classes(node) for node in nodes]
     matched: list[tuple[_Class, ...]] = []
     for kind, classes in kinds[0].items():
@@ -143,10 +143,14 @@ def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
 
 
 def _grows_into(small: Any, large: Any) -> bool:
-    """Whether a module holds the same names as another one, of shapes that are nowhere shorter."""
+    """Whether a module holds the same names as another one, of shapes that are nowhere shorter.
+
+    Lists may be longer in one of them.
+    """
     if isinstance(small, dict) and isinstance(large, dict):
-        return small.keys() == large.keys() and all(
-            _grows_into(small[name], large[name]) for name in small
+        lists = all(name.isdigit() for name in (*small, *large))
+        return (lists or small.keys() == large.keys()) and all(
+            _grows_into(small[name], large[name]) for name in small.keys() & large.keys()
         )
     if isinstance(small, dict) or isinstance(large, dict) or len(small) != len(large):
         return False

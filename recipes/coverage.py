@@ -121,10 +121,12 @@ class _Kinds:
         for tensor, shape in self.tensors.items():
             kind = re.sub(r"\b\d+\b", "*", tensor), f"{len(shape)}d", styles.get(tensor, "")
             self.kinds[kind].append(shape)
-        self.counts = [
-            [n for m in network.modules() if isinstance(n := getattr(m, what, None), int)] or [0]
-            for what in ("head_dim", "num_heads", "groups")
+        counts = [
+            [n for m in network.modules() if isinstance(n := getattr(m, what, None), int)]
+            for what in ("num_heads", "groups")
         ]
+        widths = [*map(_head_width, network.modules())]
+        self.counts = [found or [0] for found in (*counts, [*filter(None, widths)])]
 
     def grows_from(self, small: _Kinds) -> bool:
         return (
@@ -149,6 +151,13 @@ class _Kinds:
 def _children(name: str) -> list[tuple[str, str]]:
     """The lists that a parameter is in, each with the number of its child."""
     return [(name[: match.start()], match[1]) for match in re.finditer(r"\.(\d+)(?=\.)", name)]
+
+
+def _head_width(module: nn.Module) -> int | None:
+    heads = getattr(module, "num_heads", None)
+    inputs = [child.in_features for child in module.children() if isinstance(child, nn.Linear)]
+    known = isinstance(heads, int) and inputs
+    return getattr(module, "head_dim", max(inputs) // heads if known else None)
 
 
 def _style(module: nn.Module) -> str:
