@@ -62,7 +62,7 @@ def watch(
             tracer.ledger.keep(
                 tensor, tracer.ledger.unknown(tensor, pinned="it is the network's input")
             )
-    with _evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
+    with evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
         out = network(*args, **kwargs)
     tracer.outputs = outputs_of(out)
     tracer.ledger.use(tracer.outputs)
@@ -76,7 +76,8 @@ def outputs_of(out: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Have a network in evaluation mode, and every module as it was after it."""
     modes = [(module, module.training) for module in network.modules()]
     network.train().eval()  # many forget here what they have computed from their parameters
     try:

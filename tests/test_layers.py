@@ -26,6 +26,9 @@ ALLOWED = {
     "methods": {"maps"},
     "growth": {"axes", "flows", "maps", "methods", "plan"},
     "fit": {"growth", "pairing"},
+    "flops": set(),
+    "nets": set(),
+    "cost": {"fit", "flops", "growth", "methods", "nets", "plan", "trace"},
 }
 
 
