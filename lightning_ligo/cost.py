@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ligo.fit import gradients
-from lightning_ligo.flops import counter
+from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import Method
 from lightning_ligo.nets import on_meta
@@ -71,20 +71,21 @@ class Cost:
         }
 
     def __str__(self) -> str:
-        training = f"training the large network {short(self.training_bytes)}B"
+        training = f"{short(self.training_bytes)}B while training the large network"
         if not self.steps:
             return (
                 f"operator  {self.method}, nothing is learned\n"
-                f"memory    writing the weights {short(self.learning_bytes)}B, {training}"
+                f"memory    {short(self.learning_bytes)}B while the weights are written, {training}"
             )
         batch = " and ".join(" x ".join(map(str, shape)) for shape in self.batch)
         return (
             f"operator  {self.method}, {self.coefficients:,} coefficients, learned for {self.steps}"
             f" steps on batches of {batch}\n"
-            f"cost      {short(self.flops)}FLOPs, as {self.training_steps:,.0f} steps of training "
-            f"the large network; {short(self.generating_flops)}FLOPs of a step are for generating "
-            "weights, whatever the batch\n"
-            f"memory    learning {short(self.learning_bytes)}B, {training}"
+            f"cost      {short(self.flops)}FLOPs, as much as {self.training_steps:,.0f} steps of "
+            "training the large network\n"
+            f"          {short(self.generating_flops)}FLOPs of every step generate weights, whatever "
+            "the batch\n"
+            f"memory    {short(self.learning_bytes)}B while learning, {training}"
         )
 
 
@@ -162,7 +163,7 @@ def _mean(out: Any) -> Tensor:
 
 def _generating(operator: Operator, coefficients: list[nn.Parameter]) -> int:
     """The operations of generating the weights, and of the gradients from those of the weights."""
-    with counter() as flops:
+    with flop_counter() as flops:
         grown = [tensor for tensor in operator().values() if tensor.requires_grad]
         torch.autograd.grad(grown, coefficients, grown, allow_unused=True)
     return flops.get_total_flops()
@@ -174,7 +175,7 @@ def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMo
     _moments = [torch.zeros_like(parameter) for parameter in (*trained, *trained)]
     held.most = held.now
     try:
-        with counter() as flops:
+        with flop_counter() as flops:
             yield flops
     except (RuntimeError, TypeError) as error:
         raise ValueError(

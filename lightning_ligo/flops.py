@@ -23,11 +23,11 @@ MOST = 100
 """Kinds of batches that are counted for one network; any further ones are taken as the average."""
 
 
-def counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """Torch's counter, which also counts the attention of CPUs; torch's own leaves that out.
 
     >>> heads = torch.ones(2, 4, 8, 16)  # (batch, heads, positions, length of a head)
-    >>> with counter() as count:
+    >>> with flop_counter() as count:
     ...     out = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
     >>> count.get_total_flops() == 2 * (2 * 2 * 4 * 8 * 8 * 16)
     True
@@ -71,23 +71,23 @@ class TrainingFlops:
         elif len(kinds) >= MOST:
             self.totals[size] += sum(kinds.values()) // len(kinds)
         else:
-            counting = counter()
-            counting.__enter__()
-            self._running = counting, size, kind
+            counter = flop_counter()
+            counter.__enter__()
+            self._running = counter, size, kind
 
     def stop(self) -> None:
         """After forward and backward; nothing happens where nothing is being counted."""
         if self._running is not None:
-            (counting, size, kind), self._running = self._running, None
-            counting.__exit__(None, None, None)
-            self._kinds[size][kind] = counting.get_total_flops()
+            (counter, size, kind), self._running = self._running, None
+            counter.__exit__(None, None, None)
+            self._kinds[size][kind] = counter.get_total_flops()
             self.totals[size] += self._kinds[size][kind]
 
     def abort(self) -> None:
         """Stop without counting, as the step failed."""
         if self._running is not None:
-            (counting, _, _), self._running = self._running, None
-            counting.__exit__(None, None, None)
+            (counter, _, _), self._running = self._running, None
+            counter.__exit__(None, None, None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"totals": list(self.totals), "kinds": [dict(kinds) for kinds in self._kinds]}

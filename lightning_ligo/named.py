@@ -191,8 +191,7 @@ def _installed(package: str) -> ModuleType:
 
 def _nearest(name: str, known: Collection[str]) -> str:
     """The names that a misspelled one may stand for, as the end of a sentence."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    if not near:  # as bert of bert-base-uncased
-        longest = max((other for other in known if name.startswith(other)), key=len, default=None)
-        near = [longest] if longest else []
+    longer = [other for other in known if other.startswith(name)]
+    shorter = sorted((other for other in known if name.startswith(other)), key=len)
+    near = longer[:3] or difflib.get_close_matches(name, list(known), n=3) or shorter[-1:]
     return f"; did you mean {' or '.join(near)}?" if near else ""

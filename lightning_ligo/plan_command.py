@@ -147,17 +147,17 @@ def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str
     rest = iter(words)
     for word in rest:
         option, equals, value = word.partition("=")
-        which, *path, key = option.removeprefix("--").split(".")
-        if not option.startswith("--") or which not in settings or not key:
+        which, *path = option.removeprefix("--").split(".")
+        if not option.startswith("--") or which not in settings or not all(path) or not path:
             parser.error(f"unrecognized argument: {word}")
         text = value if equals else next(rest, None)
         if text is None:
             parser.error(f"{option} needs a value")
         found = settings[which]
-        for part in path:
+        for part in path[:-1]:
             found = found.setdefault(part, {})
         try:
-            found[key] = get_loader("yaml")(text)
+            found[path[-1]] = get_loader("yaml")(text)
         except YAMLError as error:
             parser.error(f"{option} has a value that is not YAML, {text!r}: {error}")
     return settings

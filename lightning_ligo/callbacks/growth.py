@@ -44,7 +44,7 @@ from lightning_ligo.checkpoint import (
     sizes,
 )
 from lightning_ligo.fit import fit
-from lightning_ligo.flops import TrainingFlops, counter
+from lightning_ligo.flops import TrainingFlops, flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import method_named
 from lightning_ligo.nets import build
@@ -311,7 +311,7 @@ class GrowthCallback(Callback):
         """Learn the operator in place; the loss of every step, and the operations spent."""
         if not self.steps or not operator.coefficients:
             return (), 0
-        counting, first_step = counter(), ExitStack()
+        counter, first_step = flop_counter(), ExitStack()
         bar = tqdm(total=self.steps, desc="Growing", leave=False, disable=not bar_is_shown)
         batches = own_batches(trainer, pl_module)
         numbered = enumerate(batches)
@@ -326,7 +326,7 @@ class GrowthCallback(Callback):
             bar.update()
 
         with bar, closing(batches), first_step:
-            first_step.enter_context(counting)
+            first_step.enter_context(counter)
             learned = fit(
                 operator,
                 find_network(pl_module, self.attribute),
@@ -337,7 +337,7 @@ class GrowthCallback(Callback):
                 warmup=min(self.method.warmup, self.steps // 2),
                 on_step=on_step,
             )
-        return learned.losses, counting.get_total_flops() * self.steps
+        return learned.losses, counter.get_total_flops() * self.steps
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The validation metrics of the network as it is, from the last validation if it was."""
