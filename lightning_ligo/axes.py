@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from lightning_ligo.factors import Dim, Factor, Item, Misaligned, ends, leaves, segments, unite
 from lightning_ligo.flows import Flows, Use, axis_leaves
-from lightning_ligo.ledger import TABLE, Ledger
+from lightning_ligo.ledger import RANKED, TABLE, Ledger
 from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
 
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
-Stretch = Literal["append", "interpolate"]
+Stretch = Literal["append", "interpolate", "copy"]
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,9 @@ def _axes(
 
 
 def _stretch(factor: Factor, pinned: str, roles: set[str]) -> Stretch | None:
-    """Rows of a table and outputs get more entries; positions that are added are interpolated."""
+    """Rows of a table and outputs get more entries, experts are copied, positions interpolated."""
+    if factor.hint == "experts" or pinned == RANKED:
+        return "copy"
     if factor.hint in ("entries", "classes") or pinned == OUTPUT:
         return "append"
     return "interpolate" if pinned == TABLE or roles == {"produces"} else None

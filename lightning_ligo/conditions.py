@@ -61,6 +61,8 @@ def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
             yield f"{name} is what queries and keys are multiplied over, and they are normed on it"
         if axis.stretch == "interpolate":
             yield f"{name} grows from {length} to {longer} positions, which are interpolated"
+        if axis.stretch == "copy":
+            yield f"{name} grows from {length} to {longer} by copies, which are ranked together"
         if name in axes.tied:
             yield f"{name} is written and read by one tied table without a norm between"
         if not axis.normed or longer % length == 0:

@@ -18,9 +18,8 @@ from lightning_ligo.fit import gradients
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import Method
-from lightning_ligo.nets import on_meta
 from lightning_ligo.plan import Plan
-from lightning_ligo.trace import evaluating, outputs_of
+from lightning_ligo.trace import copied, evaluating, outputs_of, without_values
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,15 @@ def estimate(
     answers = _answers(small, args, kwargs)
     if large_inputs is not None:
         args, kwargs = (), dict(large_inputs)
-    batch = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
+    batch = tree_map_only(Tensor, without_values, (args, kwargs))
 
     def loss(network: nn.Module, batch: Any) -> Tensor:
         with _Reads(answers):
             return _mean(network(*batch[0], **batch[1]))
 
     with _Held() as held:
-        network, operator = on_meta(large).eval(), Operator(plan, on_meta(small), method)
+        network = copied(large, without_values).eval()
+        operator = Operator(plan, copied(small, without_values), method)
         steps = operator.method.steps if steps is None else steps
         steps = steps if operator.coefficients else 0
         coefficients = [p for p in operator.parameters() if p.requires_grad and steps]
@@ -137,7 +137,7 @@ def estimate(
             else:
                 torch.no_grad()(operator)()
     with _Held() as held_in_training:
-        network = on_meta(large).eval()
+        network = copied(large, without_values).eval()
         weights = [p for p in network.parameters() if p.requires_grad]
         with _counted(held_in_training, weights) as training:
             loss(network, batch).backward()

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
+SINGLE = "it is a single entry"
+
 
 class Misaligned(ValueError):
     """Two lists of factors have no common refinement."""
@@ -261,7 +263,8 @@ def pin(items: Iterable[Item], reason: str) -> None:
 def hint(items: Iterable[Item], word: str) -> None:
     """Say what an operation knows these factors by."""
     for leaf in leaves(items):
-        leaf.factor.hint = leaf.factor.hint or word
+        for factor in (leaf.factor, *(end.factor for end in ends([leaf]))):
+            factor.hint = factor.hint or word
 
 
 def unite(first: Dim, second: Dim, *, flow: bool = True) -> None:
@@ -407,7 +410,7 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
         if len(whole) == 1:
             joined.append(whole[0].factor)
         else:
-            single = None if whole else "it is a single entry"
+            single = None if whole else SINGLE
             joined.append(Factor(size(whole), owned=owned(whole), pinned=single))
             joined[-1].parts = tuple(item.factor for item in whole)
         passing = next((item.flow for item in whole if item.flow is not None), None)
@@ -416,5 +419,6 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
     total.segments = tuple(joined)
     total.owned = any(segment.owned for segment in joined)
     pinned = [end.factor.pinned for end in ends([Item(total, None)])]
-    total.pinned = pinned[0] if all(pinned) else None
+    if all(pinned):
+        total.pinned = next((reason for reason in pinned if reason != SINGLE), SINGLE)
     return [Item(total, flow)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes import Product, Sum, uses_of
-from lightning_ligo.maps import append, interpolate
+from lightning_ligo.maps import append, copy, interpolate
 from lightning_ligo.methods import Method, method_named
 from lightning_ligo.plan import Plan, Row
 
@@ -187,6 +187,8 @@ class Operator(nn.Module):
 
     def _expand(self, x: Tensor, dim: int, product: Product) -> Tensor:
         """Grow one dimension of (g, ...), factor by factor and segment by segment."""
+        if x.shape[dim] != (length := self.plan.length(product)[0]):
+            x = self._repeat(x, dim, product, length // x.shape[dim])
         if not self.plan.grows(product):
             return x
         spans = list(self._factors(product))
@@ -199,10 +201,21 @@ class Operator(nn.Module):
                     [self._expand(x, position, segment) for x, segment in pieces], position
                 )
             elif span.small != span.large and (stretch := self.plan.facts[span.axis].stretch):
-                x = {"append": append, "interpolate": interpolate}[stretch](x, position, span.large)
+                stretched = {"append": append, "copy": copy, "interpolate": interpolate}[stretch]
+                x = stretched(x, position, span.large)
             elif span.small != span.large:
                 x = _along(self._matrix(span), x, position)
         return x.flatten(dim, dim + len(spans) - 1)
+
+    def _repeat(self, x: Tensor, dim: int, product: Product, repeats: int) -> Tensor:
+        """Give every query its own of the heads that keys and values share."""
+        lengths = [
+            self.plan.length((node,))[0] // self.plan.shared.get(getattr(node, "axis", ""), 1)
+            for node in product
+        ]
+        heads = next(i for i, n in enumerate(product) if getattr(n, "axis", "") in self.plan.shared)
+        x = x.unflatten(dim, lengths).repeat_interleave(repeats, dim + heads)
+        return x.flatten(dim, dim + len(lengths) - 1)
 
     def _length(self, span: _Span | Sum) -> int:
         return self.plan.length((span,))[0] if isinstance(span, Sum) else span.small

@@ -11,6 +11,7 @@ from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, pin, si
 
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
+RANKED = "it is ranked"
 
 
 class Use(NamedTuple):
@@ -47,6 +48,7 @@ class Ledger:
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
         self.marks: dict[int, Mark] = {}  # by storage
+        self._cast: dict[int, int] = {}  # storages of the same values in another dtype
         self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
         self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
         self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
@@ -158,12 +160,20 @@ class Ledger:
                 self.scalings.append((scaled, self.writers(tensor)))
 
     def mark(self, out: Tensor, step: str, of: Tensor, reads: Flow | None = None) -> None:
-        self.marks[storage(out)] = Mark(step, of, reads)
+        self.marks[self.values(out)] = Mark(step, of, reads)
 
     def marked(self, tensor: Any, *steps: str) -> Mark | None:
         """The step of a norm that a tensor is, if it is one of these."""
-        found = self.marks.get(storage(tensor)) if isinstance(tensor, Tensor) else None
+        found = self.marks.get(self.values(tensor)) if isinstance(tensor, Tensor) else None
         return found if found and found.step in steps else None
+
+    def cast(self, out: Tensor, of: Tensor) -> None:
+        """Note that ``out`` holds the values of another tensor, in another dtype."""
+        self._cast[storage(out)] = self.values(of)
+
+    def values(self, tensor: Tensor) -> int:
+        """What a tensor, its views and its casts to other dtypes have in common."""
+        return self._cast.get(storage(tensor), storage(tensor))
 
     def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
         touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}

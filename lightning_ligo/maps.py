@@ -141,6 +141,12 @@ def append(x: Tensor, dim: int, length: int) -> Tensor:
     return torch.cat([x, new], dim)
 
 
+def copy(x: Tensor, dim: int, length: int) -> Tensor:
+    """More experts: each is a copy of an old one, in the order in which layers are copied."""
+    entry = torch.arange(length, device=x.device) * x.shape[dim] // length
+    return x.index_select(dim, entry)
+
+
 def grid(small: int, large: int) -> tuple[int, int, int] | None:
     """(entries before the grid, its side in the small network, in the large one) of positions.
 

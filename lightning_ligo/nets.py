@@ -11,7 +11,6 @@ string is never resolved: a class that is passed as an argument needs a function
 """
 
 import contextlib
-import copy
 import dataclasses
 import importlib
 import inspect
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _KEYS = {"class_path", "init_args"}
 
@@ -110,33 +109,37 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
             f"function annotated to return one, found {constructor!r}"
         )
     package = class_path.partition(".")[0]
-    to_meta = device is not None and torch.device(device).type == "meta"
+    on_meta = device is not None and torch.device(device).type == "meta"
     try:
         with torch.device(device) if device is not None else contextlib.nullcontext():
             network = _call(constructor, description, package)
     except ValueError:
-        if not to_meta:
+        if not on_meta:
             raise
         # many constructors read values, such as drop rates, and "meta" has none
         network = _call(constructor, description, package)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{class_path} returned {type(network).__name__}, not a torch.nn.Module")
-    return on_meta(network) if to_meta else network
+    if on_meta:
+        _to_meta(network)
+    return network
 
 
-def on_meta(network: nn.Module) -> nn.Module:
-    """A copy on the meta device, where weights take no memory; `Module.to` would untie tied ones.
-
-    >>> on_meta(nn.Linear(2, 3)).weight.device
-    device(type='meta')
-    """
-    moved: dict[int, Any] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, tensor.requires_grad)
-        moved[id(tensor)] = empty
-    return copy.deepcopy(network, moved)
+def _to_meta(network: nn.Module) -> None:
+    """Move what is not there yet to the meta device; `Module.to` would untie tied weights."""
+    moved: dict[Tensor, Tensor] = {}
+    for module in network.modules():
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in held:
+            for name, tensor in tensors.items():
+                if tensor is None or tensor.is_meta:
+                    continue
+                if tensor not in moved:
+                    empty = tensor.detach().to("meta")
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, tensor.requires_grad)
+                    moved[tensor] = empty
+                tensors[name] = moved[tensor]
 
 
 def _call(constructor: Callable[..., Any], description: Mapping[str, Any], package: str) -> Any:

@@ -11,8 +11,9 @@ from torch import Size, Tensor, nn
 
 from lightning_ligo.axes import UNUSED, Axes, name_axes, uses_of
 from lightning_ligo.conditions import conditions
+from lightning_ligo.lengths import lengths_of
 from lightning_ligo.plan import Plan, Row
-from lightning_ligo.problems import changed_output, length_in, problems
+from lightning_ligo.problems import changed_output, problems
 from lightning_ligo.proof import TOLERANCE, changes
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import new_layers, passing, writing
@@ -66,7 +67,8 @@ def pair(
     shapes = _shapes(small, ours), _shapes(large, theirs)
     fresh = new_layers(first.ledger.shapes, *shapes, second.ledger.sums)
     fresh.update(dict.fromkeys(_unused(theirs, *shapes), False))
-    found = problems(ours, theirs, *shapes, fresh)
+    lengths, shared = lengths_of(ours, theirs, *shapes)
+    found = problems(ours, theirs, *shapes, lengths, shared, fresh)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
     if sizes[0] > sizes[1]:
         found.append(
@@ -75,10 +77,6 @@ def pair(
         )
     if not found and first.outputs and second.outputs:
         found = changed_output(first.outputs[0], second.outputs[0], ours, theirs)
-    lengths = {
-        name: (length_in(name, ours, theirs, *shapes), axis.length)
-        for name, axis in theirs.axes.items()
-    }
     proofs: dict[str, float] = {}
     if not found and not any(p.is_meta for p in small.parameters()):
         grown = [
@@ -86,7 +84,7 @@ def pair(
             for name, (length, longer) in lengths.items()
             if length != longer and not theirs.axes[name].stretch
         ]
-        proofs = changes(small, args, kwargs, ours, grown)
+        proofs = changes(small, args, kwargs, ours, grown, quick=True)
         found = [
             f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
             "itself, so something tells them apart; give both networks the same length"
@@ -105,7 +103,9 @@ def pair(
         for name, axis in theirs.axes.items()
         if axis.inner and name in ours.axes and ours.axes[name].scale * axis.scale > 0
     }
-    plan = Plan(lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales)
+    plan = Plan(
+        lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared
+    )
     inexact = conditions(plan, theirs, (first, second), small, large, large_inputs is None)
     return dataclasses.replace(plan, inexact=tuple(inexact))
 

@@ -11,6 +11,8 @@ from torch import Size
 from lightning_ligo.axes import Axis, Product, uses_of
 from lightning_ligo.flows import Use
 
+Lengths = dict[str, tuple[int, int]]  # of every axis: (small, large)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,11 +33,22 @@ class Row:
     passes: bool = False  # and one here, where it multiplies that stream
 
 
+def length(product: Product, lengths: Lengths) -> tuple[int, int]:
+    """The (small, large) length of a dimension."""
+    pairs = [
+        lengths[node.axis]
+        if isinstance(node, Use)
+        else tuple(map(sum, zip(*(length(s, lengths) for s in node.segments), strict=True)))
+        for node in product
+    ]
+    return math.prod(pair[0] for pair in pairs), math.prod(pair[1] for pair in pairs)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A small and a large network side by side; ``print(plan)`` shows what grows into what."""
 
-    lengths: dict[str, tuple[int, int]]  # every axis: (small, large)
+    lengths: Lengths
     depths: dict[str, tuple[int, int]]  # every stack: (small, large)
     rows: tuple[Row, ...]
     buffers: tuple[Row, ...]
@@ -43,6 +56,7 @@ class Plan:
     inexact: tuple[str, ...] = ()  # why no growth can keep the function exactly, if so
     proofs: dict[str, float] = field(default_factory=dict, compare=False)  # of the axes that grow
     scales: dict[str, float] = field(default_factory=dict, repr=False)  # of what writes inner axes
+    shared: dict[str, int] = field(default_factory=dict)  # heads: for how many queries one stands
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -68,13 +82,7 @@ class Plan:
 
     def length(self, product: Product) -> tuple[int, int]:
         """The (small, large) length of a dimension."""
-        pairs = [
-            self.lengths[node.axis]
-            if isinstance(node, Use)
-            else tuple(map(sum, zip(*map(self.length, node.segments), strict=True)))
-            for node in product
-        ]
-        return math.prod(pair[0] for pair in pairs), math.prod(pair[1] for pair in pairs)
+        return length(product, self.lengths)
 
     @property
     def fixed(self) -> dict[str, str]:
@@ -92,6 +100,7 @@ class Plan:
             "axes": {name: list(pair) for name, pair in self.axes.items()},
             "stacks": {name: list(pair) for name, pair in self.stacks.items()},
             "parameters": {"small": small, "large": large},
+            "shared": dict(self.shared),
             "proofs": {name: self.proofs.get(name) for name in self.axes},
             "fixed": {
                 name: {"length": self.lengths[name][1], "reason": reason}
@@ -115,8 +124,12 @@ class Plan:
             f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {reason}"
             for reason, names in self._staying().items()
         ]
+        shared = [
+            f"{name}: one head of keys and values becomes {repeats}, which were shared"
+            for name, repeats in self.shared.items()
+        ]
         inexact = [f"not exact: {reason}" for reason in self.inexact]
-        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *fixed, *inexact])
+        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *inexact])
 
     def _staying(self) -> dict[str, list[str]]:
         """What stays, by its reason."""

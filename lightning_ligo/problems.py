@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from torch import Size, Tensor
 
 from lightning_ligo.axes import UNUSED, Axes, Axis, Product, uses_of
+from lightning_ligo.lengths import Shapes
 from lightning_ligo.maps import grid
-
-Shapes = dict[str, Size]  # by pattern
+from lightning_ligo.plan import Lengths
+from lightning_ligo.plan import length as length_of
 
 
 def problems(
@@ -17,6 +18,8 @@ def problems(
     theirs: Axes,
     small: Shapes,
     large: Shapes,
+    lengths: Lengths,
+    shared: Collection[str],
     fresh: Collection[str],
 ) -> list[str]:
     """What the two networks have that does not fit, all of it; ``fresh`` needs no counterpart."""
@@ -33,10 +36,11 @@ def problems(
         for stack, reason in chained.items()
         if found and any(name.startswith(f"{stack}.") for name in [*lost, *added])
     ]
-    for pattern in (small.keys() & large.keys()) - {*fresh}:
-        found += _mismatch(pattern, ours, theirs, small[pattern], large[pattern])
+    for pattern in [name for name in large if name in small and name not in fresh]:
+        found += _mismatch(pattern, ours, theirs, small[pattern], large[pattern], shared)
+        found += _misfit(pattern, theirs.dims.get(pattern, ()), small[pattern], lengths, shared)
     for name, axis in theirs.axes.items():
-        length = length_in(name, ours, theirs, small, large)
+        length = lengths[name][0]
         if axis.pinned == UNUSED:
             continue
         if length > axis.length:
@@ -68,26 +72,9 @@ def changed_output(small: Tensor, large: Tensor, ours: Axes, theirs: Axes) -> li
     ]
 
 
-def length_in(name: str, ours: Axes, theirs: Axes, small: Shapes, large: Shapes) -> int:
-    """How long an axis of the large network is in the small one.
-
-    Where it has no axis of that name it is 1, as of a single head, unless all dimensions that carry
-    it are as long there.
-    """
-    if name in ours.axes:
-        return ours.axes[name].length
-    one = any(
-        small[pattern][number : number + 1] != large[pattern][number : number + 1]
-        for pattern, dims in theirs.dims.items()
-        for number, dim in enumerate(dims)
-        if pattern in small and any(use.axis == name for use in uses_of(dim))
-    )
-    return 1 if one else theirs.axes[name].length
-
-
 def _stretches(axis: Axis, small: int) -> bool:
     """Whether an axis whose entries are told apart can still become longer."""
-    found = axis.stretch == "append" or (axis.stretch and grid(small, axis.length))
+    found = axis.stretch in ("append", "copy") or (axis.stretch and grid(small, axis.length))
     return bool(found) and not axis.name.endswith("heads")
 
 
@@ -97,7 +84,9 @@ def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:
     return missing if len(missing) <= 8 else [*missing[:8], f"and {len(missing) - 8} more"]
 
 
-def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) -> list[str]:
+def _mismatch(
+    pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size, shared: Collection[str]
+) -> list[str]:
     """Where one pattern has other axes in the small network than in the large one."""
     if pattern not in ours.dims or pattern not in theirs.dims:
         if small != large:
@@ -111,8 +100,9 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
     for dim, (mine, other) in enumerate(
         zip(ours.dims[pattern], theirs.dims[pattern], strict=False)
     ):
-        known = [use.axis for use in uses_of(other) if use.axis in ours.axes]
-        if [use.axis for use in uses_of(mine) if use.axis in theirs.axes] != known and not (
+        common = (ours.axes.keys() & theirs.axes.keys()) - {*shared}
+        known = [use.axis for use in uses_of(other) if use.axis in common]
+        if [use.axis for use in uses_of(mine) if use.axis in common] != known and not (
             small[dim : dim + 1] == large[dim : dim + 1] and _fixed(ours, mine, theirs, other)
         ):
             break
@@ -123,6 +113,26 @@ def _mismatch(pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size) 
         f"{pattern} has the axes {_words(ours, pattern)} in the small network and "
         f"{_words(theirs, pattern)} in the large one: another architecture"
     ]
+
+
+def _misfit(
+    pattern: str,
+    dims: tuple[Product, ...],
+    small: Size,
+    lengths: Lengths,
+    shared: Collection[str],
+) -> list[str]:
+    """Where the lengths of a dimension's axes do not multiply to what the small network has."""
+    for dim, (product, found) in enumerate(zip(dims, small, strict=False)):
+        wanted = length_of(product, lengths)[0]
+        repeated = any(use.axis in shared for use in uses_of(product)) and wanted % found == 0
+        if wanted != found and not repeated:
+            axes = ", ".join({f"{use.axis} {lengths[use.axis][0]}": 0 for use in uses_of(product)})
+            return [
+                f"dimension {dim} of {pattern} is {found} long in the small network and not the "
+                f"{wanted} of the axes that it has in the large one ({axes}): it is made of others"
+            ]
+    return []
 
 
 def _fixed(ours: Axes, mine: Product, theirs: Axes, other: Product) -> bool:

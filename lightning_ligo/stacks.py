@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Size
@@ -33,7 +33,8 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
     stages, there are several, ``blocks[0]`` and ``blocks[1]``. Stacks of two networks are matched
     in order among those that hold the same names; where one network has more of them, a first or
     last child of the other that only happens to look like the rest stands alone. Within a stack no
-    further one is looked for.
+    further one is looked for: where lists inside its children change their length, and it does not,
+    each child stands alone.
 
     Args:
         networks: the shapes of each network's parameters by name.
@@ -47,8 +48,12 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
             matched = _matched(nodes)
             for number, classes in enumerate(matched):
                 child = str(classes[0][0])
-                if len({*classes}) == 1 and len(classes[0]) == 1:
-                    visit([node[child] for node in nodes], f"{path}.{child}")
+                alone = len({*classes}) == 1 and (
+                    len(classes[0]) == 1 or len({_names(node[child]) for node in nodes}) > 1
+                )
+                if alone:
+                    for layer in map(str, classes[0]):
+                        visit([node[layer] for node in nodes], f"{path}.{layer}")
                     continue
                 name = path if len(matched) == 1 else f"{path}[{number}]"
                 for mine, layers in zip(stacks, classes, strict=True):
@@ -106,6 +111,13 @@ def _kind(node: Any) -> str:
     return f"({' '.join(f'{name}{_kind(child)}' for name, child in node.items())})"
 
 
+def _names(node: Any, prefix: str = "") -> tuple[str, ...]:
+    """The names of all parameters in a module."""
+    if not isinstance(node, dict):
+        return (prefix,)
+    return tuple(name for child in node for name in _names(node[child], f"{prefix}.{child}"))
+
+
 def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
     """The classes of equal children that all networks have, in order of their first child."""
     kinds = [_classes(node) for node in nodes]
@@ -113,7 +125,10 @@ def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
     for kind, classes in kinds[0].items():
         others = [other.get(kind, []) for other in kinds[1:]]
         if all(others):
-            matched += zip(*_even([classes, *others]), strict=False)
+            even = list(zip(*_even([classes, *others]), strict=False))
+            if not all(_fits(nodes, pair) for pair in even):
+                even = _alike(nodes, classes, *others)
+            matched += even
     seen = [{number for classes in matched for number in classes[i]} for i in range(len(nodes))]
     left = [{*map(int, node)} - those for node, those in zip(nodes, seen, strict=True)]
     matched += [((number,),) * len(nodes) for number in set.intersection(*left)]
@@ -127,6 +142,38 @@ def _classes(node: _Tree) -> dict[str, list[_Class]]:
         child = node[str(number)]
         kinds.setdefault(_kind(child), {}).setdefault(str(child), []).append(number)
     return {kind: list(map(tuple, equal.values())) for kind, equal in kinds.items()}
+
+
+def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
+    """Whether the children of the second network are nowhere shorter than those of the first."""
+    small, large = (
+        [*_lengths(node[str(c[0])])] for node, c in zip(nodes[:2], classes, strict=True)
+    )
+    return len(small) != len(large) or all(
+        one <= other for one, other in zip(small, large, strict=True)
+    )
+
+
+def _lengths(node: Any) -> Iterator[int]:
+    if isinstance(node, dict):
+        for child in node.values():
+            yield from _lengths(child)
+    else:
+        yield from node
+
+
+def _alike(
+    nodes: Sequence[_Tree], small: list[_Class], large: list[_Class]
+) -> list[tuple[_Class, ...]]:
+    """The classes of the small network, each with the last one of the large that it fits."""
+    found: list[tuple[_Class, ...]] = []
+    left = list(large)
+    for mine in reversed(small):
+        while left and not (_fits(nodes, (mine, left[-1])) and len(left[-1]) >= len(mine)):
+            left.pop()
+        if left:
+            found.append((mine, left.pop()))
+    return found
 
 
 def _even(sides: Sequence[list[_Class]]) -> list[list[_Class]]:

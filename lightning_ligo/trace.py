@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,11 +50,36 @@ def watch(
     kwargs: dict[str, Any],
     answers: list[Any] | None = None,
 ) -> Tracer:
-    """Run the forward under a `Tracer`.
+    """Run the forward under a `Tracer`, without values where the network allows it.
 
     ``answers`` are the values that another network of the same architecture read from its tensors;
     a network on the meta device, whose tensors hold none, is told them in the same order.
     """
+    try:
+        return _watch(copied(network, without_values), args, kwargs, answers)
+    except Exception:  # what a network cannot do without values it may do with them
+        return _watch(network, args, kwargs, answers)
+
+
+def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the network that holds ``of`` each of its tensors; tied ones stay tied."""
+    memo: dict[int, Tensor] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        new = of(tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, tensor.requires_grad)
+        memo[id(tensor)] = new
+    return copy.deepcopy(network, memo)
+
+
+def without_values(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape on the meta device."""
+    return torch.empty_like(tensor, device="meta")
+
+
+def _watch(
+    network: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], answers: list[Any] | None
+) -> Tracer:
     tracer = Tracer(network, answers)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device), (tuple(args), kwargs))
@@ -89,13 +115,20 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class _Whole(TorchFunctionMode):
-    """Follow attention as one operation, which every device would take apart in its own way."""
+    """Follow attention as one operation, which every device would take apart in its own way.
+
+    And keep the values of a list that indexes a tensor without values.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            known = (torch.tensor(i) if isinstance(i, list) and i else i for i in index)
+            return func(args[0], tuple(known))
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         with _disable_current_modes():

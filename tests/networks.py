@@ -44,4 +44,4 @@ def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 @torch.no_grad()
 def output(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     result = network(**cast(inputs, next(network.parameters()).dtype))
-    return result if isinstance(result, Tensor) else result.logits
+    return result if isinstance(result, Tensor) else result.to_tuple()[0]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lightning_ligo as ligo
 from lightning_ligo.cost import short
 from lightning_ligo.flops import flop_counter
-from lightning_ligo.nets import on_meta
+from lightning_ligo.trace import copied, without_values
 from networks import IMAGES, TOKENS, gpt2, vit
 
 EAGER = {"attn_implementation": "eager"}  # torch's counter knows no fused attention of CPUs
@@ -155,7 +155,8 @@ def test_the_networks_stay_as_they_are_and_may_be_on_the_meta_device():
     after = (*small.parameters(), *large.parameters())
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
     assert large.training and not small.training
-    assert ligo.estimate(plan, on_meta(small), on_meta(large), **inputs) == real
+    on_meta = (copied(network, without_values) for network in (small, large))
+    assert ligo.estimate(plan, *on_meta, **inputs) == real
 
 
 def test_inputs_of_the_large_network_are_counted():

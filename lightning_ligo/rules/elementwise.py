@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, broadcast, ends
-from lightning_ligo.ledger import Ledger, storage
+from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.norms import norm
 from lightning_ligo.rules.table import rule
 
@@ -50,7 +50,7 @@ def _rms_norm(ledger: Ledger, name: str, args: Sequence[Any], out: Tensor) -> li
             ledger.mark(out, step, mark.of)
     for x, other in ((first, second), (second, first)):
         root = ledger.marked(other, "inverse" if name == "mul" else "root")
-        if name in ("mul", "div") and root and storage(root.of) == storage(x):
+        if name in ("mul", "div") and root and ledger.values(root.of) == ledger.values(x):
             dims = list(ledger.dims(x))
             read = norm(ledger, dims, (-1,), {}, "rms")
             ledger.mark(out, "normed", x, read)
@@ -63,7 +63,13 @@ def _rms_norm(ledger: Ledger, name: str, args: Sequence[Any], out: Tensor) -> li
     return None
 
 
-@rule("_to_copy", "clone", "alias", "detach", "lift_fresh", "hardswish", "cumsum", "_softmax",
+@rule("_to_copy")
+def cast(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    ledger.cast(out, args[0])
+    return ledger.dims(args[0])
+
+
+@rule("clone", "alias", "detach", "lift_fresh", "hardswish", "cumsum", "_softmax",
       "_log_softmax", "_safe_softmax", "native_dropout", "bernoulli")  # fmt: skip
 def same(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     return ledger.dims(args[0])

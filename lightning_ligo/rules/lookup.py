@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ligo.factors import broadcast, hint, pin, size, take
-from lightning_ligo.ledger import TABLE, Ledger
+from lightning_ligo.ledger import RANKED, TABLE, Ledger
 from lightning_ligo.rules.table import position, rule
 
 
@@ -73,8 +73,8 @@ def gather(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
 def topk(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims = list(ledger.dims(args[0]))
     axis = position(args[2] if len(args) > 2 else kwargs.get("dim", -1), len(dims))
-    pin(dims[axis], "it is ranked")
-    dims[axis] = ledger.new(out[0].shape[axis], pinned="it is ranked")
+    pin(dims[axis], RANKED)
+    dims[axis] = ledger.new(out[0].shape[axis], pinned=RANKED)
     return [dims, dims]
 
 

@@ -1,0 +1,75 @@
+"""How long each axis of a large network is in the small one."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Size
+
+from lightning_ligo.axes import Axes, uses_of
+from lightning_ligo.flows import Use
+from lightning_ligo.plan import Lengths, length
+
+Shapes = dict[str, Size]  # by pattern
+
+
+def lengths_of(
+    ours: Axes, theirs: Axes, small: Shapes, large: Shapes
+) -> tuple[Lengths, dict[str, int]]:
+    """The (small, large) length of every axis, and for how many heads one of the small stands.
+
+    Where the small network has no axis of a name it is 1, as of a single head, unless all
+    dimensions that carry it are as long there.
+
+    Keys and values of grouped-query attention have fewer heads than queries. Where the large
+    network groups fewer queries, the small one is first read as one whose shared heads are
+    repeated, which computes the same (Ainslie et al., *GQA*, EMNLP 2023, in the other direction).
+    """
+    lengths = {
+        name: (_length_in(name, ours, theirs, small, large), axis.length)
+        for name, axis in theirs.axes.items()
+    }
+    shared: dict[str, int] = {}
+    for name, axis in theirs.axes.items():
+        group = f"{name.removesuffix('heads')}group"
+        if not name.endswith("heads"):
+            continue
+        heads = _heads(name, group, theirs, small, lengths)
+        if len(heads) != 2:
+            continue
+        keys, queries = sorted(heads)
+        grouped = theirs.axes[group].length if group in theirs.axes else 1
+        for repeats in range(1, queries // keys + 1):
+            if queries % (keys * repeats) == 0 and queries // (keys * repeats) <= grouped:
+                lengths[name] = keys * repeats, axis.length
+                if group in lengths:
+                    lengths[group] = queries // (keys * repeats), grouped
+                if repeats > 1:
+                    shared[name] = repeats
+                break
+    return lengths, shared
+
+
+def _length_in(name: str, ours: Axes, theirs: Axes, small: Shapes, large: Shapes) -> int:
+    if name in ours.axes:
+        return ours.axes[name].length
+    one = any(
+        small[pattern][number : number + 1] != large[pattern][number : number + 1]
+        for pattern, dims in theirs.dims.items()
+        for number, dim in enumerate(dims)
+        if pattern in small and any(use.axis == name for use in uses_of(dim))
+    )
+    return 1 if one else theirs.axes[name].length
+
+
+def _heads(name: str, group: str, theirs: Axes, small: Shapes, lengths: Lengths) -> set[int]:
+    """How many heads the parameters of the small network have that carry an axis of heads."""
+    found = set()
+    for pattern, dims in theirs.dims.items():
+        for number, product in enumerate(dims):
+            axes = [node.axis for node in product if isinstance(node, Use)]
+            if name in axes and pattern in small:
+                others = [n for n in product if getattr(n, "axis", None) not in (name, group)]
+                width = math.prod(length((node,), lengths)[0] for node in others)
+                found.add(small[pattern][number] // width)
+    return found
