@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_ligo.axes import UNUSED, Axes, uses_of
+from lightning_ligo.lengths import Counterparts
 from lightning_ligo.plan import Plan, Row
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import passed
@@ -50,6 +51,20 @@ def conditions(
                 f"large one with {second}"
             )
     yield from _of_buffers(plan, axes, small, large)
+
+
+def differences(plan: Plan, same: Counterparts) -> Iterator[str]:
+    """Where one of the networks has a shortcut, and the other none."""
+    free = {name: axes for name, axes in same.items() if not plan.facts[name].pinned}
+    those: dict[str, list[str]] = {}
+    for name, axes in free.items():
+        for axis in axes:
+            those.setdefault(axis, []).append(name)
+        if len(axes) > 1:
+            yield f"{' and '.join(axes)} are one axis, {name}, only in the large network"
+    for axis, names in those.items():
+        if len(names) > 1:
+            yield f"{' and '.join(names)} are one axis, {axis}, only in the small network"
 
 
 def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:

@@ -13,8 +13,26 @@ from lightning_ligo.plan import Lengths, length
 Shapes = dict[str, Size]  # by pattern
 
 
+Counterparts = dict[str, tuple[str, ...]]  # the axes of the small network by one of the large
+
+
+def counterparts(ours: Axes, theirs: Axes) -> Counterparts:
+    """The axes that stand in the small network where one of the large stands, usually just one.
+
+    A shortcut that only one of the networks has makes one axis there of what are two in the other.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for pattern in theirs.dims.keys() & ours.dims.keys():
+        for dims in zip(ours.dims[pattern], theirs.dims[pattern], strict=False):
+            mine, other = map(list, map(uses_of, dims))
+            for one, use in zip(mine, other, strict=False) if len(mine) == len(other) else ():
+                found.setdefault(use.axis, {})[one.axis] = None
+    named = {name: (name,) for name in theirs.axes if name in ours.axes}
+    return named | {name: tuple(sorted(those)) for name, those in found.items()}
+
+
 def lengths_of(
-    ours: Axes, theirs: Axes, small: Shapes, large: Shapes
+    ours: Axes, theirs: Axes, small: Shapes, large: Shapes, same: Counterparts
 ) -> tuple[Lengths, dict[str, int]]:
     """The (small, large) length of every axis, and for how many heads one of the small stands.
 
@@ -26,7 +44,7 @@ def lengths_of(
     repeated, which computes the same (Ainslie et al., *GQA*, EMNLP 2023, in the other direction).
     """
     lengths = {
-        name: (_length_in(name, ours, theirs, small, large), axis.length)
+        name: (_length_in(name, ours, theirs, small, large, same), axis.length)
         for name, axis in theirs.axes.items()
     }
     shared: dict[str, int] = {}
@@ -50,9 +68,11 @@ def lengths_of(
     return lengths, shared
 
 
-def _length_in(name: str, ours: Axes, theirs: Axes, small: Shapes, large: Shapes) -> int:
-    if name in ours.axes:
-        return ours.axes[name].length
+def _length_in(
+    name: str, ours: Axes, theirs: Axes, small: Shapes, large: Shapes, same: Counterparts
+) -> int:
+    if name in same:
+        return ours.axes[same[name][0]].length
     one = any(
         small[pattern][number : number + 1] != large[pattern][number : number + 1]
         for pattern, dims in theirs.dims.items()

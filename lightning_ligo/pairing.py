@@ -10,14 +10,16 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from lightning_ligo.axes import UNUSED, Axes, name_axes, uses_of
-from lightning_ligo.conditions import conditions
-from lightning_ligo.lengths import lengths_of
+from lightning_ligo.conditions import conditions, differences
+from lightning_ligo.lengths import counterparts, lengths_of
 from lightning_ligo.plan import Plan, Row
 from lightning_ligo.problems import changed_output, problems
 from lightning_ligo.proof import TOLERANCE, changes
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import new_layers, passing, writing
 from lightning_ligo.trace import Tracer, watch
+
+SHOWN = 12  # problems in one error
 
 
 def pair(
@@ -67,8 +69,9 @@ def pair(
     shapes = _shapes(small, ours), _shapes(large, theirs)
     fresh = new_layers(first.ledger.shapes, *shapes, second.ledger.sums)
     fresh.update(dict.fromkeys(_unused(theirs, *shapes), False))
-    lengths, shared = lengths_of(ours, theirs, *shapes)
-    found = problems(ours, theirs, *shapes, lengths, shared, fresh)
+    same = counterparts(ours, theirs)
+    lengths, shared = lengths_of(ours, theirs, *shapes, same)
+    found = problems(ours, theirs, *shapes, lengths, shared, same, fresh)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
     if sizes[0] > sizes[1]:
         found.append(
@@ -84,7 +87,13 @@ def pair(
             for name, (length, longer) in lengths.items()
             if length != longer and not theirs.axes[name].stretch
         ]
-        proofs = changes(small, args, kwargs, ours, grown, quick=True)
+        small_axes = {axis for name in grown for axis in same.get(name, ())}
+        changed = changes(small, args, kwargs, ours, sorted(small_axes), quick=True)
+        proofs = {
+            name: max(changed[axis] for axis in same[name] if axis in changed)
+            for name in grown
+            if any(axis in changed for axis in same.get(name, ()))
+        }
         found = [
             f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
             "itself, so something tells them apart; give both networks the same length"
@@ -92,21 +101,25 @@ def pair(
             if change > TOLERANCE
         ]
     if found:
+        more = [f"and {len(found) - SHOWN} more problems"] if len(found) > SHOWN else []
         raise ValueError(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}:\n  "
-            + "\n  ".join(found)
+            + "\n  ".join([*found[:SHOWN], *more])
         )
     rows, buffers = _rows(large, ours, theirs, shapes, fresh, second)
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     scales = {
-        name: math.sqrt(ours.axes[name].scale / axis.scale)
+        name: math.sqrt(ours.axes[same[name][0]].scale / axis.scale)
         for name, axis in theirs.axes.items()
-        if axis.inner and name in ours.axes and ours.axes[name].scale * axis.scale > 0
+        if axis.inner and name in same and ours.axes[same[name][0]].scale * axis.scale > 0
     }
     plan = Plan(
         lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared
     )
-    inexact = conditions(plan, theirs, (first, second), small, large, large_inputs is None)
+    inexact = [
+        *conditions(plan, theirs, (first, second), small, large, large_inputs is None),
+        *differences(plan, same),
+    ]
     return dataclasses.replace(plan, inexact=tuple(inexact))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from torch import Size, Tensor
 
 from lightning_ligo.axes import UNUSED, Axes, Axis, Product, uses_of
-from lightning_ligo.lengths import Shapes
+from lightning_ligo.lengths import Counterparts, Shapes
 from lightning_ligo.maps import grid
 from lightning_ligo.plan import Lengths
 from lightning_ligo.plan import length as length_of
@@ -20,6 +20,7 @@ def problems(
     large: Shapes,
     lengths: Lengths,
     shared: Collection[str],
+    same: Counterparts,
     fresh: Collection[str],
 ) -> list[str]:
     """What the two networks have that does not fit, all of it; ``fresh`` needs no counterpart."""
@@ -37,8 +38,10 @@ def problems(
         if found and any(name.startswith(f"{stack}.") for name in [*lost, *added])
     ]
     for pattern in [name for name in large if name in small and name not in fresh]:
-        found += _mismatch(pattern, ours, theirs, small[pattern], large[pattern], shared)
-        found += _misfit(pattern, theirs.dims.get(pattern, ()), small[pattern], lengths, shared)
+        sizes = small[pattern], large[pattern]
+        found += _mismatch(pattern, ours, theirs, *sizes, shared, same) or _misfit(
+            pattern, theirs.dims.get(pattern, ()), small[pattern], lengths, shared
+        )
     for name, axis in theirs.axes.items():
         length = lengths[name][0]
         if axis.pinned == UNUSED:
@@ -85,7 +88,13 @@ def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:
 
 
 def _mismatch(
-    pattern: str, ours: Axes, theirs: Axes, small: Size, large: Size, shared: Collection[str]
+    pattern: str,
+    ours: Axes,
+    theirs: Axes,
+    small: Size,
+    large: Size,
+    shared: Collection[str],
+    same: Counterparts,
 ) -> list[str]:
     """Where one pattern has other axes in the small network than in the large one."""
     if pattern not in ours.dims or pattern not in theirs.dims:
@@ -100,9 +109,14 @@ def _mismatch(
     for dim, (mine, other) in enumerate(
         zip(ours.dims[pattern], theirs.dims[pattern], strict=False)
     ):
-        common = (ours.axes.keys() & theirs.axes.keys()) - {*shared}
-        known = [use.axis for use in uses_of(other) if use.axis in common]
-        if [use.axis for use in uses_of(mine) if use.axis in common] != known and not (
+        both = {name: those for name, those in same.items() if name not in shared}
+        found = {axis for those in both.values() for axis in those}
+        here = [use.axis for use in uses_of(mine) if use.axis in found]
+        there = [use.axis for use in uses_of(other) if use.axis in both]
+        alike = len(here) == len(there) and all(
+            axis in both[name] for axis, name in zip(here, there, strict=True)
+        )
+        if not alike and not (
             small[dim : dim + 1] == large[dim : dim + 1] and _fixed(ours, mine, theirs, other)
         ):
             break

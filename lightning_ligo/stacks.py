@@ -126,8 +126,9 @@ def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
         others = [other.get(kind, []) for other in kinds[1:]]
         if all(others):
             even = list(zip(*_even([classes, *others]), strict=False))
-            if not all(_fits(nodes, pair) for pair in even):
-                even = _alike(nodes, classes, *others)
+            if len(nodes) == 2 and not all(_fits(nodes, pair) for pair in even):
+                alike = _alike(nodes, classes, *others)
+                even = alike if len(alike) == len(classes) else even
             matched += even
     seen = [{number for classes in matched for number in classes[i]} for i in range(len(nodes))]
     left = [{*map(int, node)} - those for node, those in zip(nodes, seen, strict=True)]
@@ -147,7 +148,7 @@ def _classes(node: _Tree) -> dict[str, list[_Class]]:
 def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
     """Whether the children of the second network are nowhere shorter than those of the first."""
     small, large = (
-        [*_lengths(node[str(c[0])])] for node, c in zip(nodes[:2], classes, strict=True)
+        [*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True)
     )
     return len(small) != len(large) or all(
         one <= other for one, other in zip(small, large, strict=True)

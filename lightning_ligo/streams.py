@@ -83,5 +83,5 @@ def _added(inside: set[str], sums: Sums) -> set[str]:
 
 def _children(name: str) -> Iterator[tuple[str, str]]:
     """The lists that a parameter is in, and the start of all names in its child of each."""
-    for match in re.finditer(r"\.\d+\.", name):
-        yield name[: match.start()], name[: match.end()]
+    for match in re.finditer(r"\.\d+(?=\.)", name):
+        yield name[: match.start()], f"{name[: match.end()]}."

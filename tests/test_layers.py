@@ -20,7 +20,7 @@ ALLOWED = {
     "streams": {"axes", "stacks"},
     "lengths": {"axes", "flows", "plan"},
     "problems": {"axes", "lengths", "maps", "plan"},
-    "conditions": {"axes", "plan", "stacks", "streams", "trace"},
+    "conditions": {"axes", "lengths", "plan", "stacks", "streams", "trace"},
     "pairing": {
         "axes",
         "conditions",
