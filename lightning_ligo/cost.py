@@ -82,8 +82,8 @@ class Cost:
             f" steps on batches of {batch}\n"
             f"cost      {short(self.flops)}FLOPs, as much as {self.training_steps:,.0f} steps of "
             "training the large network\n"
-            f"          {short(self.generating_flops)}FLOPs of every step generate weights, whatever "
-            "the batch\n"
+            f"          {short(self.generating_flops)}FLOPs of every step generate weights, "
+            "whatever the batch\n"
             f"memory    {short(self.learning_bytes)}B while learning, {training}"
         )
 
@@ -120,27 +120,26 @@ def estimate(
     if large_inputs is not None:
         args, kwargs = (), dict(large_inputs)
     batch = tree_map_only(Tensor, without_values, (args, kwargs))
+    small, large = copied(small, without_values), copied(large, without_values).eval()
 
     def loss(network: nn.Module, batch: Any) -> Tensor:
         with _Reads(answers):
             return _mean(network(*batch[0], **batch[1]))
 
-    with _Held() as held:
-        network = copied(large, without_values).eval()
-        operator = Operator(plan, copied(small, without_values), method)
+    with _Held(small, large) as held:
+        operator = Operator(plan, small, method)
         steps = operator.method.steps if steps is None else steps
         steps = steps if operator.coefficients else 0
         coefficients = [p for p in operator.parameters() if p.requires_grad and steps]
         with _counted(held, coefficients) as learning:
             if steps:
-                gradients(operator, network, loss, batch, coefficients)
+                gradients(operator, large, loss, batch, coefficients)
             else:
                 torch.no_grad()(operator)()
-    with _Held() as held_in_training:
-        network = copied(large, without_values).eval()
-        weights = [p for p in network.parameters() if p.requires_grad]
+    with _Held(large) as held_in_training:
+        weights = [p for p in large.parameters() if p.requires_grad]
         with _counted(held_in_training, weights) as training:
-            loss(network, batch).backward()
+            loss(large, batch).backward()
     return Cost(
         method=operator.method.name,
         batch=tuple(tuple(t.shape) for t in tree_leaves(batch) if isinstance(t, Tensor)),
@@ -185,12 +184,15 @@ def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMo
 
 
 class _Held(TorchDispatchMode):
-    """How many bytes the tensors hold that were made within."""
+    """How many bytes the tensors hold of networks that are given, and that are made within."""
 
-    def __init__(self) -> None:
+    def __init__(self, *networks: nn.Module) -> None:
         super().__init__()
         self.now = self.most = 0
         self._known = weakref.WeakSet[torch.UntypedStorage]()
+        for network in networks:
+            for tensor in (*network.parameters(), *network.buffers()):
+                self._hold(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

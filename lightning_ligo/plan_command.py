@@ -63,6 +63,7 @@ With --json there is {{"growths": [...]}}, and of each growth:
   when, step      when it is due in a run, and at which optimizer step; else null
   axes, stacks    those that grow, and all stacks: name -> [small, large] length or depth
   parameters      small, large: how many
+  shared          heads of keys and values -> how many each of them becomes, as they were shared
   proofs          axis -> relative change of the output when it is permuted; null if not proved
   fixed           axis that cannot grow -> its length, and the reason
   inexact         what keeps the function from being exactly the same

@@ -20,11 +20,11 @@ METHODS = ["ligo", "ligo-paper"]
 
 
 def texts():
-    return gpt2(64, **EAGER).eval(), gpt2(128, 4, **EAGER).eval(), TOKENS
+    return gpt2(64, 1, **EAGER).eval(), gpt2(128, 2, **EAGER).eval(), TOKENS
 
 
 def images():
-    return vit(64).eval(), vit(128, 4).eval(), IMAGES
+    return vit(64, 1).eval(), vit(128, 2).eval(), IMAGES
 
 
 def loss(network, batch):
@@ -63,7 +63,7 @@ def test_a_training_step_costs_the_operations_that_a_real_one_does():
 
 def test_fused_attention_differs_by_the_one_product_that_its_backward_computes_again():
     small, large, inputs = images()
-    batch, heads, positions, width, depth = 3, 8, 17, 16, 4
+    batch, heads, positions, width, depth = 3, 8, 17, 16, 2
     with flop_counter() as real:
         loss(large, inputs).backward()
     again = depth * 2 * batch * heads * positions * positions * width
