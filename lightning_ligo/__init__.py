@@ -3,10 +3,12 @@
 from lightning_ligo.axes import Axes, Axis
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.checkpoint import rebuild
+from lightning_ligo.cost import Cost, estimate
 from lightning_ligo.fit import Fit, fit, grow
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import METHODS, Method
 from lightning_ligo.modules import ImageClassifier, LanguageModel
+from lightning_ligo.named import named
 from lightning_ligo.nets import build, describe
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
@@ -18,6 +20,7 @@ __all__ = [
     "METHODS",
     "Axes",
     "Axis",
+    "Cost",
     "Fit",
     "Growth",
     "GrowthCallback",
@@ -28,8 +31,10 @@ __all__ = [
     "Plan",
     "build",
     "describe",
+    "estimate",
     "fit",
     "grow",
+    "named",
     "pair",
     "prove",
     "rebuild",

@@ -21,6 +21,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
@@ -133,6 +134,40 @@ def training_output(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
     trainer._logger_connector.on_batch_start(batch)
     arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, batch_idx)
     return call._call_strategy_hook(trainer, "training_step", *arguments.values())
+
+
+def called_with(
+    trainer: Trainer, attribute: str, network: nn.Module, batch: Any, batch_idx: int
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """What the training step first calls the network with, and what the step returns.
+
+    To be used within `contained`. Tensors are copies, in the precision of the network's parameters.
+
+    Raises:
+        ValueError: if the step does not call the network.
+    """
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    calls: list[Any] = []
+
+    def copied(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().clone()
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not calls:
+            calls.append(tree_map_only(Tensor, copied, (args, kwargs)))
+
+    hook = network.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        output = training_output(trainer, batch, batch_idx)
+    finally:
+        hook.remove()
+    if not calls:
+        raise ValueError(
+            f"training_step never calls self.{attribute}(...), so it cannot be seen what the "
+            "network is called with; call the network itself, not its forward or its parts"
+        )
+    return *calls[0], output
 
 
 def training_loss(output: Any) -> Tensor:

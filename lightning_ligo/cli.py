@@ -1,5 +1,6 @@
-"""The command line: `lightning-ligo fit | validate | test | predict --config FILE`."""
+"""The command line: `lightning-ligo fit | validate | test | predict | plan`."""
 
+import sys
 from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -31,6 +32,9 @@ Train a network that grows while it trains. A run is one YAML file, as in recipe
 this prints one with every option and its default:
 
     lightning-ligo fit --model ImageClassifier --data DigitsDataModule --print_config
+
+What a growth would be and cost is shown, without training, by lightning-ligo plan, of a run or of
+any two networks of timm and transformers: lightning-ligo plan --help.
 
 Growth is a callback of the Trainer; `to` holds what changes in the network:
 
@@ -112,4 +116,10 @@ class GrowthCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> None:
     """Run the command line with `args`, those of the process by default."""
-    GrowthCLI(args)
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words[:1] == ["plan"]:
+        from lightning_ligo.plan_command import plan  # which is built on GrowthCLI
+
+        plan(words[1:])
+    else:
+        GrowthCLI(args)

@@ -40,6 +40,19 @@ class _Lossy(nn.Module):
         return self.loss(self.network, batch)
 
 
+def gradients(
+    operator: Operator, large: nn.Module, loss: Loss, batch: Any, coefficients: list[nn.Parameter]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """``loss(large, batch)`` with the operator's weights, and its gradients for ``coefficients``.
+
+    Nothing else is left of the forward, such as the generated weights.
+    """
+    with torch.enable_grad():
+        generated = {f"network.{name}": tensor for name, tensor in operator().items()}
+        value = functional_call(_Lossy(large, loss), generated, (batch,))
+        return value.detach(), torch.autograd.grad(value, coefficients, allow_unused=True)
+
+
 def fit(
     operator: Operator,
     large: nn.Module,
@@ -71,7 +84,6 @@ def fit(
     optimizer = torch.optim.AdamW(
         coefficients, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
-    lossy = _Lossy(large, loss)
     batch, losses = iter(batches), []
     for step in range(steps):
         rate = min((step + 1) / (warmup + 1), (steps - step) / max(1, steps - warmup))
@@ -82,25 +94,22 @@ def fit(
             raise ValueError(
                 f"the batches ended after {step} of {steps} steps; give an iterator that goes on"
             ) from None
-        with torch.enable_grad():
-            generated = {f"network.{name}": tensor for name, tensor in operator().items()}
-            value = functional_call(lossy, generated, (data,))
-            losses.append(float(value.detach()))
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"the loss is {losses[-1]} at step {step + 1} of {steps} of learning the "
-                    f"{operator.method.name!r} operator at rate {learning_rate:g}; use a lower "
-                    "learning rate, or a method that learns nothing"
-                )
-            gradients = torch.autograd.grad(value, coefficients, allow_unused=True)
-        for coefficient, gradient in zip(coefficients, gradients, strict=True):
+        value, found = gradients(operator, large, loss, data, coefficients)
+        losses.append(float(value))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the loss is {losses[-1]} at step {step + 1} of {steps} of learning the "
+                f"{operator.method.name!r} operator at rate {learning_rate:g}; use a lower "
+                "learning rate, or a method that learns nothing"
+            )
+        for coefficient, gradient in zip(coefficients, found, strict=True):
             coefficient.grad = gradient
+        del found, gradient  # held by the coefficients alone, until they are used
         torch.nn.utils.clip_grad_norm_(coefficients, 1.0)
         optimizer.step()
+        optimizer.zero_grad()
         if on_step is not None:
             on_step(step + 1, losses[-1])
-    for coefficient in coefficients:
-        coefficient.grad = None
     return Fit(tuple(losses))
 
 

@@ -1,7 +1,8 @@
 """Count the floating point operations of training, with torch's own counter.
 
 A matrix product of (a x b) and (b x c) is `2 a b c`; what is no product or convolution is not
-counted, as is usual.
+counted, as is usual. Attention that runs as one operation is counted as its products, with those
+that its backward computes again.
 """
 
 from __future__ import annotations
@@ -9,12 +10,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 MOST = 100
 """Kinds of batches that are counted for one network; any further ones are taken as the average."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, which also counts the attention of CPUs; torch's own leaves that out.
+
+    >>> heads = torch.ones(2, 4, 8, 16)  # (batch, heads, positions, length of a head)
+    >>> with flop_counter() as count:
+    ...     out = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+    >>> count.get_total_flops() == 2 * (2 * 2 * 4 * 8 * 8 * 16)
+    True
+    """
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)
+
+
+def _attention(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+    return sdpa_flop_count(*shapes[:3])
+
+
+def _attention_backward(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+    return sdpa_backward_flop_count(*shapes[:4])
 
 
 class TrainingFlops:
@@ -40,7 +71,7 @@ class TrainingFlops:
         elif len(kinds) >= MOST:
             self.totals[size] += sum(kinds.values()) // len(kinds)
         else:
-            counter = FlopCounterMode(display=False)
+            counter = flop_counter()
             counter.__enter__()
             self._running = counter, size, kind
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Size
 
@@ -83,20 +84,65 @@ class Plan:
         """The (small, large) length of a dimension."""
         return length(product, self.lengths)
 
-    def __str__(self) -> str:
-        grown = [(name, *pair) for name, pair in self.axes.items()]
-        stacks = [(f"{name} (layers)", *pair) for name, pair in self.depths.items()]
-        table = [("axis", "small", "large"), *grown, *stacks, ("parameters", *self.parameters)]
-        width = max(len(row[0]) for row in table)
-        lines = [f"{name:<{width}}  {small:>12}  {large:>12}" for name, small, large in table]
-        lines[1:1] = lines[-1:-1] = ["-" * len(lines[0])]
-        pinned = [
-            f"{name} stays {self.lengths[name][0]}: {axis.pinned}"
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The axes that stay as long as they are, and cannot grow: name -> why."""
+        return {
+            name: axis.pinned
             for name, axis in self.facts.items()
-            if axis.pinned
+            if axis.pinned and name not in self.axes
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the plan says as plain data, for JSON; a proof that was not made is None."""
+        small, large = self.parameters
+        return {
+            "axes": {name: list(pair) for name, pair in self.axes.items()},
+            "stacks": {name: list(pair) for name, pair in self.stacks.items()},
+            "parameters": {"small": small, "large": large},
+            "shared": dict(self.shared),
+            "proofs": {name: self.proofs.get(name) for name in self.axes},
+            "fixed": {
+                name: {"length": self.lengths[name][1], "reason": reason}
+                for name, reason in self.fixed.items()
+            },
+            "inexact": list(self.inexact),
+        }
+
+    def __str__(self) -> str:
+        grown = [(name, *pair, self._proof(name)) for name, pair in self.axes.items()]
+        stacks = [(f"{name} (layers)", *pair, "") for name, pair in self.depths.items()]
+        total = ("parameters", *self.parameters, "")
+        width = max(len(row[0]) for row in (*grown, *stacks, total))
+        lines = [
+            f"{name:<{width}}  {small:>12,}  {large:>12,}  {proof}".rstrip()
+            for name, small, large, proof in (*grown, *stacks, total)
+        ]
+        rule = "-" * max(map(len, lines))
+        head = f"{'axis':<{width}}  {'small':>12}  {'large':>12}  proof"
+        fixed = [
+            f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {reason}"
+            for reason, names in self._staying().items()
         ]
         shared = [
             f"{name}: one head of keys and values becomes {repeats}, which were shared"
             for name, repeats in self.shared.items()
         ]
-        return "\n".join([*lines, *shared, *pinned, *self.inexact])
+        inexact = [f"not exact: {reason}" for reason in self.inexact]
+        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *inexact])
+
+    def _staying(self) -> dict[str, list[str]]:
+        """What stays, by its reason."""
+        staying: dict[str, list[str]] = {}
+        for name, reason in self.fixed.items():
+            staying.setdefault(reason, []).append(f"{name} stays {self.lengths[name][1]}")
+        return staying
+
+    def _proof(self, name: str) -> str:
+        if name in self.proofs:
+            return f"holds, to {self.proofs[name]:.0e}"
+        if self.facts[name].stretch:
+            return "not needed, its entries stay in order"
+        if self.lengths[name][0] == 1:
+            return "not needed, it is a single entry"
+        return "not proved, the small network is on the meta device"

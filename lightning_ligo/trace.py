@@ -59,7 +59,7 @@ def watch(
     a network on the meta device, whose tensors hold none, is told them in the same order.
     """
     try:
-        return _watch(copied(network, _without_values), args, kwargs, answers)
+        return _watch(copied(network, without_values), args, kwargs, answers)
     except Exception:  # what a network cannot do without values it may do with them
         return _watch(network, args, kwargs, answers)
 
@@ -75,7 +75,8 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def _without_values(tensor: Tensor) -> Tensor:
+def without_values(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape on the meta device."""
     return torch.empty_like(tensor, device="meta")
 
 
@@ -90,7 +91,7 @@ def _watch(
             tracer.ledger.keep(
                 tensor, tracer.ledger.unknown(tensor, pinned="it is the network's input")
             )
-    with _evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
+    with evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
         out = network(*args, **kwargs)
     tracer.outputs = outputs_of(out)
     tracer.ledger.use(tracer.outputs)
@@ -106,7 +107,8 @@ def outputs_of(out: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Have a network in evaluation mode, and every module as it was after it."""
     modes = [(module, module.training) for module in network.modules()]
     network.train().eval()  # many forget here what they have computed from their parameters
     try:

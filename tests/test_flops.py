@@ -5,7 +5,7 @@ from torch import nn
 
 import lightning_ligo.flops
 from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.flops import TrainingFlops, kind_of
+from lightning_ligo.flops import TrainingFlops, flop_counter, kind_of
 from lightning_ligo.schedule import Growth
 from runs import FEATURES, LARGE, Plain, fit, plain
 
@@ -43,6 +43,19 @@ def test_batches_of_ever_new_kinds_are_taken_as_the_average(monkeypatch):
     for length in (8, 16, 100):
         train(counter, network, torch.ones(length, 4))
     assert counter.totals == [2 * 2 * 4 * 5 * (8 + 16 + 12)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_attention_is_counted_whichever_way_it_runs(dropout):
+    heads = torch.ones(2, 3, 7, 8, requires_grad=True)
+    product = 2 * (2 * 3 * 7 * 7 * 8)
+    with flop_counter() as count:
+        out = nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=dropout)
+    assert count.get_total_flops() == 2 * product
+    with flop_counter() as count:
+        out.sum().backward()
+    again = 0 if dropout else 1  # one operation does not keep the products of its forward
+    assert count.get_total_flops() == (4 + again) * product
 
 
 def test_a_step_that_fails_is_not_counted_and_the_next_one_is():

@@ -37,6 +37,8 @@ ALLOWED = {
     "methods": {"maps"},
     "growth": {"axes", "flows", "maps", "methods", "plan"},
     "fit": {"growth", "pairing"},
+    "flops": set(),
+    "cost": {"fit", "flops", "growth", "methods", "plan", "trace"},
 }
 
 

@@ -13,11 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.aside import (
+    called_with,
     contained,
     evaluate,
     isolated_random,
@@ -45,7 +44,7 @@ from lightning_ligo.checkpoint import (
     sizes,
 )
 from lightning_ligo.fit import fit
-from lightning_ligo.flops import TrainingFlops
+from lightning_ligo.flops import TrainingFlops, flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import method_named
 from lightning_ligo.nets import build
@@ -137,7 +136,7 @@ class GrowthCallback(Callback):
         self._curve: list[list[float | None]] = []  # step, metric, operations so far
         self._flops = TrainingFlops()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
-        self._due: dict[int, int | None] = {}  # growths done before it -> at which step
+        self.due: dict[int, int | None] = {}  # growths done before it -> at which step
         self._larger: list[nn.Module] = []  # of the growths to come, on the meta device
         self._plans: dict[int, Plan] = {}
 
@@ -163,10 +162,8 @@ class GrowthCallback(Callback):
         check_module(pl_module)
         check_network(pl_module, self.attribute)
         self._larger = []
-        size = self._size(pl_module)
-        for number, description in enumerate(self._sizes(pl_module)[size + 1 :], size + 1):
-            assert description is not None
-            with isolated_random(self.seed), _of_growth(number, self.growths[number - 1]):
+        for number, description in self.coming(pl_module):
+            with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
                 self._larger.append(build(description, device="meta"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,40 +174,22 @@ class GrowthCallback(Callback):
             assert trainer.fit_loop._combined_loader is not None
             for loader in trainer.fit_loop._combined_loader.flattened:
                 read_again(loader)
-        self._due = {}
+        self.due = {}
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = resolve(self.growths, _run(trainer), size)
-            self._due = dict(enumerate(steps, size))
+            self.due = dict(enumerate(steps, size))
 
     def _examine(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Pair the network with all that it will become, on what it is called with in training."""
-        network = find_network(pl_module, self.attribute)
-        calls: list[Any] = []
-
-        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not calls:
-                calls.append(_detached(network, (args, kwargs)))
-
+        smaller = find_network(pl_module, self.attribute)
         with contained(trainer, pl_module, self.seed):
-            hook = network.register_forward_pre_hook(remember, with_kwargs=True)
-            try:
-                output = training_output(trainer, batch, batch_idx)
-            finally:
-                hook.remove()
-            if not calls:
-                raise ValueError(
-                    f"training_step never calls self.{self.attribute}(...), so it cannot be seen "
-                    "what the network is called with; call the network itself, not its forward or "
-                    "its parts"
-                )
+            args, kwargs, output = called_with(trainer, self.attribute, smaller, batch, batch_idx)
             if self.steps > 0:
                 training_loss(output)
-            args, kwargs = calls[0]
-            size, smaller = self._size(pl_module), network
-            for number, larger in enumerate(self._larger, size + 1):
-                with _of_growth(number, self.growths[number - 1]):
+            for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
+                with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = pair(smaller, larger, *args, **kwargs)
                 smaller = larger
         self._larger = []
@@ -268,9 +247,9 @@ class GrowthCallback(Callback):
     # Growth ---------------------------------------------------------------------------------------
 
     def _is_due(self, trainer: Trainer, size: int) -> bool:
-        if size not in self._due:
+        if size not in self.due:
             return False
-        growth, step = self.growths[size], self._due[size]
+        growth, step = self.growths[size], self.due[size]
         if growth.epoch is not None:
             return trainer.current_epoch >= growth.epoch
         return step is not None and trainer.global_step >= step
@@ -332,7 +311,7 @@ class GrowthCallback(Callback):
         """Learn the operator in place; the loss of every step, and the operations spent."""
         if not self.steps or not operator.coefficients:
             return (), 0
-        counter, first_step = FlopCounterMode(display=False), ExitStack()
+        counter, first_step = flop_counter(), ExitStack()
         bar = tqdm(total=self.steps, desc="Growing", leave=False, disable=not bar_is_shown)
         batches = own_batches(trainer, pl_module)
         numbered = enumerate(batches)
@@ -407,6 +386,16 @@ class GrowthCallback(Callback):
         record = record_of(pl_module)
         assert record is not None
         return int(record["size"])
+
+    def network(self, pl_module: LightningModule) -> dict[str, Any] | None:
+        """The description of the network as it is now, if there is one."""
+        return self._sizes(pl_module)[self._size(pl_module)]
+
+    def coming(self, pl_module: LightningModule) -> list[tuple[int, dict[str, Any]]]:
+        """The growths that are still to come: the number, from 1, and the large network of each."""
+        numbered = enumerate(self._sizes(pl_module))
+        done = self._size(pl_module)
+        return [(number, to) for number, to in numbered if number > done and to is not None]
 
     def _sizes(self, pl_module: LightningModule) -> list[dict[str, Any] | None]:
         """The descriptions of all sizes of the run."""
@@ -500,7 +489,7 @@ class GrowthCallback(Callback):
 
 
 @contextmanager
-def _of_growth(number: int, growth: Growth) -> Iterator[None]:
+def of_growth(number: int, growth: Growth) -> Iterator[None]:
     """Say in an error which growth it is about."""
     try:
         yield
@@ -518,17 +507,6 @@ def _run(trainer: Trainer) -> Run:
         if math.isinf(trainer.num_training_batches)
         else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches),
     )
-
-
-def _detached(network: nn.Module, inputs: Any) -> Any:
-    """Copies of what the network was called with, in the precision of its parameters."""
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
-
-    def copy(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().clone()
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    return tree_map_only(Tensor, copy, inputs)
 
 
 def _shows_progress(trainer: Trainer) -> bool:
