@@ -48,7 +48,8 @@ its value is read as YAML. A network that timm has no classifier for gets one by
 
 With --config all growths of the run are planned, one after the other, on its own module and the
 first batch of its own data, up to what `fit` would refuse at its start. One device of this machine
-is used, whatever the run's own strategy; its loggers and other callbacks are left out.
+is used, whatever the run's own strategy; its loggers and other callbacks are left out. What its
+module and data do when they are made and set up, such as a download, they do here too.
 
 The cost is counted for the batch that is shown, in evaluation mode. FLOPs are of products and
 convolutions, forward and backward. Memory is the most that all tensors hold at one time: weights,
@@ -64,7 +65,8 @@ With --json there is {{"growths": [...]}}, and of each growth:
   axes, stacks    those that grow, and all stacks: name -> [small, large] length or depth
   parameters      small, large: how many
   shared          heads of keys and values -> how many each of them becomes, as they were shared
-  proofs          axis -> relative change of the output when it is permuted; null if not proved
+  proofs          axis -> relative change of the output when it is permuted; null if not proved,
+                  or if it needs no proof (entries that are added behind, single ones)
   fixed           axis that cannot grow -> its length, and the reason
   inexact         what keeps the function from being exactly the same
   cost            coefficients, steps and method of the operator; batch: shapes of its tensors;
@@ -157,6 +159,8 @@ def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str
         found = settings[which]
         for part in path[:-1]:
             found = found.setdefault(part, {})
+            if not isinstance(found, dict):
+                parser.error(f"{option} is within {found!r}, which has no settings")
         try:
             found[path[-1]] = get_loader("yaml")(text)
         except YAMLError as error:

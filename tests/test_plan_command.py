@@ -12,6 +12,7 @@ import yaml
 
 import lightning_ligo.planning
 from lightning_ligo.cli import main
+from lightning_ligo.cost import Uncounted
 from lightning_ligo.nets import build
 from lightning_ligo.plan_command import EPILOG
 from test_cli import RECIPES, RUN, VIT
@@ -135,7 +136,7 @@ def test_large_networks_are_planned_on_the_meta_device_and_not_proved(capsys, mo
 
 def test_what_cannot_be_counted_is_said_and_the_rest_is_planned(capsys, monkeypatch):
     def fails(*_, **__):
-        raise ValueError("the cost cannot be counted")
+        raise Uncounted("the cost cannot be counted")
 
     monkeypatch.setattr(lightning_ligo.planning, "estimate", fails)
     (growth,) = planned(capsys, *PAIR)
@@ -171,6 +172,7 @@ def test_a_pair_that_cannot_be_planned_fails_with_the_reason(words, message, cap
         ([*PAIR, "depth"], "unrecognized argument: depth"),
         ([*PAIR, "--large.", "3"], "unrecognized argument: --large."),
         ([*PAIR, "--large.depth"], "--large.depth needs a value"),
+        ([*PAIR, "--large.a=3", "--large.a.b=4"], "--large.a.b is within 3, which has no settings"),
         ([*PAIR, "--large.depth", "[2"], "--large.depth has a value that is not YAML, '[2'"),
         (["--config", "nowhere.yaml"], "File does not exist"),
     ],
