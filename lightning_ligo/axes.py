@@ -26,11 +26,28 @@ class Axis:
     length: int
     stack: str | None = None  # each layer of this stack has an axis of its own by this name
     pinned: str | None = None  # why it cannot grow, if it cannot
-    normed: str | None = None  # "layer" or "rms": a norm averages over it
+    over: frozenset[str] = frozenset()  # what is taken over it, as in `Reduction`
     inner: bool = False  # a product of two activations sums over it (queries with keys)
     scale: float = 1.0  # of that product: usually one over the root of the length
     unit: bool = False  # a weight is divided by its norm over it
     stretch: Stretch | None = None  # how a pinned axis can still become longer
+
+    @property
+    def normed(self) -> str | None:
+        """The norm, or the mean, that its map must keep: see `maps.py`."""
+        if self.over & {"layer", "mean"}:
+            return "layer"
+        return next((norm for norm in ("rms", "group") if norm in self.over), None)
+
+
+class Reduction(NamedTuple):
+    """What is taken over axes: a norm, a mean, a softmax.
+
+    ``terms`` are the axes of a sum of products: a norm over what was concatenated has several.
+    """
+
+    kind: str
+    terms: tuple[tuple[str, ...], ...]
 
 
 class Sum(NamedTuple):
@@ -66,6 +83,7 @@ class Axes:
     post_norm: frozenset[str] = frozenset()  # axes on which norms stand in the stream itself
     tied: frozenset[str] = frozenset()  # axes of a table that writes and reads the same flow
     bent: frozenset[str] = frozenset()  # axes on which a norm stands behind an activation
+    reductions: frozenset[Reduction] = frozenset()
 
     def length(self, product: Product) -> int:
         """The length of a dimension."""
@@ -255,7 +273,24 @@ def _named(
         frozenset(names[leaf.factor] for leaf in flows.own if flows.flow(leaf) in these)
         for these in (flows.post_norm, flows.tied, flows.bent)
     )
-    return Axes(axes, dims, stacks, chained, post_norm, tied, bent)
+    reductions = frozenset(
+        Reduction(kind, _terms(items, names)) for kind, items in ledger.reductions
+    )
+    return Axes(axes, dims, stacks, chained, post_norm, tied, bent, reductions)
+
+
+def _terms(items: Dim, names: dict[Factor, str]) -> tuple[tuple[str, ...], ...]:
+    """The names of the axes of a dimension, as a sum of products."""
+    terms: tuple[tuple[str, ...], ...] = ((),)
+    for leaf in leaves(items):
+        if leaf.factor in names:
+            parts: tuple[tuple[str, ...], ...] = ((names[leaf.factor],),)
+        elif leaf.factor.segments:
+            parts = tuple(term for part in segments(leaf) for term in _terms([part], names))
+        else:
+            continue
+        terms = tuple((*term, *part) for term in terms for part in parts)
+    return terms
 
 
 def _axes(
@@ -270,6 +305,11 @@ def _axes(
     for use in ledger.uses:
         for end in ends([Item(use.factor, None)]):
             roles.setdefault(end.factor, set()).add(use.role)
+    over: dict[Factor, set[str]] = {}
+    for kind, items in ledger.reductions:
+        for end in ends(items):
+            over.setdefault(end.factor, set()).add(kind)
+    outputs = {end.factor for dim in ledger.outputs for end in ends(dim)}
     names: dict[Factor, str] = {}
     axes: dict[str, Axis] = {}
     taken: dict[str, tuple[_Place, ...]] = {}
@@ -284,7 +324,7 @@ def _axes(
         pinned = factor.pinned or inside[0].pinned
         if not pinned and not played:
             pinned = UNUSED
-        elif not pinned and "consumes" not in played and not factor.inner:
+        elif not pinned and factor in outputs and "consumes" not in played and not factor.inner:
             pinned = OUTPUT
         where, local = tuple(member.place for member in members), _local(members)
         base = name = _name(factor, members, played, local)
@@ -294,8 +334,8 @@ def _axes(
         names[factor] = name
         stretch = _stretch(factor, pinned, played) if pinned else None
         axes[name] = Axis(
-            name, factor.size, local, pinned, factor.normed, factor.inner, factor.scale,
-            factor.unit, stretch,
+            name, factor.size, local, pinned, frozenset(over.get(factor, ())), factor.inner,
+            factor.scale, factor.unit, stretch,
         )  # fmt: skip
     return names, axes
 

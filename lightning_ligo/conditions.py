@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +15,19 @@ from lightning_ligo.plan import Plan, Row
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import passed
 from lightning_ligo.trace import Tracer
+
+TAKEN = {
+    "extreme": "a maximum or minimum",
+    "group": "a norm over positions",
+    "layer": "a layer norm",
+    "length": "the length of a vector",
+    "mean": "a mean",
+    "mean square": "a mean of squares",
+    "rms": "an RMS norm",
+    "softmax": "a softmax",
+    "spread": "a variance",
+    "sum": "a sum",
+}
 
 
 def conditions(
@@ -31,8 +46,9 @@ def conditions(
         same_inputs: whether both were called with the same.
     """
     yield from _of_axes(plan, axes)
+    yield from _of_reductions(plan, axes)
     for row in plan.rows:
-        if not row.small_names and any(
+        if not row.small_names and all(
             axes.axes[use.axis].pinned == UNUSED for dim in row.dims for use in uses_of(dim)
         ):
             yield f"{row.pattern} is not used by the forward and stays as it was built"
@@ -72,30 +88,60 @@ def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
         axis = plan.facts[name]
         if axis.unit:
             yield f"{name} is what a weight is normed over, and copies make it longer"
-        if axis.inner and axis.normed in ("layer", "rms"):
-            yield f"{name} is what queries and keys are multiplied over, and they are normed on it"
+        roles = {
+            use.role
+            for row in (*plan.rows, *plan.buffers)
+            for dim in row.dims
+            for use in uses_of(dim)
+            if use.axis == name
+        }
+        taken = [TAKEN[kind] for kind in sorted(axis.over - {"length"})]
+        taken += ["a function that is not linear"] if name in axes.bent else []
+        taken += ["a product with parameters"] if roles & {"gain", "scales"} else []
+        if axis.inner and taken:
+            yield (
+                f"{name} is what activations are contracted over, as queries with keys, and "
+                f"{taken[0]} stands on it"
+            )
+        for kind in sorted(axis.over & {"length", "softmax", "sum"} if not axis.inner else ()):
+            yield f"{name} grows under {TAKEN[kind]}, which counts every copy"
         if axis.stretch == "interpolate":
             yield f"{name} grows from {length} to {longer} positions, which are interpolated"
         if axis.stretch == "copy":
             yield f"{name} grows from {length} to {longer} by copies, which are ranked together"
         if name in axes.tied:
             yield f"{name} is written and read by one tied table without a norm between"
-        if not axis.normed or longer % length == 0:
+        if longer % length == 0:
             continue
-        scaled = any(
-            use.axis == name and use.role == "scales"
-            for row in plan.rows
-            for dim in row.dims
-            for use in uses_of(dim)
-        )
+        uneven = {"group", "spread", *(() if "rms" in axis.over else ("mean square",))}
         under = (
-            "a norm over positions" if axis.normed == "group"
-            else "a norm of activations" if name in axes.bent
-            else "norms in the stream" if scaled or name in axes.post_norm
+            TAKEN[min(axis.over & uneven)] if axis.over & uneven
+            else "norms of more than one kind" if len(axis.over & {"layer", "rms", "mean"}) > 1
+            else "an extreme" if axis.normed and "extreme" in axis.over
+            else "a norm of activations" if axis.normed and name in axes.bent
+            else "norms in the stream"
+            if axis.normed and ("scales" in roles or name in axes.post_norm)
             else None
         )  # fmt: skip
         if under:
             yield f"{name} grows from {length} to {longer}, no multiple, under {under}"
+
+
+def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
+    """What is taken over several axes needs them to grow alike."""
+    for kind, terms in sorted(axes.reductions):
+        names = {name: plan.axes.get(name, (1, 1)) for term in terms for name in term}
+        rates = {
+            Fraction(
+                math.prod(names[name][1] for name in term),
+                math.prod(names[name][0] for name in term),
+            )
+            for term in terms
+        }
+        if len(rates) > 1 and kind in ("layer", "rms", "group", "mean", "mean square", "spread"):
+            yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow unequally"
+        elif kind == "layer" and len(names) > 1 and any(b % a for a, b in names.values()):
+            yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow by no multiples"
 
 
 def _of_buffers(plan: Plan, axes: Axes, small: nn.Module, large: nn.Module) -> Iterator[str]:
@@ -123,8 +169,8 @@ def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
     return None
 
 
-def _constants(tracer: Tracer, name: str) -> list[Any] | None:
-    return tracer.ledger.constants.get(name)
+def _constants(tracer: Tracer, name: str) -> list[Any]:
+    return tracer.ledger.numbers(name)
 
 
 def _differ(small: Tensor, large: Tensor) -> bool:
@@ -132,7 +178,7 @@ def _differ(small: Tensor, large: Tensor) -> bool:
     known = not small.is_meta and not large.is_meta
     return (
         known
-        and small.dim() == large.dim() == 0
+        and small.numel() == large.numel() == 1
         and small.is_floating_point()
         and bool(small != large)
     )

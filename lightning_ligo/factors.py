@@ -32,7 +32,6 @@ class Factor:
         "_parent",
         "hint",
         "inner",
-        "normed",
         "owned",
         "parts",
         "pinned",
@@ -47,7 +46,6 @@ class Factor:
         self.owned = owned  # some parameter carries it
         self.pinned = pinned  # why its entries cannot be exchanged, if they cannot
         self.hint: str | None = None  # what an operation knows it by: "heads", "kernel", ...
-        self.normed: str | None = None  # "layer" or "rms": a norm averages over it
         self.inner = False  # two activations are contracted over it
         self.scale = 1.0  # the numbers by which what lies on it, or its contraction, is multiplied
         self.unit = False  # a weight is divided by its norm over it
@@ -118,7 +116,7 @@ class Factor:
 
     def _piece(self, size: int) -> Factor:
         piece = Factor(size, owned=self.owned, pinned=self.pinned)
-        piece.hint, piece.normed, piece.inner = self.hint, self.normed, self.inner
+        piece.hint, piece.inner = self.hint, self.inner
         piece.scale, piece.unit = self.scale, self.unit
         return piece
 
@@ -131,7 +129,6 @@ class Factor:
         self.owned = self.owned or other.owned
         self.pinned = self.pinned or other.pinned
         self.hint = self.hint or other.hint
-        self.normed = self.normed or other.normed
         self.inner = self.inner or other.inner
         self.scale *= other.scale
         self.unit = self.unit or other.unit
@@ -143,10 +140,11 @@ class Flow:
     The flow along a sum has a flow for each segment, by its start and length.
     """
 
-    __slots__ = ("_parent", "_segments", "bent", "normed_into")
+    __slots__ = ("_parent", "_segments", "averaged", "bent", "normed_into")
 
     def __init__(self) -> None:
         self.bent = False  # an activation, or another function that is not linear, was applied
+        self.averaged = False  # its mean was taken
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
         self._parent: Flow | None = None
@@ -166,6 +164,7 @@ class Flow:
         theirs._parent = mine
         mine.normed_into += theirs.normed_into
         mine.bent = mine.bent or theirs.bent
+        mine.averaged = mine.averaged or theirs.averaged
         for (start, length), flow in theirs._segments.items():
             mine.segment(start, length, flow)
 
@@ -195,11 +194,14 @@ class Owner(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One factor of a tensor's dimension, the flow of values along it, and whose it is."""
+    """One factor of a tensor's dimension, the flow of values along it, and whose it is.
+
+    What is computed from several parameters has several owners.
+    """
 
     factor: Factor
     flow: Flow | None
-    owner: Owner | None = None
+    owners: tuple[Owner, ...] = ()
 
 
 Dim = list[Item]
@@ -219,14 +221,16 @@ def leaves(items: Iterable[Item]) -> Dim:
 
 def segments(item: Item) -> Dim:
     """The segments of a sum, each with its own flow."""
-    root, owner = item.factor.root(), item.owner
+    root = item.factor.root()
     result: Dim = []
     for segment, start in zip(root.segments, root.starts(), strict=True):
         length = segment.root().size
         flow = item.flow and item.flow.segment(start, length)
-        whole = owner is not None and owner.length is None
-        part = owner._replace(start=start, length=length) if owner and whole else owner
-        result.append(Item(segment, flow, part))
+        owners = (
+            owner._replace(start=start, length=length) if owner.length is None else owner
+            for owner in item.owners
+        )
+        result.append(Item(segment, flow, tuple(owners)))
     return result
 
 
@@ -318,16 +322,16 @@ def broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
         for position, dim in enumerate(theirs, start=rank - len(theirs)):
             if dims[position] and dim:
                 unite(dims[position], dim)
-            dims[position] = _with_flow(dims[position], dim)
+            dims[position] = joined(dims[position], dim)
     return dims
 
 
-def _with_flow(first: Dim, second: Dim) -> Dim:
-    """The same factors, with the flow of whichever side has one."""
+def joined(first: Dim, second: Dim) -> Dim:
+    """The same factors, with the flow of whichever side has one and the owners of both."""
     if not first or not second or len(leaves(first)) != len(leaves(second)):
         return first or second
     return [
-        Item(left.factor, left.flow or right.flow, left.owner or right.owner)
+        Item(left.factor, left.flow or right.flow, tuple({*left.owners, *right.owners}))
         for left, right in zip(leaves(first), leaves(second), strict=True)
     ]
 
@@ -413,8 +417,7 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
             single = None if whole else SINGLE
             joined.append(Factor(size(whole), owned=owned(whole), pinned=single))
             joined[-1].parts = tuple(item.factor for item in whole)
-        passing = next((item.flow for item in whole if item.flow is not None), None)
-        flow.segment(total.size, joined[-1].size, passing)
+        flow.segment(total.size, joined[-1].size, _passing(whole))
         total.size += joined[-1].size
     total.segments = tuple(joined)
     total.owned = any(segment.owned for segment in joined)
@@ -422,3 +425,12 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
     if all(pinned):
         total.pinned = next((reason for reason in pinned if reason != SINGLE), SINGLE)
     return [Item(total, flow)]
+
+
+def _passing(items: Dim) -> Flow | None:
+    """One flow for all factors of a product: what a norm over the last made of that of others."""
+    flows = [item.flow.root() for item in items if item.flow is not None]
+    for other in flows[:-1]:
+        if flows[-1] not in map(Flow.root, other.normed_into):
+            flows[-1].union(other)
+    return flows[-1] if flows else None

@@ -42,23 +42,30 @@ class Ledger:
     """The dimensions of the tensors of one forward, and the uses of its parameters."""
 
     def __init__(self, network: nn.Module) -> None:
+        kept = network.state_dict(keep_vars=True)
         self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
+        self.shapes |= {name: b.shape for name, b in network.named_buffers() if name in kept}
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
+        self.outputs: list[Dim] = []  # the dimensions of what the network returns
+        self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: see `TAKEN`
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self.opposed: list[tuple[Dim, Dim]] = []  # what parameters are multiplied over
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
         self.marks: dict[int, Mark] = {}  # by storage
         self._cast: dict[int, int] = {}  # storages of the same values in another dtype
         self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
         self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
-        self.constants: dict[str, list[Any]] = {}  # numbers that operations used, by the
-        self._latest = ""  # parameter that was used last before
+        self._numbers: dict[str, list[tuple[Any, Dim]]] = {}  # that operations used, by the
+        self._latest = ""  # parameter that was used last before; and what makes up for them
         self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
         for name, tensor in [*network.named_parameters(), *buffers]:
             dims = [
-                [Item(Factor(length, owned=True), Flow(), Owner(name, dim))] if length != 1 else []
+                [Item(Factor(length, owned=True), Flow(), (Owner(name, dim),))]
+                if length != 1
+                else []
                 for dim, length in enumerate(tensor.shape)
             ]
             self.parameters[name] = dims
@@ -116,23 +123,59 @@ class Ledger:
             return
         items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
         for item in ends(items):
-            if item.owner is not None:
-                self.uses.append(Use(item.owner, item.factor, role, reads))
+            for owner in item.owners:
+                self.uses.append(Use(owner, item.factor, role, reads))
 
     def consume(self, weights: Dim, inputs: Dim) -> None:
         """Note that a weight's dimension is contracted with what flows in."""
         reads = [item.flow for item in ends(inputs)]
         for number, item in enumerate(ends(weights)):
-            if item.owner is not None:
-                read = reads[number] if number < len(reads) else None
-                self.uses.append(Use(item.owner, item.factor, "consumes", read))
+            read = reads[number] if number < len(reads) else None
+            for owner in item.owners:
+                self.uses.append(Use(owner, item.factor, "consumes", read))
+
+    def release(self, tensor: Tensor) -> None:
+        """Take what is made of parameters, such as learned queries, for an activation."""
+        if (traced := self._traced.get(_key(tensor))) is not None and traced.static:
+            self.record(tensor, "produces")
+            self._traced[_key(tensor)] = traced._replace(static=False)
+
+    def settle(self) -> None:
+        """Let one side consume what the other produces where parameters are multiplied."""
+        for left, right in self.opposed:
+            roles = [
+                {
+                    use.role
+                    for use in self.uses
+                    if any(use.owner in item.owners for item in ends(side))
+                }
+                for side in (left, right)
+            ]
+            first = "consumes" in roles[0] or "produces" in roles[1]
+            if first and "consumes" not in roles[1] and "produces" not in roles[0]:
+                left, right = right, left
+            self.consume(right, left)
+            for item in ends(left):
+                self.uses += [Use(owner, item.factor, "produces") for owner in item.owners]
 
     def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
         """Note that an operation on ``tensors`` was given these numbers."""
         used = [name for tensor in tensors if self.static(tensor) for name in self.writers(tensor)]
         self._latest = min(used, default=self._latest)
-        if numbers:
-            self.constants.setdefault(self._latest, []).extend(numbers)
+        for number in numbers:
+            self._numbers.setdefault(self._latest, []).append((number, []))
+
+    def numbers(self, name: str) -> list[Any]:
+        """The numbers that were used behind a parameter, but those that an inner axis scales by."""
+        return [
+            number
+            for number, over in self._numbers.get(name, [])
+            if not any(item.factor.inner for item in ends(over))
+        ]
+
+    def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
+        """Note that something, such as a norm, is taken over all of these dimensions at once."""
+        self.reductions.append((kind, [item for dim in dims for item in dim]))
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
@@ -143,9 +186,10 @@ class Ledger:
     def multiply(self, tensor: Tensor, number: float) -> None:
         """Note that an activation is multiplied by a number."""
         over = self._contracted.get(storage(tensor))
-        for dim in self.dims(tensor) if over is None else [over]:
-            for item in ends(dim):
-                item.factor.scale *= number
+        items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
+        for item in ends(items):
+            item.factor.scale *= number
+        self._numbers.setdefault(self._latest, []).append((number, items))
 
     def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
         """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""

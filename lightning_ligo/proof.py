@@ -25,13 +25,14 @@ def prove(
     """The relative change of the first output when an axis is permuted, for every axis.
 
     Permuting an axis in every parameter and buffer that carries it leaves the output as it is, to
-    rounding, exactly where its entries are exchangeable; only then can the axis grow. The proof
-    runs in evaluation mode, in float64 where it can be, on a copy of ``network`` with noise on all
-    weights (so that what starts at zero or one hides nothing). It needs no knowledge of the
-    network but its axes, and is the test of every tracing rule.
+    rounding, exactly where its entries are exchangeable; only then can the axis grow. Two orders
+    are tried, a cycle through all entries and a swap of two of them, of which every other order is
+    made. The proof runs in evaluation mode, in float64 where it can be, on a copy of ``network``
+    with noise on all weights (so that what starts at zero or one hides nothing). It needs no
+    knowledge of the network but its axes, and is the test of every tracing rule.
 
     Axes that are called growable are permuted all at once, each in an order of its own; they share
-    the error of that one forward, and only where it is no rounding are they told apart.
+    the error of those forwards, and only where it is no rounding are they told apart.
 
     Args:
         axes: the names to prove; all that are longer than 1 if None.
@@ -102,18 +103,23 @@ def _changes(
 
     before = output()
 
-    def permute(group: list[str], back: bool = False) -> None:
+    def permute(group: list[str], swap: bool, back: bool = False) -> None:
         for name, tensor in tensors.items():
             pattern, _, layer = pattern_of(name, named.stacks)
             dims = named.dims.get(pattern, ())
             for axis in {use.axis for dim in dims for use in uses_of(dim)}.intersection(group):
-                tensor.data.copy_(_permuted(tensor.detach(), dims, named, axis, layer, back))
+                length = named.axes[axis].length
+                order = _order(axis, length, layer if named.axes[axis].stack else None, swap)
+                order = order.argsort() if back else order
+                tensor.data.copy_(_permuted(tensor.detach(), dims, named, axis, order))
 
     def error(group: list[str]) -> float:
-        permute(group)
-        change = _change(before, output())
-        permute(group, back=True)
-        return change
+        changes = []
+        for swap in (False, True):
+            permute(group, swap)
+            changes.append(_change(before, output()))
+            permute(group, swap, back=True)
+        return max(changes)
 
     wanted = [name for name, axis in named.axes.items() if axis.length > 1]
     if axes is not None:
@@ -159,26 +165,27 @@ def noisy(network: nn.Module) -> nn.Module:
     return network
 
 
-def _order(axis: str, length: int, layer: int | None) -> Tensor:
-    """An order of its own for every axis, and for every layer of an axis that is inside one."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{axis} {layer}".encode()))
-    order = torch.randperm(length, generator=generator)
-    return order if not torch.equal(order, torch.arange(length)) else order.roll(1)
+def _order(axis: str, length: int, layer: int | None, swap: bool) -> Tensor:
+    """A cycle, or a swap, of its own for every axis, and for every layer of one that is inside it.
+
+    Of an axis of two entries both are the same; the swap then leaves half of such axes as they are,
+    so that two of them that are one in truth do not pass for two.
+    """
+    seed = zlib.crc32(f"{axis} {layer}".encode())
+    entries = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    order = torch.arange(length)
+    if swap and length == 2 and seed % 2:
+        return order
+    moved = entries[:2] if swap else entries
+    order[moved] = moved.roll(1)
+    return order
 
 
 def _permuted(
-    tensor: Tensor,
-    dims: tuple[Product, ...],
-    axes: Axes,
-    name: str,
-    layer: int | None,
-    back: bool,
+    tensor: Tensor, dims: tuple[Product, ...], axes: Axes, name: str, order: Tensor
 ) -> Tensor:
-    axis = axes.axes[name]
-    order = _order(name, axis.length, layer if axis.stack else None).to(tensor.device)
-    order = order.argsort() if back else order
     for dim, product in enumerate(dims):
-        tensor = _permuted_dim(tensor, dim, product, axes, name, order)
+        tensor = _permuted_dim(tensor, dim, product, axes, name, order.to(tensor.device))
     return tensor
 
 

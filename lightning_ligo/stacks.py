@@ -30,11 +30,12 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
     A stack are the numbered children of one module that hold the same parameters of the same
     shapes, next to each other or not: convolutions and attention may alternate. A list of one kind
     gives its name to the stack, ``blocks``; where some children differ, as at the transitions of
-    stages, there are several, ``blocks[0]`` and ``blocks[1]``. Stacks of two networks are matched
-    in order among those that hold the same names; where one network has more of them, a first or
-    last child of the other that only happens to look like the rest stands alone. Within a stack no
-    further one is looked for: where lists inside its children change their length, and it does not,
-    each child stands alone.
+    stages, there are several, ``blocks[0]`` and ``blocks[1]``. Where each child of a list can grow
+    into the one that stands at its place, children are equal if they are in both networks. Else
+    stacks are matched in order among those that hold the same names; where one network has more of
+    them, a first or last child of the other that only happens to look like the rest stands alone.
+    Within a stack no further one is looked for: where lists inside its children change their
+    length, and it does not, each child stands alone.
 
     Args:
         networks: the shapes of each network's parameters by name.
@@ -120,6 +121,11 @@ def _names(node: Any, prefix: str = "") -> tuple[str, ...]:
 
 def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
     """The classes of equal children that all networks have, in order of their first child."""
+    if len({*map(tuple, nodes)}) == 1 and all(map(_grows_into, nodes, nodes[1:])):
+        equal: dict[str, list[int]] = {}
+        for number in sorted(map(int, nodes[0])):
+            equal.setdefault(str([node[str(number)] for node in nodes]), []).append(number)
+        return [(tuple(numbers),) * len(nodes) for numbers in equal.values()]
     kinds = [_classes(node) for node in nodes]
     matched: list[tuple[_Class, ...]] = []
     for kind, classes in kinds[0].items():
@@ -136,6 +142,21 @@ def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
     return sorted(matched, key=lambda classes: classes[0][0])
 
 
+def _grows_into(small: Any, large: Any) -> bool:
+    """Whether a module holds the same names as another one, of shapes that are nowhere shorter.
+
+    Lists may be longer in one of them.
+    """
+    if isinstance(small, dict) and isinstance(large, dict):
+        lists = all(name.isdigit() for name in (*small, *large))
+        return (lists or small.keys() == large.keys()) and all(
+            _grows_into(small[name], large[name]) for name in small.keys() & large.keys()
+        )
+    if isinstance(small, dict) or isinstance(large, dict) or len(small) != len(large):
+        return False
+    return all(one <= other for one, other in zip(small, large, strict=True))
+
+
 def _classes(node: _Tree) -> dict[str, list[_Class]]:
     """The classes of equal children of every kind."""
     kinds: dict[str, dict[str, list[int]]] = {}
@@ -147,9 +168,7 @@ def _classes(node: _Tree) -> dict[str, list[_Class]]:
 
 def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
     """Whether the children of the second network are nowhere shorter than those of the first."""
-    small, large = (
-        [*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True)
-    )
+    small, large = ([*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True))
     return len(small) != len(large) or all(
         one <= other for one, other in zip(small, large, strict=True)
     )

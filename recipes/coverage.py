@@ -2,25 +2,27 @@
 
     python -m recipes.coverage --jobs 2         # go on where the last run stopped
     python -m recipes.coverage --only swin      # the pairs whose names match
-    python -m recipes.coverage --summary        # the table of what has been run
+    python -m recipes.coverage --summary        # the summary of what has been run
 
-A pair of timm's are two names of its registry with the same module, class and input size that
-differ in one word (`swin_tiny_patch4_window7_224` and `swin_small_patch4_window7_224`), where the
-large network has the same kinds of parameters, as many or more of each, no shorter, with heads no
-narrower and the same kernels. Each network is paired with the next larger one; pairs of the same
-shapes are run once.
-Every result is a line of `runs/coverage/results.jsonl`.
+A pair of timm's are two names of its registry with the same module, class and input size that are
+alike but for one of their words (`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`),
+where the large network has the same kinds of parameters, as many or more of each, no shorter, with
+the same kernels, and with heads and groups no fewer and no narrower. Each network is paired with
+the next larger one; pairs of the same shapes are run once. The families of Hugging Face are those
+of `recipes/families.py`.
+
+Every result is a line of `runs/coverage/results.jsonl`, and of the table in
+`runs/coverage/coverage.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -37,9 +39,10 @@ from lightning_ligo.proof import TOLERANCE, noisy
 from recipes.families import FAMILIES
 
 KEPT = 1e-4  # relative change of the output in float32
-REAL = 100_000_000  # parameters; what is larger is traced on the meta device
+REAL = 100_000_000  # parameters; a large network with more is paired on the meta device
+PROVED = 700_000_000  # parameters; a small network with more, too, and not proved
 CLASSES = 1000
-PIXELS = 128  # images of networks that take any size
+PIXELS = (64, 128)  # images of networks that take any size
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ def timm_pairs() -> Iterator[Pair]:
 
 
 def _one_word(first: str, second: str) -> bool:
-    words = list(itertools.zip_longest(first.split("_"), second.split("_")))
-    return sum(one != other for one, other in words) == 1
+    mine, theirs = first.split("_"), second.split("_")
+    return len(mine) == len(theirs) and sum(map(str.__ne__, mine, theirs)) == 1
 
 
 class _Kinds:
@@ -118,8 +121,12 @@ class _Kinds:
         for tensor, shape in self.tensors.items():
             kind = re.sub(r"\b\d+\b", "*", tensor), f"{len(shape)}d", styles.get(tensor, "")
             self.kinds[kind].append(shape)
-        widths = [getattr(module, "head_dim", None) for module in network.modules()]
-        self.heads = [width for width in widths if isinstance(width, int)] or [0]
+        counts = [
+            [n for m in network.modules() if isinstance(n := getattr(m, what, None), int)]
+            for what in ("num_heads", "groups")
+        ]
+        widths = [*map(_head_width, network.modules())]
+        self.counts = [found or [0] for found in (*counts, [*filter(None, widths)])]
 
     def grows_from(self, small: _Kinds) -> bool:
         return (
@@ -130,7 +137,8 @@ class _Kinds:
             and all(_longer([self.tensors[name]], [shape])
                     for name, shape in small.tensors.items()
                     if name in self.tensors and self._same_place(name, small))
-            and all(end(self.heads) >= end(small.heads) for end in (min, max))
+            and all(end(mine) >= end(theirs) for end in (min, max)
+                    for mine, theirs in zip(self.counts, small.counts, strict=True))
         )  # fmt: skip
 
     def _same_place(self, name: str, other: _Kinds) -> bool:
@@ -143,6 +151,13 @@ class _Kinds:
 def _children(name: str) -> list[tuple[str, str]]:
     """The lists that a parameter is in, each with the number of its child."""
     return [(name[: match.start()], match[1]) for match in re.finditer(r"\.(\d+)(?=\.)", name)]
+
+
+def _head_width(module: nn.Module) -> int | None:
+    heads = getattr(module, "num_heads", None)
+    inputs = [child.in_features for child in module.children() if isinstance(child, nn.Linear)]
+    known = isinstance(heads, int) and inputs
+    return getattr(module, "head_dim", max(inputs) // heads if known else None)
 
 
 def _style(module: nn.Module) -> str:
@@ -183,16 +198,17 @@ def _networks(pair: Pair, device: str) -> tuple[nn.Module, nn.Module]:
 
 
 def _inputs(pair: Pair, small: nn.Module) -> dict[str, Tensor]:
-    """Two random inputs: images as small as the network takes."""
+    """A random input: an image as small as the network takes."""
     generator = torch.Generator().manual_seed(0)
     if pair.source == "hf":
         return FAMILIES[pair.module].inputs()
     channels, height, width = small.pretrained_cfg["input_size"]
-    for pixels in sorted({min(PIXELS, height), height}):
-        images = torch.randn(2, channels, pixels, width * pixels // height, generator=generator)
+    empty = timm_network(pair.small, "meta").eval()
+    for pixels in sorted({*(min(size, height) for size in PIXELS), height}):
+        images = torch.randn(1, channels, pixels, width * pixels // height, generator=generator)
         try:
             with torch.no_grad():
-                small.eval()(images.to(next(small.parameters()).device))
+                empty(images.to("meta"))
         except (RuntimeError, AssertionError, ValueError):
             continue
         break
@@ -212,7 +228,7 @@ def run(pair: Pair) -> Result:
         result.parameters = (sizes[0], sizes[1])
         if pair.source == "hf" or sizes[1] <= REAL:
             small, large = _networks(pair, "cpu")
-        elif sizes[0] <= REAL:
+        elif sizes[0] <= PROVED:
             small = timm_network(pair.small)
         small, large = small.eval(), large.eval()
         torch.manual_seed(0)
@@ -226,7 +242,7 @@ def run(pair: Pair) -> Result:
         result.proof = max(plan.proofs.values(), default=None)
         if not any(p.is_meta for p in (*small.parameters(), *large.parameters())):
             result.kept = _kept(noisy(small), large, plan, inputs)
-            if not result.kept <= KEPT:  # rounding, or not finite
+            if not result.kept <= KEPT and not plan.inexact:  # rounding, or not finite
                 exact = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
                 result.kept = _kept(small.double(), large.double(), plan, exact)
     except Exception as error:
@@ -266,7 +282,7 @@ def main() -> None:
     results = options.out / "results.jsonl"
     done = _read(results)
     if options.summary:
-        print(summary(list(done.values())))
+        _write(options.out, list(done.values()))
         return
     pairs = [pair for pair in _pairs(options.out) if re.search(options.only, pair.key)]
     todo = [pair for pair in pairs if options.again or pair.key not in done]
@@ -282,7 +298,13 @@ def main() -> None:
             bar.update()
             if result.reason:
                 bar.write(f"{result.key}: {result.reason}")
-    print(summary(list(_read(results).values())))
+    _write(options.out, list(_read(results).values()))
+
+
+def _write(out: Path, results: list[Result]) -> None:
+    text = summary(results)
+    (out / "coverage.md").write_text(f"{text}\n\n{table(results)}\n")
+    print(text)
 
 
 def _pairs(out: Path) -> list[Pair]:
@@ -303,12 +325,44 @@ def _read(results: Path) -> dict[str, Result]:
 
 
 def summary(results: list[Result]) -> str:
-    count = Counter[str]()
-    for result in results:
-        count["paired"] += result.paired
-        count["proved"] += result.proof is not None and result.proof <= TOLERANCE
-        count["kept"] += result.kept is not None and result.kept <= KEPT
-    return f"{len(results)} pairs: {dict(count)}"
+    """How many pairs of each source were paired, proved, and kept where the plan says they can."""
+    lines = [
+        "| source | pairs | paired | proved | grown | kept | not kept, as planned |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for source in sorted({result.key.partition(":")[0] for result in results}):
+        mine = [result for result in results if result.key.startswith(f"{source}:")]
+        grown = [result for result in mine if result.kept is not None]
+        exact = [result for result in grown if not result.inexact]
+        kept = sum(result.kept <= KEPT for result in exact)
+        paired = sum(result.paired for result in mine)
+        proved = sum(result.paired and (result.proof or 0) <= TOLERANCE for result in mine)
+        unproved = sum(result.paired and result.proof is None for result in mine)
+        lines.append(
+            f"| {source} | {len(mine)} | {paired} ({paired / len(mine):.1%}) | "
+            f"{proved - unproved} (and {unproved} with nothing to prove) | {len(grown)} | "
+            f"{kept} of {len(exact)} | {len(grown) - len(exact)} |"
+        )
+    return "\n".join(lines)
+
+
+def table(results: list[Result]) -> str:
+    """A row for every pair, by module."""
+    lines = [
+        "| module | pair | parameters (M) | axes | stacks | proof | change | seconds | reason |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in sorted(results, key=lambda result: (result.module, result.key)):
+        small, large = (f"{number / 1e6:.1f}" for number in result.parameters)
+        proof, kept = (
+            "" if value is None else f"{value:.0e}" for value in (result.proof, result.kept)
+        )
+        why = " ".join(result.reason.split()) or "; ".join(result.inexact)
+        lines.append(
+            f"| {result.module} | {result.key.partition(':')[2]} | {small} → {large} | "
+            f"{result.axes} | {result.stacks} | {proof} | {kept} | {result.seconds} | {why} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

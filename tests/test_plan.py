@@ -92,3 +92,12 @@ def test_a_growth_that_cannot_keep_the_function_says_why(small, large, inputs, r
     plan = ligo.pair(small, large, **inputs)
     assert any(reason in line for line in plan.inexact)
     assert reason in str(plan)
+
+
+def test_layers_that_are_equal_in_one_of_the_networks_only_are_no_stack():
+    def network(*widths):
+        linears = [nn.Linear(*pair) for pair in zip((4, *widths), (*widths, 2), strict=True)]
+        return nn.Sequential(nn.Sequential(*linears), nn.Tanh())
+
+    plan = ligo.pair(network(5, 5, 5), network(7, 6, 7), torch.randn(3, 4))
+    assert list(plan.axes.values()) == [(5, 7), (5, 6), (5, 7)] and plan.inexact == ()

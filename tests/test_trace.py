@@ -129,3 +129,18 @@ def test_chained_modules_are_no_stack():
     network.add_module("layers", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)))
     axes = ligo.trace(network, torch.randn(2, 4))
     assert axes.stacks == {} and "chained" in axes.chained["layers"]
+
+
+def test_an_axis_that_only_some_orders_leave_alone_is_not_exchangeable():
+    """A sum with its mirror image knows its pairs: of 24 orders of four entries eight keep them."""
+
+    class Mirrored(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            return self.two(self.one(x) + self.one(x).flip(-1))
+
+    for width in (3, 4, 5):
+        assert ligo.prove(Mirrored(width), torch.randn(2, 4))["in"] > 0.01

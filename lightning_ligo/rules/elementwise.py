@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import Dim, broadcast, ends
+from lightning_ligo.factors import Dim, broadcast, ends, take
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.norms import norm
-from lightning_ligo.rules.table import rule
+from lightning_ligo.rules.table import position, rule
 
 LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
 
@@ -22,12 +22,12 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if (normed := _rms_norm(ledger, name, args, out)) is not None:
         return normed
     if name not in LINEAR and not ledger.marked(out, "square"):
-        for dim in ledger.dims(tensors[0]):
-            for item in ends(dim):
-                if item.flow is not None:
-                    item.flow.root().bent = True
+        bend(ledger.dims(tensors[0]))
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
-    numbers = [arg for arg in args[:2] if isinstance(arg, (int, float)) and arg]
+    if name in ("mul", "div") and len(moving) > 1:
+        for first, second in zip(*(ledger.dims(tensor)[::-1] for tensor in moving), strict=False):
+            bend([first if any(item.flow for item in second) else []])
+    numbers = [number for arg in args[:2] if (number := _number(ledger, arg))]
     if name in ("mul", "div") and len(moving) == len(numbers) == 1:
         ledger.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
     if not all(ledger.static(tensor) for tensor in tensors):
@@ -35,6 +35,22 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         for tensor in tensors:
             ledger.record(tensor, "scales" if scaling else "produces")
     return broadcast([ledger.dims(tensor) for tensor in tensors])
+
+
+def _number(ledger: Ledger, x: Any) -> float | None:
+    """A number, or a constant tensor that holds a single one."""
+    if isinstance(x, Tensor):
+        known = ledger.static(x) and not ledger.writers(x) and x.numel() == 1 and not x.is_meta
+        return float(x) if known and x.is_floating_point() else None
+    return x if isinstance(x, (int, float)) else None
+
+
+def bend(dims: Sequence[Dim]) -> None:
+    """Note that a function that is not linear is applied to what flows."""
+    for dim in dims:
+        for item in ends(dim):
+            if item.flow is not None:
+                item.flow.root().bent = True
 
 
 def _rms_norm(ledger: Ledger, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
@@ -69,10 +85,21 @@ def cast(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tenso
     return ledger.dims(args[0])
 
 
-@rule("clone", "alias", "detach", "lift_fresh", "hardswish", "cumsum", "_softmax",
-      "_log_softmax", "_safe_softmax", "native_dropout", "bernoulli")  # fmt: skip
+@rule("clone", "alias", "detach", "lift_fresh", "hardswish", "native_dropout", "bernoulli")
 def same(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     return ledger.dims(args[0])
+
+
+@rule("glu")
+def glu(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``a * sigmoid(b)`` of the two halves of a dimension."""
+    axis = position(args[1] if len(args) > 1 else -1, out.dim())
+    half = out.shape[axis]
+    halves = [list(ledger.dims(args[0])) for _ in range(2)]
+    for number, dims in enumerate(halves):
+        dims[axis] = take(dims[axis], number * half, half)
+    bend(halves[1])
+    return broadcast(halves)
 
 
 @rule("copy_")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import Dim, Flow, Item, ends, leaves, regroup, size, unite
+from lightning_ligo.factors import Dim, Flow, Item, ends, leaves, pin, regroup, size, unite
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import position, rule
 
@@ -51,9 +51,9 @@ def norm(
 ) -> Flow | None:
     """A norm ends the flow that it reads and begins one that its gain and bias write."""
     written, read = Flow(), None
+    ledger.reduce(kind, [dims[axis] for axis in axes])
     for axis in axes:
         for end in ends(dims[axis]):
-            end.factor.normed = kind
             if end.flow is not None:
                 read = end.flow
                 read.root().normed_into.append(written)
@@ -98,24 +98,52 @@ def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
     return [dims, *map(ledger.unknown, out[1:])]
 
 
-@rule("mean", "sum", "amax", "amin", "any", "all", "logsumexp", "argmax", "argmin", "max", "min",
-      "var", "std", "var_mean", "linalg_vector_norm", "norm", "prod")  # fmt: skip
+@rule("_softmax", "_log_softmax", "_safe_softmax")
+def softmax(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = ledger.dims(args[0])
+    ledger.reduce("softmax", [dims[position(args[1], len(dims))]])
+    return dims
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+def cumulative(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = ledger.dims(args[0])
+    pin(dims[position(args[1], len(dims))], "it is summed up in order")
+    return dims if isinstance(out, Tensor) else [dims, dims]
+
+
+REDUCTIONS = {"mean": "mean", "var": "spread", "std": "spread", "var_mean": "spread",
+              "linalg_vector_norm": "length", "norm": "length",
+              "amax": "extreme", "amin": "extreme", "max": "extreme", "min": "extreme",
+              "argmax": "extreme", "argmin": "extreme", "any": "extreme", "all": "extreme",
+              "sum": "sum", "prod": "sum", "logsumexp": "sum"}  # fmt: skip
+
+
+@rule(*REDUCTIONS)
 def reduction(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """The dimensions that are reduced go; what was averaged no longer has its own length."""
     dims = list(ledger.dims(args[0]))
     name = func._schema.name.removeprefix("aten::")
-    over = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if name in ("linalg_vector_norm", "norm"):
-        over = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    kind = REDUCTIONS[name]
+    number = 2 if kind == "length" else 1
+    over = kwargs.get("dim", args[number] if len(args) > number else None)
     over = [over] if isinstance(over, int) and not isinstance(over, bool) else over
     gone = {position(axis, len(dims)) for axis in over or range(len(dims))}
     square = ledger.marked(args[0], "square")
     if name == "mean" and square:
         ledger.mark(out, "mean square", square.of)
-    for axis in gone if not (name == "mean" and square) else ():
+        kind = "mean square"
+    if kind == "length" and args[1] not in (2, None):
+        kind = "sum"
+    ledger.reduce(kind, [dims[axis] for axis in gone])
+    for axis in gone:
         for end in ends(dims[axis]):
-            end.factor.normed = end.factor.normed or ("mean" if name == "mean" else "sum")
+            if end.flow is not None and kind == "mean":
+                end.flow.root().averaged = True
     tensors = [out] if isinstance(out, Tensor) else list(out)
+    if name.startswith("arg") or (kind == "extreme" and len(tensors) > 1):
+        for axis in gone:
+            ledger.tell_apart(tensors[-1], dims[axis], "the position of an extreme is asked for")
     kept = [
         [[] if axis in gone else dim for axis, dim in enumerate(dims)]
         if tensor.dim() == len(dims)

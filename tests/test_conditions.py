@@ -1,0 +1,184 @@
+"""What stands on an axis decides whether its growth can keep the function."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lightning_ligo as ligo
+from networks import output, randomised
+
+
+class Around(nn.Module):
+    """A linear layer, a function of what it writes and a linear layer that reads that."""
+
+    def __init__(self, function, width, *modules):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+        self.inside = nn.ModuleList(modules)
+        self.function = function
+
+    def forward(self, x):
+        return self.two(self.function(self.one(x), *self.inside))
+
+
+def applied(module, width):
+    return lambda: Around(lambda x, inside: inside(x), width, module(width))
+
+
+def grown(build, small, large):
+    """How much the output changes by a growth, and why the plan says that it may."""
+    inputs = {"x": torch.linspace(-1, 1, 3 * 4).sin().reshape(3, 4).double()}
+    first, second = randomised(build(small), torch.float64), build(large).double().eval()
+    plan = ligo.pair(first, second, **inputs)
+    ligo.Operator(plan, first, "lossless").bake(second)
+    before, after = output(first, inputs), output(second, inputs)
+    return float((after - before).norm() / before.norm()), plan.inexact
+
+
+def module(make):
+    return lambda width: Around(lambda x, inside: inside(x), width, make(width))
+
+
+def function(of):
+    return lambda width: Around(of, width)
+
+
+MULTIPLES = {  # kept where the width grows by a multiple, and only there
+    "mean of activations": (function(lambda x: x.relu() - x.relu().mean(-1, True)), "activations"),
+    "variance": (function(lambda x: x / (1 + x.var(-1, correction=0, keepdim=True))), "a variance"),
+    "mean of squares": (function(lambda x: x * x.square().mean(-1, True)), "a mean of squares"),
+    "norms": (
+        function(lambda x: F.rms_norm(x, x.shape[-1:]) + F.layer_norm(x, x.shape[-1:])),
+        "norms of more than one kind",
+    ),
+    "norm, activation": (
+        module(lambda n: nn.Sequential(nn.RMSNorm(n, elementwise_affine=False), nn.Tanh())),
+        "a norm of activations",
+    ),
+    "norm of a gate": (
+        lambda width: Around(
+            lambda x, gate: F.layer_norm(x * gate(x), x.shape[-1:]), width, nn.Linear(width, width)
+        ),
+        "a norm of activations",
+    ),
+    "norm of a square": (
+        function(lambda x: F.layer_norm(x.square(), x.shape[-1:])),
+        "a norm of activations",
+    ),
+}
+COUNTED = {  # not kept
+    "softmax": (function(lambda x: x.softmax(-1)), "a softmax, which counts every copy"),
+    "length": (function(F.normalize), "the length of a vector, which counts every copy"),
+    "sum": (function(lambda x: x * x.sum(-1, True)), "a sum, which counts every copy"),
+}
+KEPT = {
+    "mean": function(lambda x: x - x.mean(-1, keepdim=True)),
+    "maximum": function(lambda x: x * x.amax(-1, keepdim=True)),
+    "glu": lambda width: Around(lambda x, up: F.glu(up(x)), width, nn.Linear(width, 2 * width)),
+    "layer norm without a gain": module(lambda n: nn.LayerNorm(n, elementwise_affine=False)),
+    "rms norm without a gain": module(lambda n: nn.RMSNorm(n, elementwise_affine=False)),
+    "written out": function(lambda x: x * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6)),
+}
+
+
+@pytest.mark.parametrize(("build", "reason"), MULTIPLES.values(), ids=MULTIPLES)
+def test_what_averages_keeps_the_function_where_a_width_grows_by_a_multiple(build, reason):
+    error, inexact = grown(build, 3, 6)
+    assert error < 1e-12 and inexact == ()
+    error, inexact = grown(build, 3, 5)
+    assert error > 1e-6 and any(reason in line for line in inexact), inexact
+
+
+@pytest.mark.parametrize(("build", "reason"), COUNTED.values(), ids=COUNTED)
+def test_what_counts_copies_is_said_to_be_changed(build, reason):
+    error, inexact = grown(build, 3, 6)
+    assert error > 1e-6 and any(reason in line for line in inexact), inexact
+
+
+@pytest.mark.parametrize("large", [5, 6])
+@pytest.mark.parametrize("build", KEPT.values(), ids=KEPT)
+def test_what_sees_no_copies_keeps_the_function(build, large):
+    error, inexact = grown(build, 3, large)
+    assert error < 1e-12 and inexact == ()
+
+
+def test_a_norm_over_what_was_joined_needs_all_of_it_to_grow_alike():
+    class Joined(nn.Module):
+        def __init__(self, widths):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, widths[0]), nn.Linear(4, widths[1])
+            self.norm, self.out = nn.LayerNorm(sum(widths)), nn.Linear(sum(widths), 2)
+
+        def forward(self, x):
+            return self.out(self.norm(torch.cat([self.one(x), self.two(x)], -1)))
+
+    assert grown(Joined, (2, 3), (4, 6)) == (pytest.approx(0, abs=1e-12), ())
+    error, inexact = grown(Joined, (2, 3), (4, 9))
+    assert error > 1e-6 and inexact == (
+        "a layer norm is taken over hidden, hidden.2, which grow unequally",
+    )
+    error, inexact = grown(Joined, (2, 4), (3, 6))
+    assert error > 1e-6 and inexact == (
+        "a layer norm is taken over hidden, hidden.2, which grow by no multiples",
+    )
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda q, k: q.tanh(), "a function that is not linear"),
+        (lambda q, k: q.softmax(-1), "a softmax"),
+        (lambda q, k: q * k, "a function that is not linear"),
+        (lambda q, k: F.normalize(q), None),
+        (lambda q, k: q / q.shape[-1] ** 0.5, None),
+    ],
+)
+def test_what_stands_before_a_product_of_activations_decides_whether_it_is_kept(between, reason):
+    class Scored(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.query, self.key = nn.Linear(4, width), nn.Linear(4, width)
+
+        def forward(self, x):
+            query, key = self.query(x), self.key(x)
+            return between(query, key) @ key.T
+
+    error, inexact = grown(Scored, 3, 6)
+    assert (error < 1e-12) == (inexact == ()) == (reason is None)
+    assert all(f"{reason} stands on it" in line for line in inexact)
+
+
+def test_a_gain_on_queries_is_said_to_change_them():
+    class Scored(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.query, self.key = nn.Linear(4, width), nn.Linear(4, width)
+            self.gain = nn.Parameter(torch.ones(width))
+
+        def forward(self, x):
+            return self.query(x) * self.gain @ self.key(x).T
+
+    error, inexact = grown(Scored, 3, 6)
+    assert error > 1e-6 and "a product with parameters stands on it" in inexact[0]
+
+
+def test_an_axis_whose_entries_are_taken_in_order_is_told_apart():
+    network = Around(lambda x: x.cumsum(-1), 5)
+    x = torch.randn(3, 4)
+    assert ligo.trace(network, x).axes["in"].pinned == "it is summed up in order"
+    assert ligo.prove(network, x)["in"] > 0.1
+
+
+def test_an_axis_that_is_averaged_away_is_no_output():
+    class Pooled(nn.Module):
+        def __init__(self, tokens):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6 * tokens), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.two(self.one(x).view(len(x), -1, 6).tanh().mean(1))
+
+    axes = ligo.trace(Pooled(3), torch.randn(2, 4)).axes
+    assert [axis.length for axis in axes.values() if axis.pinned is None] == [3, 6]
+    assert grown(Pooled, 3, 6) == (pytest.approx(0, abs=1e-12), ())
