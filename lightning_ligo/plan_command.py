@@ -61,7 +61,8 @@ memory, and whether the order of an axis means nothing is then not proved.
 
 With --json there is {{"growths": [...]}}, and of each growth:
   small, large    descriptions of the networks (class_path, init_args); small may be null
-  when, step      when it is due in a run, and at which optimizer step; else null
+  number, when    which growth of a run it is, and when it is due; else null
+  step            the optimizer step of that, if it is known; else null
   axes, stacks    those that grow, and all stacks: name -> [small, large] length or depth
   parameters      small, large: how many
   shared          heads of keys and values -> how many each of them becomes, as they were shared
@@ -120,9 +121,8 @@ def plan(words: Sequence[str]) -> None:
     if options.json:
         print(json.dumps({"growths": [each.to_dict() for each in planned]}, indent=2))
     else:
-        titles = [f"{options.small} -> {options.large}"] if options.small else _titles(planned)
-        both = zip(titles, planned, strict=True)
-        print("\n\n".join(f"{title}\n\n{each}" for title, each in both))
+        pair = f"{options.small} -> {options.large}"
+        print("\n\n".join(f"{_moment(each) or pair}\n\n{each}" for each in planned))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,12 +168,13 @@ def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str
     return settings
 
 
-def _titles(planned: Sequence[Planned]) -> list[str]:
-    return [
-        f"Growth {number} of {len(planned)}, at {each.when}"
-        + ("" if each.step is None else f" (step {each.step})")
-        for number, each in enumerate(planned, 1)
-    ]
+def _moment(planned: Planned) -> str | None:
+    """Which growth of a run it is, and when."""
+    if planned.number is None:
+        return None
+    known = planned.step is not None and planned.when != f"step {planned.step}"
+    step = f" (step {planned.step})" if known else ""
+    return f"Growth {planned.number}, at {planned.when}{step}"
 
 
 class PlanCLI(GrowthCLI):

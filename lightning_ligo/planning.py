@@ -35,7 +35,8 @@ class Planned:
     plan: Plan
     cost: Cost | None
     uncounted: str | None = None  # why there is no cost
-    when: str | None = None  # `fraction 0.4`, in a run
+    number: int | None = None  # which growth of a run it is, from 1
+    when: str | None = None  # `fraction 0.4`
     step: int | None = None  # the optimizer step at which that is, if it is known
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,6 +44,7 @@ class Planned:
         return {
             "small": self.small,
             "large": self.large,
+            "number": self.number,
             "when": self.when,
             "step": self.step,
             **self.plan.to_dict(),
@@ -119,8 +121,8 @@ class _Planner(Callback):
                     large = sized(larger)
                     plan = pair(small, large, *args, **kwargs)
                     cost = _cost(plan, small, large, growing.method, growing.steps, args, kwargs)
-                step = growing.due.get(number - 1)
-                self.planned.append(Planned(description, larger, plan, *cost, growth.when, step))
+                moment = number, growth.when, growing.due.get(number - 1)
+                self.planned.append(Planned(description, larger, plan, *cost, *moment))
                 small, description = large, larger
         raise _TunerExitException
 

@@ -215,7 +215,7 @@ def to(embed_dim, depth, **when):
 
 def test_a_recipe_is_planned_on_its_own_batch_and_nothing_is_written(capsys, tmp_path):
     text = printed(capsys, "--config", str(RECIPES[0]))
-    assert text.startswith("Growth 1 of 1, at fraction 0.4 (step 456)\n")
+    assert text.startswith("Growth 1, at fraction 0.4 (step 456)\n")
     assert re.search(r"^embed +32 +64  holds, to", text, re.MULTILINE)
     assert "on batches of 64 x 1 x 8 x 8" in text
     assert list(tmp_path.iterdir()) == []
@@ -224,9 +224,8 @@ def test_a_recipe_is_planned_on_its_own_batch_and_nothing_is_written(capsys, tmp
 def test_all_growths_of_a_run_are_planned_in_order_and_proved(capsys, tmp_path):
     config = run_yaml(to(16, 2, step=0), to(32, 2, fraction=0.5))
     first, second = planned(capsys, *config)
-    assert (first["when"], first["step"], second["when"], second["step"]) == (
-        "step 0", 0, "fraction 0.5", 3,
-    )  # fmt: skip
+    moments = [(each["number"], each["when"], each["step"]) for each in (first, second)]
+    assert moments == [(1, "step 0", 0), (2, "fraction 0.5", 3)]
     assert first["axes"]["embed"] == [8, 16] and second["axes"]["embed"] == [16, 32]
     assert first["small"] == VIT and first["large"] == second["small"]
     for growth in (first, second):
