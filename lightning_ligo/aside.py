@@ -149,13 +149,13 @@ def called_with(
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     calls: list[Any] = []
 
-    def copied(tensor: Tensor) -> Tensor:
+    def copy_of(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().clone()
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not calls:
-            calls.append(tree_map_only(Tensor, copied, (args, kwargs)))
+            calls.append(tree_map_only(Tensor, copy_of, (args, kwargs)))
 
     hook = network.register_forward_pre_hook(remember, with_kwargs=True)
     try:

@@ -22,6 +22,10 @@ from lightning_ligo.plan import Plan
 from lightning_ligo.trace import copied, evaluating, outputs_of, without_values
 
 
+class Uncounted(ValueError):
+    """The networks do not run on the meta device, on which their operations are counted."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What learning an operator costs, beside training the large network on the same batches.
@@ -105,7 +109,8 @@ def estimate(
     networks stay as they are. ``args``, ``kwargs`` and ``large_inputs`` are as in `pair`.
 
     Raises:
-        ValueError: for an unknown method; if the networks cannot run on the meta device.
+        Uncounted: if the networks cannot run on the meta device.
+        ValueError: for an unknown method.
 
     Example:
         >>> from lightning_ligo.pairing import pair
@@ -157,7 +162,7 @@ def _mean(out: Any) -> Tensor:
     for tensor in outputs_of(out):
         if tensor.requires_grad:
             return tensor.mean()
-    raise ValueError("no output of the network depends on its parameters, so there is no loss")
+    raise Uncounted("no output of the network depends on its parameters, so there is no loss")
 
 
 def _generating(operator: Operator, coefficients: list[nn.Parameter]) -> int:
@@ -176,8 +181,8 @@ def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMo
     try:
         with flop_counter() as flops:
             yield flops
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
+    except Exception as error:  # whatever its code raises without values
+        raise Uncounted(
             "the cost cannot be counted, as the network does not run on the meta device: "
             f"{type(error).__name__}: {error}"
         ) from error

@@ -82,9 +82,9 @@ def inputs_of(
         return {name: known[name]() for name in names}
     takes = [name for name in known if name in inspect.signature(network.forward).parameters]
     device = next(network.parameters()).device
-    for names in ([main], [main, *(name for name in takes if name != main)]):
+    for tried in ([main], [main, *(name for name in takes if name != main)]):
         try:
-            inputs = {name: known[name]() for name in names}
+            inputs = {name: known[name]() for name in tried}
             with evaluating(network), torch.no_grad():
                 network(**{name: tensor.to(device) for name, tensor in inputs.items()})
             return inputs
@@ -93,7 +93,7 @@ def inputs_of(
     where = " on the meta device (it is large)" if device.type == "meta" else ""
     raise ValueError(
         f"{type(network).__name__} cannot be called: it is not known what it takes, and with "
-        f"{', '.join(names)} it fails{where}: {reason}; plan a run of it, or pair it in Python"
+        f"{', '.join(tried)} it fails{where}: {reason}; plan a run of it, or pair it in Python"
     )
 
 

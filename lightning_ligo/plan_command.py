@@ -48,7 +48,8 @@ its value is read as YAML. A network that timm has no classifier for gets one by
 
 With --config all growths of the run are planned, one after the other, on its own module and the
 first batch of its own data, up to what `fit` would refuse at its start. One device of this machine
-is used, whatever the run's own strategy; its loggers and other callbacks are left out.
+is used, whatever the run's own strategy; its loggers and other callbacks are left out. What its
+module and data do when they are made and set up, such as a download, they do here too.
 
 The cost is counted for the batch that is shown, in evaluation mode. FLOPs are of products and
 convolutions, forward and backward. Memory is the most that all tensors hold at one time: weights,
@@ -60,11 +61,13 @@ memory, and whether the order of an axis means nothing is then not proved.
 
 With --json there is {{"growths": [...]}}, and of each growth:
   small, large    descriptions of the networks (class_path, init_args); small may be null
-  when, step      when it is due in a run, and at which optimizer step; else null
+  number, when    which growth of a run it is, and when it is due; else null
+  step            the optimizer step of that, if it is known; else null
   axes, stacks    those that grow, and all stacks: name -> [small, large] length or depth
   parameters      small, large: how many
   shared          heads of keys and values -> how many each of them becomes, as they were shared
-  proofs          axis -> relative change of the output when it is permuted; null if not proved
+  proofs          axis -> relative change of the output when it is permuted; null if not proved,
+                  or if it needs no proof (entries that are added behind, single ones)
   fixed           axis that cannot grow -> its length, and the reason
   inexact         what keeps the function from being exactly the same
   cost            coefficients, steps and method of the operator; batch: shapes of its tensors;
@@ -118,9 +121,8 @@ def plan(words: Sequence[str]) -> None:
     if options.json:
         print(json.dumps({"growths": [each.to_dict() for each in planned]}, indent=2))
     else:
-        titles = [f"{options.small} -> {options.large}"] if options.small else _titles(planned)
-        both = zip(titles, planned, strict=True)
-        print("\n\n".join(f"{title}\n\n{each}" for title, each in both))
+        pair = f"{options.small} -> {options.large}"
+        print("\n\n".join(f"{_moment(each) or pair}\n\n{each}" for each in planned))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,6 +159,8 @@ def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str
         found = settings[which]
         for part in path[:-1]:
             found = found.setdefault(part, {})
+            if not isinstance(found, dict):
+                parser.error(f"{option} is within {found!r}, which has no settings")
         try:
             found[path[-1]] = get_loader("yaml")(text)
         except YAMLError as error:
@@ -164,12 +168,13 @@ def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str
     return settings
 
 
-def _titles(planned: Sequence[Planned]) -> list[str]:
-    return [
-        f"Growth {number} of {len(planned)}, at {each.when}"
-        + ("" if each.step is None else f" (step {each.step})")
-        for number, each in enumerate(planned, 1)
-    ]
+def _moment(planned: Planned) -> str | None:
+    """Which growth of a run it is, and when."""
+    if planned.number is None:
+        return None
+    known = planned.step is not None and planned.when != f"step {planned.step}"
+    step = f" (step {planned.step})" if known else ""
+    return f"Growth {planned.number}, at {planned.when}{step}"
 
 
 class PlanCLI(GrowthCLI):

@@ -10,10 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import nn
 
-from lightning_ligo.aside import called_with, contained, isolated_random
+from lightning_ligo.aside import contained, isolated_random
 from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.growth import GrowthCallback, of_growth
-from lightning_ligo.cost import Cost, estimate
+from lightning_ligo.checkpoint import described
+from lightning_ligo.cost import Cost, Uncounted, estimate
 from lightning_ligo.flops import kind_of
 from lightning_ligo.methods import Method, method_named
 from lightning_ligo.named import inputs_of
@@ -34,7 +35,8 @@ class Planned:
     plan: Plan
     cost: Cost | None
     uncounted: str | None = None  # why there is no cost
-    when: str | None = None  # `fraction 0.4`, in a run
+    number: int | None = None  # which growth of a run it is, from 1
+    when: str | None = None  # `fraction 0.4`
     step: int | None = None  # the optimizer step at which that is, if it is known
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,6 +44,7 @@ class Planned:
         return {
             "small": self.small,
             "large": self.large,
+            "number": self.number,
             "when": self.when,
             "step": self.step,
             **self.plan.to_dict(),
@@ -109,17 +112,17 @@ class _Planner(Callback):
     ) -> None:
         growing, self.planned = self.growing, []
         small = find_network(pl_module, growing.attribute)
-        description = growing.network(pl_module)
+        description = described(pl_module, growing.attribute)
         with contained(trainer, pl_module, growing.seed):
-            args, kwargs, _ = called_with(trainer, growing.attribute, small, batch, batch_idx)
+            args, kwargs = growing.called_with(trainer, pl_module, batch, batch_idx)
             for number, larger in growing.coming(pl_module):
                 growth = growing.growths[number - 1]
                 with of_growth(number, growth):
                     large = sized(larger)
                     plan = pair(small, large, *args, **kwargs)
                     cost = _cost(plan, small, large, growing.method, growing.steps, args, kwargs)
-                step = growing.due.get(number - 1)
-                self.planned.append(Planned(description, larger, plan, *cost, growth.when, step))
+                moment = number, growth.when, growing.due.get(number - 1)
+                self.planned.append(Planned(description, larger, plan, *cost, *moment))
                 small, description = large, larger
         raise _TunerExitException
 
@@ -149,5 +152,5 @@ def _cost(
             plan, small, large, *args, method=method, steps=steps, large_inputs=large_inputs,
             **kwargs,
         ), None  # fmt: skip
-    except ValueError as error:
+    except Uncounted as error:
         return None, str(error)

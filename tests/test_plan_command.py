@@ -12,6 +12,7 @@ import yaml
 
 import lightning_ligo.planning
 from lightning_ligo.cli import main
+from lightning_ligo.cost import Uncounted
 from lightning_ligo.nets import build
 from lightning_ligo.plan_command import EPILOG
 from test_cli import RECIPES, RUN, VIT
@@ -135,7 +136,7 @@ def test_large_networks_are_planned_on_the_meta_device_and_not_proved(capsys, mo
 
 def test_what_cannot_be_counted_is_said_and_the_rest_is_planned(capsys, monkeypatch):
     def fails(*_, **__):
-        raise ValueError("the cost cannot be counted")
+        raise Uncounted("the cost cannot be counted")
 
     monkeypatch.setattr(lightning_ligo.planning, "estimate", fails)
     (growth,) = planned(capsys, *PAIR)
@@ -171,6 +172,7 @@ def test_a_pair_that_cannot_be_planned_fails_with_the_reason(words, message, cap
         ([*PAIR, "depth"], "unrecognized argument: depth"),
         ([*PAIR, "--large.", "3"], "unrecognized argument: --large."),
         ([*PAIR, "--large.depth"], "--large.depth needs a value"),
+        ([*PAIR, "--large.a=3", "--large.a.b=4"], "--large.a.b is within 3, which has no settings"),
         ([*PAIR, "--large.depth", "[2"], "--large.depth has a value that is not YAML, '[2'"),
         (["--config", "nowhere.yaml"], "File does not exist"),
     ],
@@ -213,7 +215,7 @@ def to(embed_dim, depth, **when):
 
 def test_a_recipe_is_planned_on_its_own_batch_and_nothing_is_written(capsys, tmp_path):
     text = printed(capsys, "--config", str(RECIPES[0]))
-    assert text.startswith("Growth 1 of 1, at fraction 0.4 (step 456)\n")
+    assert text.startswith("Growth 1, at fraction 0.4 (step 456)\n")
     assert re.search(r"^embed +32 +64  holds, to", text, re.MULTILINE)
     assert "on batches of 64 x 1 x 8 x 8" in text
     assert list(tmp_path.iterdir()) == []
@@ -222,9 +224,8 @@ def test_a_recipe_is_planned_on_its_own_batch_and_nothing_is_written(capsys, tmp
 def test_all_growths_of_a_run_are_planned_in_order_and_proved(capsys, tmp_path):
     config = run_yaml(to(16, 2, step=0), to(32, 2, fraction=0.5))
     first, second = planned(capsys, *config)
-    assert (first["when"], first["step"], second["when"], second["step"]) == (
-        "step 0", 0, "fraction 0.5", 3,
-    )  # fmt: skip
+    moments = [(each["number"], each["when"], each["step"]) for each in (first, second)]
+    assert moments == [(1, "step 0", 0), (2, "fraction 0.5", 3)]
     assert first["axes"]["embed"] == [8, 16] and second["axes"]["embed"] == [16, 32]
     assert first["small"] == VIT and first["large"] == second["small"]
     for growth in (first, second):

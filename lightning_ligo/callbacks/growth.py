@@ -185,14 +185,22 @@ class GrowthCallback(Callback):
         """Pair the network with all that it will become, on what it is called with in training."""
         smaller = find_network(pl_module, self.attribute)
         with contained(trainer, pl_module, self.seed):
-            args, kwargs, output = called_with(trainer, self.attribute, smaller, batch, batch_idx)
-            if self.steps > 0:
-                training_loss(output)
+            args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
             for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
                 with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = pair(smaller, larger, *args, **kwargs)
                 smaller = larger
         self._larger = []
+
+    def called_with(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What training calls the network with; refuses a step that no operator is learned on."""
+        network = find_network(pl_module, self.attribute)
+        args, kwargs, output = called_with(trainer, self.attribute, network, batch, batch_idx)
+        if self.steps > 0:
+            training_loss(output)
+        return args, kwargs
 
     # Training -------------------------------------------------------------------------------------
 
@@ -386,10 +394,6 @@ class GrowthCallback(Callback):
         record = record_of(pl_module)
         assert record is not None
         return int(record["size"])
-
-    def network(self, pl_module: LightningModule) -> dict[str, Any] | None:
-        """The description of the network as it is now, if there is one."""
-        return self._sizes(pl_module)[self._size(pl_module)]
 
     def coming(self, pl_module: LightningModule) -> list[tuple[int, dict[str, Any]]]:
         """The growths that are still to come: the number, from 1, and the large network of each."""
