@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from lightning_ligo.factors import Dim, Factor, Item, Misaligned, ends, leaves, segments, unite
 from lightning_ligo.flows import Flows, Use, axis_leaves
-from lightning_ligo.ledger import RANKED, TABLE, Ledger
+from lightning_ligo.ledger import RANKED, STAYS, TABLE, Ledger
+from lightning_ligo.notation import Joined, Node, hole, labels, last_word, match, split, write
 from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
 
 UNUSED = "the forward does not use it"
@@ -31,6 +32,14 @@ class Axis:
     scale: float = 1.0  # of that product: usually one over the root of the length
     unit: bool = False  # a weight is divided by its norm over it
     stretch: Stretch | None = None  # how a pinned axis can still become longer
+    named: bool = False  # the user named it: it may grow though it is pinned
+    unread: str | None = None  # an operation that it goes into and that tracing cannot follow
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing makes it longer: a number says all that there is to say of it."""
+        slot = self.stretch is None or last_word(self.name).startswith("slot")
+        return bool(self.pinned) and slot and self.pinned != UNUSED and not self.named
 
     @property
     def normed(self) -> str | None:
@@ -94,31 +103,46 @@ class Axes:
             for node in product
         )
 
-    def __str__(self) -> str:
-        width = max(map(len, self.dims), default=0)
-        return "\n".join(
-            f"{pattern:<{width}}  {' '.join(map(self._dim, dims))}".rstrip()
+    @property
+    def notation(self) -> dict[str, str]:
+        """The axes of every parameter as they are printed, and as ``override`` reads them."""
+        words = labels([name for name, axis in self.axes.items() if not axis.stays])
+        return {
+            self._shown(pattern): write(tuple(self._nodes(product, words) for product in dims))
             for pattern, dims in self.dims.items()
+        }
+
+    def __str__(self) -> str:
+        lines = self.notation
+        width = max(map(len, lines), default=0)
+        return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in lines.items())
+
+    def _nodes(self, product: Product, words: dict[str, str]) -> tuple[Node, ...]:
+        return tuple(
+            Joined(tuple(self._nodes(segment, words) for segment in node.segments))
+            if isinstance(node, Sum)
+            else words.get(node.axis, self.axes[node.axis].length)
+            for node in product
         )
 
-    def _dim(self, product: Product) -> str:
-        words = [self._word(node) for node in product] or ["1"]
-        return words[0] if len(words) == 1 else f"({' '.join(words)})"
-
-    def _word(self, node: Use | Sum) -> str:
-        if isinstance(node, Sum):
-            return f"({' + '.join(map(self._dim, node.segments))})"
-        axis, word = self.axes[node.axis], short(node.axis)
-        return str(axis.length) if word == "slot" else word
-
-
-def short(name: str) -> str:
-    """The last word of an axis's name: ``heads`` of ``blocks.*.attn.heads``.
-
-    >>> short("blocks.*.attn.heads")
-    'heads'
-    """
-    return name.rsplit(".", 1)[-1] if not name[-1].isdigit() else ".".join(name.split(".")[-2:])
+    def _shown(self, pattern: str) -> str:
+        """A pattern with the numbers of its layers, if others in the list are not of its stack."""
+        title = next((title for title in self.stacks if pattern.startswith(f"{title}.*.")), None)
+        if title is None:
+            return pattern
+        path, layers = self.stacks[title]
+        rest = pattern.removeprefix(f"{title}.*.")
+        every = split(f"{path}.*.{rest}")
+        others = [
+            layer
+            for other, stack in self.stacks.items()
+            if other != title and stack.path == path and f"{other}.*.{rest}" in self.dims
+            for layer in stack.layers
+        ]
+        others += [
+            found[0] for name in self.dims if name.endswith(rest) and (found := match(every, name))
+        ]
+        return f"{path}.{hole(layers, others)}.{rest}"
 
 
 # Names ------------------------------------------------------------------------------------------
@@ -313,6 +337,8 @@ def _axes(
     names: dict[Factor, str] = {}
     axes: dict[str, Axis] = {}
     taken: dict[str, tuple[_Place, ...]] = {}
+    known, unread = ledger.named_factors(), ledger.unread_factors()
+    words = {factor.root(): word for factor, word in ledger.words[::-1]}
     common = {
         factor: [member for member in members if member.place.pattern in shared]
         for factor, members in places.items()
@@ -322,26 +348,30 @@ def _axes(
         inside = [end.factor for end in ends([Item(factor, None)])]
         played = {role for end in inside for role in roles.get(end, ())}
         pinned = factor.pinned or inside[0].pinned
-        if not pinned and not played:
+        passed = next((unread[end] for end in inside if end in unread), None)
+        if not pinned and not played and not passed:
             pinned = UNUSED
         elif not pinned and factor in outputs and "consumes" not in played and not factor.inner:
             pinned = OUTPUT
         where, local = tuple(member.place for member in members), _local(members)
-        base = name = _name(factor, members, played, local)
+        base = name = _name(factor, members, played, local, words.get(factor))
         number = 2
         while taken.setdefault(name, where) != where:
             name, number = f"{base}.{number}", number + 1
         names[factor] = name
         stretch = _stretch(factor, pinned, played) if pinned else None
+        named = all(end in known for end in inside) and pinned != STAYS
         axes[name] = Axis(
             name, factor.size, local, pinned, frozenset(over.get(factor, ())), factor.inner,
-            factor.scale, factor.unit, stretch,
+            factor.scale, factor.unit, stretch, named, passed,
         )  # fmt: skip
     return names, axes
 
 
 def _stretch(factor: Factor, pinned: str, roles: set[str]) -> Stretch | None:
     """Rows of a table and outputs get more entries, experts are copied, positions interpolated."""
+    if pinned == STAYS:
+        return None
     if factor.hint == "experts" or pinned == RANKED:
         return "copy"
     if factor.hint in ("entries", "classes") or pinned == OUTPUT:
@@ -349,21 +379,23 @@ def _stretch(factor: Factor, pinned: str, roles: set[str]) -> Stretch | None:
     return "interpolate" if pinned == TABLE or roles == {"produces"} else None
 
 
-def _name(factor: Factor, members: list[_Member], roles: set[str], local: str | None) -> str:
+def _name(
+    factor: Factor, members: list[_Member], roles: set[str], local: str | None, word: str | None
+) -> str:
+    """The modules that all members are in, and the user's word, the operation's or one of ours."""
     modules = [member.place.pattern.split(".")[:-1] for member in members]
     scope: list[str] = []
     for parts in zip(*modules, strict=False):
         if len(set(parts)) > 1 or (parts[0] == "*" and not local):
             break
         scope.append(parts[0])
-    if factor.hint:
-        word = factor.hint
+    ours = "hidden"
+    if factor.pinned and "consumes" in roles:
+        ours = "in"
     elif factor.pinned:
-        word = "in" if "consumes" in roles else "slot" if scope else "positions"
+        ours = "slot" if scope and factor.pinned != TABLE else "positions"
     elif "consumes" not in roles:
-        word = "out"
+        ours = "out"
     elif any(member.stack for member in members) and not local:
-        word = "embed"
-    else:
-        word = "hidden"
-    return ".".join([*scope, word])
+        ours = "embed"
+    return ".".join([*scope, word or factor.hint or ours])

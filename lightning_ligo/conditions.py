@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ligo.axes import UNUSED, Axes, uses_of
+from lightning_ligo.axes import UNUSED, Axes, Axis, uses_of
 from lightning_ligo.lengths import Counterparts
 from lightning_ligo.plan import Plan, Row
+from lightning_ligo.proof import TOLERANCE
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import passed
 from lightning_ligo.trace import Tracer
@@ -86,6 +87,13 @@ def differences(plan: Plan, same: Counterparts) -> Iterator[str]:
 def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
     for name, (length, longer) in plan.axes.items():
         axis = plan.facts[name]
+        if axis.named and (against := _against(axis, plan.proofs.get(name))):
+            yield f"{name} grows as you named it, against this: {against}"
+        if axis.unread:
+            yield (
+                f"{name} goes into {axis.unread}, which tracing cannot follow, and which need not "
+                "turn copies into copies"
+            )
         if axis.unit:
             yield f"{name} is what a weight is normed over, and copies make it longer"
         roles = {
@@ -142,6 +150,16 @@ def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow unequally"
         elif kind == "layer" and len(names) > 1 and any(b % a for a, b in names.values()):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow by no multiples"
+
+
+def _against(axis: Axis, change: float | None) -> str | None:
+    """What the proof says, or tracing where there is none, against growing an axis by a map."""
+    if axis.stretch or (change is not None and change <= TOLERANCE):
+        return None
+    if change is None:
+        return axis.pinned
+    permuted = f"permuting its entries changes the output by {change:.1g} of itself"
+    return f"{axis.pinned}, and {permuted}" if axis.pinned else permuted
 
 
 def _of_buffers(plan: Plan, axes: Axes, small: nn.Module, large: nn.Module) -> Iterator[str]:

@@ -179,6 +179,7 @@ class Flow:
         else:
             inside = segments[start, length] = flow or Flow()
             inside.root().normed_into += self.root().normed_into
+            inside.root().bent = inside.root().bent or self.root().bent
         if flow is not None:
             inside.union(flow)
         return inside

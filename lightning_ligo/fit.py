@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_ligo.growth import Operator
+from lightning_ligo.naming import Override
 from lightning_ligo.pairing import pair
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -124,14 +125,15 @@ def grow(
     learning_rate: float | None = None,
     seed: int = 0,
     large_inputs: Mapping[str, Any] | None = None,
+    override: Override | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Fill ``large`` with weights grown from ``small`` and return it.
 
     ``args`` and ``kwargs`` are what the networks are called with, to find their axes; the large one
-    with ``large_inputs``, by name, where it takes others (larger images). ``loss`` is
-    called as ``loss(network, batch)`` for batches from ``batches``; ``steps`` and
-    ``learning_rate`` are the method's own unless given.
+    with ``large_inputs``, by name, where it takes others (larger images). ``override`` names axes
+    that tracing cannot find, see `trace`. ``loss`` is called as ``loss(network, batch)`` for
+    batches from ``batches``; ``steps`` and ``learning_rate`` are the method's own unless given.
 
     Raises:
         ValueError: see `pair` and `fit`; also if the method learns and no loss or batches are
@@ -146,7 +148,7 @@ def grow(
         >>> torch.allclose(small(x), large(x), atol=1e-6)
         True
     """
-    plan = pair(small, large, *args, large_inputs=large_inputs, **kwargs)
+    plan = pair(small, large, *args, large_inputs=large_inputs, override=override, **kwargs)
     operator = Operator(plan, small, method, seed)
     steps = operator.method.steps if steps is None else steps
     if steps and operator.coefficients:

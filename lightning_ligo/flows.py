@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lightning_ligo.factors import Dim, Flow, Item, Owner, ends, leaves, segments
+from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, leaves, segments
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.ledger import Use as Seen
 from lightning_ligo.stacks import Stacks, pattern_of
@@ -104,6 +104,10 @@ class Flows:
                         self.tied.add(self.flow(leaf))
         self.post_norm |= self._level(together, plain)
         self._names = self._merge(own, stacks)
+        self._written: dict[Factor, str] = {}  # by axis
+        for leaf in own:
+            if any(use.role == "produces" for use in uses[leaf]):
+                self._written.setdefault(leaf.factor, self._names[self.flow(leaf)])
 
     def flow(self, leaf: Item) -> Flow:
         assert leaf.flow is not None
@@ -167,10 +171,11 @@ class Flows:
         roles = [use.role for use in uses]
         if "consumes" in roles and "produces" not in roles:
             reads = next(use.reads for use in uses if use.role == "consumes")
-            if reads is None:  # the network's input, which does not grow
-                return Use(axis, "consumes", "consumes", 0, "input")
+            unknown = self._written.get(leaf.factor, f"{axis}:input")
+            if reads is None:  # the network's input, or what an operation without a rule puts out
+                return Use(axis, "consumes", "consumes", 0, unknown)
             form = "produces" if reads.root() in self._flipped else "consumes"
-            name = self._names.get(reads.root(), "input")
+            name = self._names.get(reads.root(), unknown)
             power = -1 if leaf.factor.inner else -self._power(reads)
             return Use(axis, "consumes", form, power, name)
         own = self.flow(leaf)

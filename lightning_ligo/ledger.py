@@ -12,6 +12,7 @@ from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, pin, si
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
 RANKED = "it is ranked"
+STAYS = "you said that it stays"
 
 
 class Use(NamedTuple):
@@ -29,6 +30,17 @@ class Mark(NamedTuple):
     step: str  # square | mean square | inverse | root | normed
     of: Tensor  # what is normed
     reads: Flow | None = None
+
+
+class Unread(NamedTuple):
+    """An operation on parameters' axes that tracing cannot follow."""
+
+    name: str
+    problem: str  # what was met on which shapes, and what is wrong with it
+    inputs: list[Dim]  # those of parameters, too
+    weights: list[Dim]  # which it is taken to produce its output by
+    outputs: list[Dim]
+    named: bool  # the user has named all axes that go in
 
 
 class _Traced(NamedTuple):
@@ -59,9 +71,11 @@ class Ledger:
         self._numbers: dict[str, list[tuple[Any, Dim]]] = {}  # that operations used, by the
         self._latest = ""  # parameter that was used last before; and what makes up for them
         self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
+        self.named: list[Dim] = []  # the dimensions of parameters of which the user named the axes
+        self.words: list[tuple[Factor, str]] = []  # and what those axes are called
+        self.unread: list[Unread] = []
         self._traced: dict[tuple[Any, ...], _Traced] = {}
-        buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
-        for name, tensor in [*network.named_parameters(), *buffers]:
+        for name, tensor in carriers(network):
             dims = [
                 [Item(Factor(length, owned=True), Flow(), (Owner(name, dim),))]
                 if length != 1
@@ -219,13 +233,47 @@ class Ledger:
         """What a tensor, its views and its casts to other dtypes have in common."""
         return self._cast.get(storage(tensor), storage(tensor))
 
-    def parameters_of(self, tensors: Sequence[Tensor]) -> list[str]:
-        touched = {id(i.factor) for t in tensors for dim in self.dims(t) for i in ends(dim)}
+    def parameters_of(self, dims: Iterable[Dim]) -> list[str]:
+        """The parameters and buffers that carry axes of these dimensions."""
+        touched = {end.factor for items in dims for end in ends(items)}
         return [
             name
-            for name, dims in self.parameters.items()
-            if any(id(item.factor) in touched for dim in dims for item in ends(dim))
+            for name, own in self.parameters.items()
+            if any(end.factor in touched for items in own for end in ends(items))
         ]
+
+    def named_factors(self) -> set[Factor]:
+        """What the user has named."""
+        return {end.factor for items in self.named for end in ends(items)}
+
+    def join_flows(self) -> None:
+        """What an operation puts out along an axis is what its weights or its inputs hold there."""
+        for unread in self.unread:
+            for end in ends(item for items in unread.outputs for item in items):
+                if end.flow is not None:
+                    end.flow.root().bent = True
+                for dims in (unread.weights, unread.inputs):
+                    along = [i for dim in dims for i in ends(dim) if i.factor is end.factor]
+                    for item in along:
+                        if item.flow is not None and end.flow is not None:
+                            end.flow.union(item.flow)
+                    if along:
+                        break
+
+    def unread_factors(self) -> dict[Factor, str]:
+        """What goes into operations that tracing cannot follow, by the name of one of them."""
+        return {
+            end.factor: unread.name
+            for unread in self.unread[::-1]
+            for items in unread.inputs
+            for end in ends(items)
+        }
+
+
+def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """The tensors of a network that have axes: its parameters and its floating point buffers."""
+    buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
+    return [*network.named_parameters(), *buffers]
 
 
 def storage(tensor: Tensor) -> int:

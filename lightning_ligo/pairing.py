@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 from lightning_ligo.axes import UNUSED, Axes, name_axes, uses_of
 from lightning_ligo.conditions import conditions, differences
 from lightning_ligo.lengths import counterparts, lengths_of
+from lightning_ligo.naming import Override, check
 from lightning_ligo.plan import Plan, Row
 from lightning_ligo.problems import changed_output, problems
 from lightning_ligo.proof import TOLERANCE, changes
@@ -27,6 +28,7 @@ def pair(
     large: nn.Module,
     *args: Any,
     large_inputs: Mapping[str, Any] | None = None,
+    override: Override | None = None,
     **kwargs: Any,
 ) -> Plan:
     """Plan how ``large`` grows from ``small``, by tracing ``network(*args, **kwargs)`` of both.
@@ -37,6 +39,9 @@ def pair(
     entries (vocabulary, classes), each new one the mean of the old; and positions that are added
     are interpolated, as when images become larger. The large network is then called with
     ``large_inputs``, by the names of its forward's arguments.
+
+    ``override`` names axes of both networks, see `trace`. What it names by a word may grow whatever
+    stands against it, and the plan says so; what it gives as a number stays.
 
     Raises:
         ValueError: if the large network cannot be grown from the small one: shorter on some axis,
@@ -53,12 +58,13 @@ def pair(
         >>> pair(small, large, torch.randn(3, 4)).axes
         {'hidden': (8, 20)}
     """
-    first = watch(small, args, kwargs)
+    check(override, small, large)
+    first = watch(small, args, kwargs, override=override)
     try:
         if large_inputs is None:
-            second = watch(large, args, kwargs, first.answers)
+            second = watch(large, args, kwargs, first.answers, override)
         else:
-            second = watch(large, (), dict(large_inputs), first.answers)
+            second = watch(large, (), dict(large_inputs), first.answers, override)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         raise ValueError(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
@@ -98,7 +104,7 @@ def pair(
             f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
             "itself, so something tells them apart; give both networks the same length"
             for name, change in proofs.items()
-            if change > TOLERANCE
+            if change > TOLERANCE and not theirs.axes[name].named
         ]
     if found:
         more = [f"and {len(found) - SHOWN} more problems"] if len(found) > SHOWN else []

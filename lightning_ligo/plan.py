@@ -10,6 +10,7 @@ from torch import Size
 
 from lightning_ligo.axes import Axis, Product, uses_of
 from lightning_ligo.flows import Use
+from lightning_ligo.proof import TOLERANCE
 
 Lengths = dict[str, tuple[int, int]]  # of every axis: (small, large)
 
@@ -140,7 +141,8 @@ class Plan:
 
     def _proof(self, name: str) -> str:
         if name in self.proofs:
-            return f"holds, to {self.proofs[name]:.0e}"
+            holds = "holds, to" if self.proofs[name] <= TOLERANCE else "fails, by"
+            return f"{holds} {self.proofs[name]:.0e}"
         if self.facts[name].stretch:
             return "not needed, its entries stay in order"
         if self.lengths[name][0] == 1:

@@ -66,7 +66,7 @@ def plan_pair(
     """
     method = method_named(method) if isinstance(method, str) else method
     one, other = sized(small), sized(large)
-    inputs = inputs_of(small, one)
+    inputs: dict[str, Any] = inputs_of(small, one)
     others: dict[str, Any] | None = inputs_of(large, other, inputs)
     if kind_of(inputs) == kind_of(others):
         others = None
@@ -119,7 +119,7 @@ class _Planner(Callback):
                 growth = growing.growths[number - 1]
                 with of_growth(number, growth):
                     large = sized(larger)
-                    plan = pair(small, large, *args, **kwargs)
+                    plan = pair(small, large, *args, override=growing.override, **kwargs)
                     cost = _cost(plan, small, large, growing.method, growing.steps, args, kwargs)
                 moment = number, growth.when, growing.due.get(number - 1)
                 self.planned.append(Planned(description, larger, plan, *cost, *moment))

@@ -11,16 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_ligo.axes import Axes, Product, Sum, name_axes, uses_of
+from lightning_ligo.axes import Axes, Product, Sum, uses_of
 from lightning_ligo.flows import Use
+from lightning_ligo.naming import Override
 from lightning_ligo.stacks import pattern_of
-from lightning_ligo.trace import copied, outputs_of, watch
+from lightning_ligo.trace import copied, outputs_of, trace
 
 TOLERANCE = 1e-6  # of a relative change: float64 rounds to 1e-9, float32 to 3e-7
 
 
 def prove(
-    network: nn.Module, *args: Any, axes: Iterable[str] | None = None, **kwargs: Any
+    network: nn.Module,
+    *args: Any,
+    axes: Iterable[str] | None = None,
+    override: Override | None = None,
+    **kwargs: Any,
 ) -> dict[str, float]:
     """The relative change of the first output when an axis is permuted, for every axis.
 
@@ -36,6 +41,7 @@ def prove(
 
     Args:
         axes: the names to prove; all that are longer than 1 if None.
+        override: names axes that tracing cannot find, see `trace`; a wrong name fails here.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -43,7 +49,7 @@ def prove(
         >>> {name: error < 1e-9 for name, error in errors.items()}
         {'hidden': True, '0.in': False, '2.out': False}
     """
-    named = name_axes(watch(network, args, kwargs).ledger)[0]
+    named = trace(network, *args, override=override, **kwargs)
     return changes(network, args, kwargs, named, axes)
 
 

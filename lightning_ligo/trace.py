@@ -18,33 +18,42 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_ligo.axes import Axes, name_axes
 from lightning_ligo.factors import Misaligned
 from lightning_ligo.ledger import CONSTANT, Ledger
-from lightning_ligo.rules import RULES, bend, pointwise, untouched, writers
+from lightning_ligo.naming import Naming, Override, check
+from lightning_ligo.notation import match, split
+from lightning_ligo.rules import RULES, bend, pointwise, unread, untouched, writers
 
 _ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
            "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
 
 
-def trace(network: nn.Module, *args: Any, **kwargs: Any) -> Axes:
+def trace(network: nn.Module, *args: Any, override: Override | None = None, **kwargs: Any) -> Axes:
     """Name every axis of every parameter of ``network`` by watching ``network(*args, **kwargs)``.
 
     The forward runs once, in evaluation mode and without gradients, on whatever device the network
     is on; on the meta device it costs neither memory nor time.
 
+    What it cannot follow can be named in ``override``, in the notation in which axes are printed,
+    with ``*`` for the layers of a stack: ``{"blocks.*.mlp.fc1.weight": "hidden embed"}``. Equal
+    words are the same axis, ``(3 heads head_dim)`` is a product and ``(a + b)`` is one after the
+    other. A number is a length that stays; a word may grow, whatever the forward says.
+
     Raises:
-        ValueError: if an operation without a rule, or a reshape that cuts across axes, touches a
-            parameter's axes.
+        ValueError: if an operation without a rule, or a reshape that cuts across axes, touches axes
+            of parameters that ``override`` does not name (the message shows what to name); if
+            ``override`` does not fit the network.
 
     Example:
         >>> axes = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
         ...              torch.randn(3, 4))
         >>> print(axes)
-        0.weight  hidden in
+        0.weight  hidden 4
         0.bias    hidden
         2.weight  out hidden
         2.bias    out
     """
-    return name_axes(watch(network, args, kwargs).ledger)[0]
+    check(override, network)
+    return name_axes(watch(network, args, kwargs, override=override).ledger)[0]
 
 
 def watch(
@@ -52,6 +61,7 @@ def watch(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     answers: list[Any] | None = None,
+    override: Override | None = None,
 ) -> Tracer:
     """Run the forward under a `Tracer`, without values where the network allows it.
 
@@ -59,9 +69,9 @@ def watch(
     a network on the meta device, whose tensors hold none, is told them in the same order.
     """
     try:
-        return _watch(copied(network, without_values), args, kwargs, answers)
+        return _watch(copied(network, without_values), args, kwargs, answers, override)
     except Exception:  # what a network cannot do without values it may do with them
-        return _watch(network, args, kwargs, answers)
+        return _watch(network, args, kwargs, answers, override)
 
 
 def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -81,7 +91,11 @@ def without_values(tensor: Tensor) -> Tensor:
 
 
 def _watch(
-    network: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], answers: list[Any] | None
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    answers: list[Any] | None,
+    override: Override | None,
 ) -> Tracer:
     tracer = Tracer(network, answers)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -91,13 +105,47 @@ def _watch(
             tracer.ledger.keep(
                 tensor, tracer.ledger.unknown(tensor, pinned="it is the network's input")
             )
-    with evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
-        out = network(*args, **kwargs)
-    tracer.outputs = outputs_of(out)
-    tracer.ledger.use(tracer.outputs)
+    naming = Naming(override, tracer.ledger)
+    with _asking(tracer.ledger):
+        with evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
+            out = network(*args, **kwargs)
+        tracer.outputs = outputs_of(out)
+        tracer.ledger.use(tracer.outputs)
+        naming.finish()
+    tracer.ledger.join_flows()
     tracer.ledger.settle()
     tracer.ledger.outputs = [dim for out in tracer.outputs for dim in tracer.ledger.dims(out)]
     return tracer
+
+
+@contextmanager
+def _asking(ledger: Ledger) -> Iterator[None]:
+    """Ask for the names of what cannot be followed, also where the rest fails because of it."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        if all(unread.named for unread in ledger.unread):
+            raise
+        failure = error
+    unnamed = [unread for unread in ledger.unread if not unread.named]
+    if not unnamed:
+        return
+    touched = ledger.parameters_of(dim for unread in unnamed for dim in unread.inputs)
+    few = touched if len(touched) <= 4 else [*touched[:4], f"{len(touched) - 4} more"]
+    reached = ledger.parameters_of(dim for unread in unnamed for dim in unread.outputs)
+    lines = "".join(
+        f'    "{pattern}": "{text}",\n'
+        for pattern, text in name_axes(ledger)[0].notation.items()
+        if any(match(split(pattern), name) is not None for name in {*touched, *reached})
+    )
+    problems = "; ".join(dict.fromkeys(unread.problem for unread in unnamed))
+    raise ValueError(
+        f"tracing met {problems}; it touches the axes of {', '.join(few)}. Name these, and "
+        "those of what reads its output: one word for one axis, a number for a length that stays. "
+        f"If all dimensions stay where they are, that is\noverride={{\n{lines}}}\nOr leave these "
+        "parameters out of the network that grows, or write the operation with others."
+    ) from failure
 
 
 def outputs_of(out: Any) -> list[Tensor]:
@@ -179,18 +227,6 @@ class Tracer(TorchDispatchMode):
         self.follow(name, func, before, kwargs, out)
         return out
 
-    def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Apply the rule of the operation ``name``, which has run."""
-        try:
-            self._follow(name, func, args, kwargs, out)
-        except Misaligned as error:
-            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            names = ", ".join(self.ledger.parameters_of(tensors)) or "its inputs"
-            raise ValueError(
-                f"tracing met {func} on shapes {[tuple(t.shape) for t in tensors]}, which cuts "
-                f"across the axes of {names}"
-            ) from error
-
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         if args[0].device.type != "meta":
             answer = func(*args, **kwargs)
@@ -205,7 +241,8 @@ class Tracer(TorchDispatchMode):
         self.answers.append(answer)
         return answer
 
-    def _follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Apply the rule of the operation ``name``, which has run."""
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not outputs:
@@ -215,7 +252,10 @@ class Tracer(TorchDispatchMode):
             for tensor in inputs:
                 bend(self.ledger.dims(tensor) if self.ledger.marked(tensor, "square") else [])
         static = all(self.ledger.static(tensor) for tensor in inputs)
-        written = writers(self.ledger, name, args, kwargs)
+        rule = RULES.get(name) or RULES.get(name.rstrip("_"))
+        elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
+        rule = rule or (pointwise if elementwise else untouched)
+        written = writers(self.ledger, name, args, kwargs, known=rule is not untouched)
         if not static:
             made = [] if name in ("add", "scaled_dot_product_attention") else inputs
             self.ledger.compute(made, _numbers(name, args, kwargs))
@@ -223,10 +263,11 @@ class Tracer(TorchDispatchMode):
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
         else:
-            rule = RULES.get(name) or RULES.get(name.rstrip("_"))
-            elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
-            rule = rule or (pointwise if elementwise else untouched)
-            results = rule(self.ledger, func, args, kwargs, out)
+            try:
+                results = rule(self.ledger, func, args, kwargs, out)
+            except Misaligned:
+                cuts = "which cuts across axes"
+                results = unread(self.ledger, func, args, kwargs, out, cuts)
             if isinstance(out, Tensor):
                 results = [results]
         for tensor, dims in zip(outputs, results, strict=True):

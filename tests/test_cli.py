@@ -100,11 +100,14 @@ def head_size(description):
 
 def test_a_growth_is_configured_in_yaml_alone(config):
     growth = {"fraction": 0.5, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
-    callback = {"class_path": "GrowthCallback", "init_args": {"growths": [growth]}}
+    names = {"head.weight": "classes embed", "blocks.*.mlp.fc1.weight": "32 embed"}
+    arguments = {"growths": [growth], "override": names}
+    callback = {"class_path": "GrowthCallback", "init_args": arguments}
     settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
     Path(config).write_text(yaml.safe_dump(settings))
     cli = GrowthCLI(["-c", config], run=False)
-    assert any(isinstance(callback, GrowthCallback) for callback in cli.trainer.callbacks)
+    (callback,) = [c for c in cli.trainer.callbacks if isinstance(c, GrowthCallback)]
+    assert callback.override == names
     assert isinstance(cli.model, ImageClassifier)
     assert isinstance(cli.datamodule, DigitsDataModule)
     assert cli.model.hparams["network"] == VIT

@@ -8,7 +8,7 @@ from networks import IMAGES, TOKENS, bert, gpt2, vit
 VIT = """
 cls_token                  1 1 embed
 pos_embed                  1 positions embed
-patch_embed.proj.weight    embed 1 kernel kernel.2
+patch_embed.proj.weight    embed 1 2 2
 patch_embed.proj.bias      embed
 blocks.*.norm1.weight      embed
 blocks.*.norm1.bias        embed
@@ -36,10 +36,11 @@ def test_every_axis_of_a_vision_transformer_is_named():
 def test_transposed_linears_and_a_tied_head_are_read():
     axes = ligo.trace(gpt2(), **TOKENS)
     notation = dict(line.split(maxsplit=1) for line in str(axes).splitlines())
-    heads = "((heads head_dim) + (heads head_dim) + (heads head_dim))"
+    read, written = "(heads c_attn.head_dim)", "(heads attn.head_dim)"
+    heads = f"({read} + {read} + {written})"
     assert notation["transformer.h.*.attn.c_attn.weight"] == f"embed {heads}"
     assert notation["transformer.h.*.attn.c_attn.bias"] == heads
-    assert notation["transformer.h.*.attn.c_proj.weight"] == "(heads head_dim) embed"
+    assert notation["transformer.h.*.attn.c_proj.weight"] == f"{written} embed"
     assert notation["transformer.h.*.mlp.c_proj.weight"] == "hidden embed"
     assert "lm_head.weight" not in notation
     assert axes.stacks == {"transformer.h": ("transformer.h", (0, 1))}

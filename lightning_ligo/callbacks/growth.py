@@ -47,6 +47,7 @@ from lightning_ligo.fit import fit
 from lightning_ligo.flops import TrainingFlops, flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.methods import method_named
+from lightning_ligo.naming import read
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
@@ -87,10 +88,13 @@ class GrowthCallback(Callback):
         monitor: the validation metric of the report; by default the one that the first
             ModelCheckpoint or EarlyStopping monitors, or the first that is logged.
         seed: of everything random in a growth.
+        override: names axes that tracing cannot find, in the network of every size, such as
+            `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`.
 
     Raises:
-        ValueError: at once for an unknown method, no growths, or settings of learning for a method
-            that learns nothing; at the start of `fit` for all else.
+        ValueError: at once for an unknown method, no growths, an override that cannot be read, or
+            settings of learning for a method that learns nothing; at the start of `fit` for all
+            else.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class GrowthCallback(Callback):
         learning_rate: float | None = None,
         monitor: str | None = None,
         seed: int = 0,
+        override: dict[str, str] | None = None,
     ) -> None:
         if not growths:
             raise ValueError("GrowthCallback has no growths; give at least one")
@@ -110,6 +115,8 @@ class GrowthCallback(Callback):
         self.method = method_named(method)
         self.monitor = monitor
         self.seed = seed
+        self.override = override
+        read(override)
         learns = self.method.learns != "nothing"
         if not learns and (steps or learning_rate):
             raise ValueError(
@@ -188,7 +195,9 @@ class GrowthCallback(Callback):
             args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
             for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
                 with of_growth(number, self.growths[number - 1]):
-                    self._plans[number] = pair(smaller, larger, *args, **kwargs)
+                    self._plans[number] = pair(
+                        smaller, larger, *args, override=self.override, **kwargs
+                    )
                 smaller = larger
         self._larger = []
 

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_ligo.factors import owned
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.factors import Dim, Flow, Item, ends, owned, size
+from lightning_ligo.ledger import Ledger, Unread, Use
 
 Rule = Callable[[Ledger, Any, Sequence[Any], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
@@ -38,16 +38,66 @@ def position(dim: int, rank: int) -> int:
 
 def untouched(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """An operation without a rule is harmless only where no parameter's axis goes in."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs))
-               if isinstance(leaf, Tensor)]  # fmt: skip
+    return unread(ledger, func, args, kwargs, out, "for which there is no rule")
+
+
+def unread(
+    ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any, problem: str
+) -> Any:
+    """An operation that cannot be followed: what comes out has dimensions of its own.
+
+    That is enough where the user has named the axes that go in, and those that read what comes out.
+    Its weights are then taken to produce their first dimension and to consume the others. Where
+    names are missing the forward goes on as if every dimension stayed where it is, only to find
+    what to ask for.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     touched = [tensor for tensor in tensors if any(owned(dim) for dim in ledger.dims(tensor))]
+    results = [ledger.unknown(tensor) for tensor in outputs]
     if touched:
-        names = ledger.parameters_of(touched)
-        raise ValueError(
-            f"tracing met the operation {func} on shapes {[tuple(t.shape) for t in tensors]}, for "
-            f"which there is no rule; it touches the axes of {', '.join(names)}. Leave those "
-            "parameters out of the network that grows, or write the operation with others."
-        )
-    if isinstance(out, Tensor):
-        return ledger.unknown(out)
-    return [ledger.unknown(part) for part in out if isinstance(part, Tensor)]
+        results = [[[i._replace(flow=Flow()) for i in items] for items in dims] for dims in results]
+        inputs = [items for tensor in touched for items in ledger.dims(tensor)]
+        known = ledger.named_factors()
+        carried = [end.factor for items in inputs for end in ends(items)]
+        named = all(factor in known for factor in carried if factor.owned)
+        weights = _weights(ledger, touched)
+        if not named:
+            results = [
+                _unmoved(ledger, touched, tensor, dims)
+                for tensor, dims in zip(outputs, results, strict=True)
+            ]
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        problem = f"the operation {func} on shapes {shapes}, {problem}"
+        made = [items for dims in results for items in dims]
+        ledger.unread.append(Unread(str(func), problem, inputs, weights, made, named))
+    return results[0] if isinstance(out, Tensor) else results
+
+
+def _weights(ledger: Ledger, tensors: Sequence[Tensor]) -> list[Dim]:
+    """Note what an unknown operation does with parameters, and return what it produces by them."""
+    fixed = [dim for tensor in tensors if ledger.static(tensor) for dim in ledger.dims(tensor)]
+    moving = [dim for tensor in tensors if not ledger.static(tensor) for dim in ledger.dims(tensor)]
+    flows = {end.factor: end.flow for items in moving for end in ends(items)}
+    produced: list[Item] = []
+    for end in [end for items in fixed for end in ends(items)]:
+        for owner in end.owners:
+            if owner.dim > 0:
+                ledger.uses.append(Use(owner, end.factor, "consumes", flows.get(end.factor)))
+            else:
+                ledger.uses.append(Use(owner, end.factor, "produces"))
+                produced.append(end)
+    owners = [owner for end in produced for owner in end.owners]
+    matrices = any(len(ledger.parameters[owner.name]) > 1 for owner in owners)
+    return [produced] if matrices else []
+
+
+def _unmoved(ledger: Ledger, tensors: Sequence[Tensor], out: Tensor, dims: list[Dim]) -> list[Dim]:
+    """The dimensions of a tensor that goes in, where they are as long as those that come out."""
+    like = next((tensor for tensor in tensors if tensor.dim() == out.dim()), None)
+    if like is None:
+        return dims
+    return [
+        theirs if size(theirs) == size(mine) else mine
+        for mine, theirs in zip(dims, ledger.dims(like), strict=True)
+    ]

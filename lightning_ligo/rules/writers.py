@@ -34,8 +34,13 @@ SUMS = {"add", "sub", "rsub", "cat", "stack", "addcmul"}
 FACTORS = {"mul", "div"}
 
 
-def writers(ledger: Ledger, name: str, args: Sequence[Any], kwargs: Any) -> frozenset[str]:
-    """The parameters that wrote what the operation ``name`` returns."""
+def writers(
+    ledger: Ledger, name: str, args: Sequence[Any], kwargs: Any, known: bool = True
+) -> frozenset[str]:
+    """The parameters that wrote what the operation ``name`` returns.
+
+    One that is not ``known`` is taken to write by its own parameters, as a product does.
+    """
     name = name.rstrip("_") if name.endswith("_") else name
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
@@ -51,6 +56,8 @@ def writers(ledger: Ledger, name: str, args: Sequence[Any], kwargs: Any) -> froz
         )
     if name in PRODUCTS and fixed and moving:
         return _union(ledger, fixed)
+    if not known and moving and (own := _union(ledger, fixed) & ledger.shapes.keys()):
+        return own
     if name == "scaled_dot_product_attention":
         return ledger.writers(args[2])
     if name in PRODUCTS and len(moving) > 1:

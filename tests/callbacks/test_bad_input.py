@@ -105,11 +105,26 @@ def test_an_unknown_method_lists_the_known_ones():
         ({"method": "lossless", "steps": 5}, "method 'lossless' learns nothing, found steps=5"),
         ({"steps": -1}, "cannot be learned for steps=-1"),
         ({"learning_rate": 0.0}, "at learning_rate=0.0; give 0 or more steps and a rate above 0"),
+        ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),
     ],
 )
 def test_settings_that_contradict(settings, message):
     with pytest.raises(ValueError, match=message):
         GrowthCallback(**{"growths": [Growth(LARGE, step=8)], **settings})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"hed.weight": "out embed"}, r"growth 1 .*'hed.weight': .* of Net; near are head.weight"),
+        ({"head.weight": "3 8"}, "growth 1 .*dimension 1 of head.weight is 24 long, and you said"),
+    ],
+)
+def test_an_override_that_does_not_fit(tmp_path, override, message):
+    module = plain()
+    with pytest.raises(ValueError, match=message):
+        fit(module, tmp_path, GrowthCallback([Growth(LARGE, step=8)], override=override))
+    assert module.calls == 0
 
 
 def test_a_strategy_that_is_not_supported_yet(tmp_path):

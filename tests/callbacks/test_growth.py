@@ -11,11 +11,14 @@ from torch.nn import functional as F
 
 import lightning_ligo.callbacks.growth
 from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.nets import describe
 from lightning_ligo.schedule import Growth
 from runs import (
     ITEMS,
     LARGE,
     MIDDLE,
+    Described,
+    Fourier,
     Plain,
     fit,
     items,
@@ -47,6 +50,23 @@ class Losses(Callback):
             value = F.cross_entropy(pl_module.network(pl_module.stem(x)), y)
         pl_module.train()
         self.values[trainer.global_step] = float(value)
+
+
+def test_an_override_grows_what_tracing_cannot_follow_in_every_growth(tmp_path):
+    sizes = [describe(Fourier, width=width, depth=depth) for width, depth in ((8, 1), (16, 2))]
+    growths = [Growth(sizes[1], step=4), Growth({"init_args": {"width": 32}}, step=9)]
+
+    def run(**override):
+        losses = Losses(), Losses()
+        callback = GrowthCallback(growths, method="lossless", **override)
+        fit(Described(sizes[0]), tmp_path, losses[0], callback, losses[1])
+        return [[seen.values[step] for seen in losses] for step in (4, 9)]
+
+    with pytest.raises(ValueError, match=r'(?s)growth 1 .*no rule.*"embed.weight": "hidden 6"'):
+        run()
+    for before, after in run(override={"embed.weight": "stream 6", "norm.weight": "stream"}):
+        assert after == pytest.approx(before, rel=1e-5)
+    assert report(tmp_path, 1)["axes"]["stream"] == [16, 32]
 
 
 def test_the_metric_is_measured_before_after_and_at_the_end(tmp_path):

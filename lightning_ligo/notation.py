@@ -1,0 +1,235 @@
+"""The notation of axes, ``(3 heads head_dim) embed``: read, written, and matched to parameters.
+
+A line names the dimensions of a parameter, in order. A word is an axis, a number a length that
+stays; parentheses hold what a dimension is the product of, slowest first, or with ``+`` what stands
+in it one after the other. ``blocks.*.attn.qkv.weight`` is a parameter of every layer of a list,
+``blocks.{0,2}``, ``blocks.{1..5}`` and ``blocks.{1..}`` of some layers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+
+class Joined(NamedTuple):
+    """Dimensions one after the other."""
+
+    segments: tuple[Product, ...]
+
+
+Node = str | int | Joined
+Product = tuple[Node, ...]  # the factors of a dimension, slowest first
+
+
+class Unreadable(ValueError):
+    """What is wrong with a text, and where."""
+
+    def __init__(self, what: str, position: int) -> None:
+        super().__init__(what)
+        self.position = position
+
+
+# Axes -------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> tuple[Product, ...]:
+    """The dimensions that a text names.
+
+    Raises:
+        Unreadable: with what was found where.
+
+    >>> parse("(3 heads head_dim) embed")
+    ((3, 'heads', 'head_dim'), ('embed',))
+    """
+    found = re.finditer(r"[\w.*\[\]]+|[^\s\w]", text)
+    tokens = [("", len(text)), *reversed([(token[0], token.start()) for token in found])]
+    dims = []
+    while len(tokens) > 1:
+        dims.append(_parsed(tokens))
+    return tuple(dims)
+
+
+def _parsed(tokens: list[tuple[str, int]]) -> Product:
+    """Read one dimension off the end of the reversed tokens."""
+    token, position = tokens.pop()
+    if token.isdecimal():
+        return (int(token),)
+    if re.search(r"[^\W\d]", token):
+        return (token,)
+    if token != "(":
+        wanted = "a name, a number or ( is expected"
+        if token in "+)":
+            wanted = "+ and ) stand inside parentheses"
+        raise Unreadable(f"{token!r} cannot stand here, {wanted}", position)
+    segments: list[Product] = [()]
+    while (following := tokens[-1])[0] != ")":
+        if not following[0]:
+            raise Unreadable("this parenthesis is not closed", position)
+        if following[0] == "+" and segments[-1]:
+            tokens.pop()
+            segments.append(())
+        else:
+            segments[-1] += _parsed(tokens)
+    if not segments[-1]:
+        raise Unreadable("a name or a number is missing before this", following[1])
+    tokens.pop()
+    return segments[0] if len(segments) == 1 else (Joined(tuple(segments)),)
+
+
+def write(dims: tuple[Product, ...]) -> str:
+    """The text that names these dimensions.
+
+    >>> write((("embed",), (Joined((("heads", "head_dim"), ("rest",))),)))
+    'embed ((heads head_dim) + rest)'
+    """
+    return " ".join(map(_written, dims))
+
+
+def _written(product: Product) -> str:
+    words = [
+        f"({' + '.join(map(_written, node.segments))})" if isinstance(node, Joined) else str(node)
+        for node in product or (1,)
+    ]
+    return words[0] if len(words) == 1 else f"({' '.join(words)})"
+
+
+def words(product: Product) -> Iterator[str]:
+    """Every word of a dimension, in order, as often as it stands there."""
+    for node in product:
+        if isinstance(node, Joined):
+            for segment in node.segments:
+                yield from words(segment)
+        elif isinstance(node, str):
+            yield node
+
+
+def length(product: Product, lengths: Mapping[str, int]) -> int:
+    """How long a dimension is."""
+    return math.prod(
+        sum(length(segment, lengths) for segment in node.segments) if isinstance(node, Joined)
+        else lengths[node] if isinstance(node, str)
+        else node
+        for node in product
+    )  # fmt: skip
+
+
+def solve(product: Product, size: int, word: str, lengths: Mapping[str, int]) -> int | None:
+    """How long ``word`` is in a dimension that is ``size`` long, if there is such a length.
+
+    >>> solve((3, "heads", "head_dim"), 1152, "heads", {"head_dim": 64})
+    6
+    """
+
+    def whole(candidate: int) -> int:
+        return length(product, {**lengths, word: candidate})
+
+    found = bisect.bisect_left(range(size + 1), size, key=whole)
+    return found if found and whole(found) == size else None
+
+
+# Their names ------------------------------------------------------------------------------------
+
+
+def last_word(name: str) -> str:
+    """The last word of an axis's name: ``heads`` of ``blocks.*.attn.heads``.
+
+    >>> last_word("blocks.*.attn.heads"), last_word("blocks.*.mlp.hidden.2")
+    ('heads', 'hidden.2')
+    """
+    parts = name.split(".")
+    return ".".join(parts[-2 if parts[-1].isdecimal() else -1 :])
+
+
+def labels(names: Collection[str]) -> dict[str, str]:
+    """As many last words of every name as tell it from all others.
+
+    >>> list(labels(["embed", "stem.embed", "blocks.*.attn.heads"]).values())
+    ['embed', 'stem.embed', 'heads']
+    """
+    return {name: _label(name, names) for name in names}
+
+
+def _label(name: str, names: Collection[str]) -> str:
+    parts = name.split(".")
+    for start in range(len(parts) - last_word(name).count(".") - 1, 0, -1):
+        ending = "." + ".".join(parts[start:])
+        if re.match(r"[^\W\d]", parts[start]) and not any(
+            f".{other}".endswith(ending) for other in names if other != name
+        ):
+            return ending[1:]
+    return name
+
+
+# Parameters -------------------------------------------------------------------------------------
+
+
+def split(pattern: str) -> tuple[str, ...]:
+    """The parts of a pattern between its dots.
+
+    Raises:
+        Unreadable: for braces that hold anything but numbers.
+
+    >>> split("blocks.{0..2}.mlp.fc1.weight")
+    ('blocks', '{0..2}', 'mlp', 'fc1', 'weight')
+    """
+    parts = re.findall(r"\{[^}]*\}?|[^.{]+", pattern)
+    for part in parts:
+        if part[0] == "{" and not re.fullmatch(r"\{\d+(\.\.\d*)?(,\d+(\.\.\d*)?)*\}", part):
+            raise Unreadable(
+                f"{part} is no choice of layers, as {{0,2}} or {{1..}} are; every layer is *",
+                pattern.index(part),
+            )
+    return tuple(parts)
+
+
+def is_hole(part: str) -> bool:
+    """Whether a part of a pattern stands for the number of a layer."""
+    return part[0] in "*{"
+
+
+def match(parts: tuple[str, ...], name: str) -> tuple[int, ...] | None:
+    """The numbers in a parameter's name where the pattern has holes; None if it is another.
+
+    >>> match(("blocks", "*", "mlp", "fc1", "weight"), "blocks.3.mlp.fc1.weight")
+    (3,)
+    """
+    numbers = []
+    given = name.split(".")
+    if len(given) != len(parts):
+        return None
+    for part, actual in zip(parts, given, strict=True):
+        if is_hole(part) and actual.isdecimal() and _allows(part, int(actual)):
+            numbers.append(int(actual))
+        elif part != actual:
+            return None
+    return tuple(numbers)
+
+
+def _allows(part: str, number: int) -> bool:
+    if part == "*":
+        return True
+    for choice in part.strip("{}").split(","):
+        first, dots, last = choice.partition("..")
+        if number == int(first) or (dots and int(first) <= number <= int(last or number)):
+            return True
+    return False
+
+
+def hole(layers: Collection[int], others: Collection[int]) -> str:
+    """What stands in a pattern for these layers and not for the others of a list.
+
+    >>> hole([0, 1, 2], []), hole([1, 2, 3], [0]), hole([1, 2, 3], [0, 4]), hole([0, 2], [1])
+    ('*', '{1..}', '{1..3}', '{0,2}')
+    """
+    first, last = min(layers), max(layers)
+    if not others:
+        return "*"
+    if last - first < len(layers) and max(others) < first:
+        return f"{{{first}..}}"
+    if last - first < len(layers) and len(layers) > 2:
+        return f"{{{first}..{last}}}"
+    return f"{{{','.join(map(str, sorted(layers)))}}}"
