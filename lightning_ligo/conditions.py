@@ -48,7 +48,7 @@ def conditions(
     yield from _of_axes(plan, axes)
     yield from _of_reductions(plan, axes)
     for row in plan.rows:
-        if not row.small_names and any(
+        if not row.small_names and all(
             axes.axes[use.axis].pinned == UNUSED for dim in row.dims for use in uses_of(dim)
         ):
             yield f"{row.pattern} is not used by the forward and stays as it was built"

@@ -140,11 +140,11 @@ class Flow:
     The flow along a sum has a flow for each segment, by its start and length.
     """
 
-    __slots__ = ("_parent", "_segments", "averaged", "bent", "normed_into")
+    __slots__ = ("_parent", "_segments", "bent", "normed_into", "reduced")
 
     def __init__(self) -> None:
         self.bent = False  # an activation, or another function that is not linear, was applied
-        self.averaged = False  # its mean was taken
+        self.reduced = False  # a mean, a softmax, a maximum of it was taken
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
         self._parent: Flow | None = None
@@ -164,7 +164,7 @@ class Flow:
         theirs._parent = mine
         mine.normed_into += theirs.normed_into
         mine.bent = mine.bent or theirs.bent
-        mine.averaged = mine.averaged or theirs.averaged
+        mine.reduced = mine.reduced or theirs.reduced
         for (start, length), flow in theirs._segments.items():
             mine.segment(start, length, flow)
 
@@ -194,11 +194,14 @@ class Owner(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One factor of a tensor's dimension, the flow of values along it, and whose it is."""
+    """One factor of a tensor's dimension, the flow of values along it, and whose it is.
+
+    What is computed from several parameters has several owners.
+    """
 
     factor: Factor
     flow: Flow | None
-    owner: Owner | None = None
+    owners: tuple[Owner, ...] = ()
 
 
 Dim = list[Item]
@@ -218,14 +221,16 @@ def leaves(items: Iterable[Item]) -> Dim:
 
 def segments(item: Item) -> Dim:
     """The segments of a sum, each with its own flow."""
-    root, owner = item.factor.root(), item.owner
+    root = item.factor.root()
     result: Dim = []
     for segment, start in zip(root.segments, root.starts(), strict=True):
         length = segment.root().size
         flow = item.flow and item.flow.segment(start, length)
-        whole = owner is not None and owner.length is None
-        part = owner._replace(start=start, length=length) if owner and whole else owner
-        result.append(Item(segment, flow, part))
+        owners = (
+            owner._replace(start=start, length=length) if owner.length is None else owner
+            for owner in item.owners
+        )
+        result.append(Item(segment, flow, tuple(owners)))
     return result
 
 
@@ -317,16 +322,16 @@ def broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
         for position, dim in enumerate(theirs, start=rank - len(theirs)):
             if dims[position] and dim:
                 unite(dims[position], dim)
-            dims[position] = _with_flow(dims[position], dim)
+            dims[position] = joined(dims[position], dim)
     return dims
 
 
-def _with_flow(first: Dim, second: Dim) -> Dim:
-    """The same factors, with the flow of whichever side has one."""
+def joined(first: Dim, second: Dim) -> Dim:
+    """The same factors, with the flow of whichever side has one and the owners of both."""
     if not first or not second or len(leaves(first)) != len(leaves(second)):
         return first or second
     return [
-        Item(left.factor, left.flow or right.flow, left.owner or right.owner)
+        Item(left.factor, left.flow or right.flow, tuple({*left.owners, *right.owners}))
         for left, right in zip(leaves(first), leaves(second), strict=True)
     ]
 

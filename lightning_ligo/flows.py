@@ -68,33 +68,33 @@ class Flows:
             for leaf in own
             for flow in (self.flow(leaf), *(out.root() for out in self.flow(leaf).normed_into))
             if flow.bent
-            and (flow.normed_into or flow.averaged or leaf.factor.inner or flow in self._gainless)
+            and (flow.normed_into or flow.reduced or leaf.factor.inner or flow in self._gainless)
         }
-        reduced = {
-            end.factor
-            for kind, items in ledger.reductions
-            if kind not in ("layer", "rms", "mean")
-            for end in ends(items)
+        plain = {  # flows that pass as they are
+            flow for leaf in own if not ((flow := self.flow(leaf)).bent or flow.reduced)
         }
-        written = {  # by parameters only, and used as it is
-            flow
+        together = [
+            flows
             for leaf in own
-            if not ((flow := self.flow(leaf)).bent or flow.normed_into or flow.averaged)
-            and flow not in self._gainless
-            and leaf.factor not in reduced
-        }
+            if len(flows := {use.reads.root() for use in uses[leaf] if use.reads is not None}) > 1
+        ]
+        written = {  # by parameters only, and read apart from others
+            flow for flow in plain if not flow.normed_into and flow not in self._gainless
+        } - in_stacks.union(*together)
         self.tied: set[Flow] = set()
         self._flipped: dict[Flow, int] = {}
+        self._raised: set[Flow] = set()
         for leaf in own:
             if not any(use.role == "produces" for use in uses[leaf]):
                 continue
             for use in uses[leaf]:
                 if use.role == "consumes" and use.reads is not None:
                     read = use.reads.root()
-                    if read is not self.flow(leaf) and read in written - in_stacks:
+                    if read is not self.flow(leaf) and read in written:
                         self._flipped[read] = -self._power(self.flow(leaf))
                     else:
                         self.tied.add(self.flow(leaf))
+        self.post_norm |= self._level(together, plain)
         self._names = self._merge(own, stacks)
 
     def flow(self, leaf: Item) -> Flow:
@@ -112,11 +112,22 @@ class Flows:
             and any(end.factor in inside for end in ends([Item(use.factor, None)]))
         ]
 
+    def _level(self, together: list[set[Flow]], plain: set[Flow]) -> set[Flow]:
+        """Let flows that one weight reads have one power; those that cannot."""
+        while True:
+            apart = [flows for flows in together if len({*map(self._power, flows)}) > 1]
+            lower = {flow for flows in apart for flow in flows if self._power(flow) == 0}
+            if not lower & plain:
+                return set().union(*apart)
+            self._raised |= lower & plain
+
     def _power(self, flow: Flow) -> int:
         """1 where a norm reads a flow that no norm wrote: there the variance can be kept."""
         flow = flow.root()
         if flow in self._flipped:
             return self._flipped[flow]
+        if flow in self._raised:
+            return 1
         if flow in self._after_norm:
             return 0
         return int(bool(flow.normed_into or flow in self._gainless))
@@ -165,8 +176,8 @@ class Flows:
 
 
 def _owner(leaf: Item) -> Owner:
-    assert leaf.owner is not None
-    return leaf.owner
+    (owner,) = leaf.owners
+    return owner
 
 
 def _overlap(first: Owner, second: Owner) -> bool:

@@ -50,6 +50,7 @@ class Ledger:
         self.outputs: list[Dim] = []  # the dimensions of what the network returns
         self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: see `TAKEN`
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self.opposed: list[tuple[Dim, Dim]] = []  # what parameters are multiplied over
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
         self.marks: dict[int, Mark] = {}  # by storage
         self._cast: dict[int, int] = {}  # storages of the same values in another dtype
@@ -62,7 +63,9 @@ class Ledger:
         buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
         for name, tensor in [*network.named_parameters(), *buffers]:
             dims = [
-                [Item(Factor(length, owned=True), Flow(), Owner(name, dim))] if length != 1 else []
+                [Item(Factor(length, owned=True), Flow(), (Owner(name, dim),))]
+                if length != 1
+                else []
                 for dim, length in enumerate(tensor.shape)
             ]
             self.parameters[name] = dims
@@ -120,16 +123,40 @@ class Ledger:
             return
         items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
         for item in ends(items):
-            if item.owner is not None:
-                self.uses.append(Use(item.owner, item.factor, role, reads))
+            for owner in item.owners:
+                self.uses.append(Use(owner, item.factor, role, reads))
 
     def consume(self, weights: Dim, inputs: Dim) -> None:
         """Note that a weight's dimension is contracted with what flows in."""
         reads = [item.flow for item in ends(inputs)]
         for number, item in enumerate(ends(weights)):
-            if item.owner is not None:
-                read = reads[number] if number < len(reads) else None
-                self.uses.append(Use(item.owner, item.factor, "consumes", read))
+            read = reads[number] if number < len(reads) else None
+            for owner in item.owners:
+                self.uses.append(Use(owner, item.factor, "consumes", read))
+
+    def release(self, tensor: Tensor) -> None:
+        """Take what is made of parameters, such as learned queries, for an activation."""
+        if (traced := self._traced.get(_key(tensor))) is not None and traced.static:
+            self.record(tensor, "produces")
+            self._traced[_key(tensor)] = traced._replace(static=False)
+
+    def settle(self) -> None:
+        """Let one side consume what the other produces where parameters are multiplied."""
+        for left, right in self.opposed:
+            roles = [
+                {
+                    use.role
+                    for use in self.uses
+                    if any(use.owner in item.owners for item in ends(side))
+                }
+                for side in (left, right)
+            ]
+            first = "consumes" in roles[0] or "produces" in roles[1]
+            if first and "consumes" not in roles[1] and "produces" not in roles[0]:
+                left, right = right, left
+            self.consume(right, left)
+            for item in ends(left):
+                self.uses += [Use(owner, item.factor, "produces") for owner in item.owners]
 
     def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
         """Note that an operation on ``tensors`` was given these numbers."""
@@ -148,7 +175,10 @@ class Ledger:
 
     def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
         """Note that something, such as a norm, is taken over all of these dimensions at once."""
-        self.reductions.append((kind, [item for dim in dims for item in dim]))
+        items = [item for dim in dims for item in dim]
+        self.reductions.append((kind, items))
+        if kind not in ("layer", "rms", "group", "mean square"):
+            reduced(items)
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
@@ -199,6 +229,13 @@ class Ledger:
             for name, dims in self.parameters.items()
             if any(id(item.factor) in touched for dim in dims for item in ends(dim))
         ]
+
+
+def reduced(items: Dim) -> None:
+    """Note that something other than a norm is taken over what flows."""
+    for item in ends(items):
+        if item.flow is not None:
+            item.flow.root().reduced = True
 
 
 def storage(tensor: Tensor) -> int:

@@ -170,7 +170,7 @@ def _unused(axes: Axes, small: dict[str, Size], large: dict[str, Size]) -> list[
         for pattern, dims in axes.dims.items()
         if pattern in large
         and small.get(pattern, large[pattern]) != large[pattern]
-        and any(axes.axes[use.axis].pinned == UNUSED for dim in dims for use in uses_of(dim))
+        and all(axes.axes[use.axis].pinned == UNUSED for dim in dims for use in uses_of(dim))
     ]
 
 

@@ -122,10 +122,10 @@ def _names(node: Any, prefix: str = "") -> tuple[str, ...]:
 def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
     """The classes of equal children that all networks have, in order of their first child."""
     if all(map(_grows_into, nodes, nodes[1:])):  # child by child
-        alike: dict[str, list[int]] = {}
+        equal: dict[str, list[int]] = {}
         for number in sorted(map(int, nodes[0])):
-            alike.setdefault(str([node[str(number)] for node in nodes]), []).append(number)
-        return [(tuple(numbers),) * len(nodes) for numbers in alike.values()]
+            equal.setdefault(str([node[str(number)] for node in nodes]), []).append(number)
+        return [(tuple(numbers),) * len(nodes) for numbers in equal.values()]
     kinds = [_classes(node) for node in nodes]
     matched: list[tuple[_Class, ...]] = []
     for kind, classes in kinds[0].items():
@@ -164,9 +164,7 @@ def _classes(node: _Tree) -> dict[str, list[_Class]]:
 
 def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
     """Whether the children of the second network are nowhere shorter than those of the first."""
-    small, large = (
-        [*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True)
-    )
+    small, large = ([*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True))
     return len(small) != len(large) or all(
         one <= other for one, other in zip(small, large, strict=True)
     )

@@ -6,9 +6,11 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -18,6 +20,7 @@ from lightning_ligo.factors import Misaligned
 from lightning_ligo.ledger import CONSTANT, Ledger
 from lightning_ligo.rules import RULES, bend, pointwise, untouched, writers
 
+_ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
            "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
 
@@ -91,6 +94,7 @@ def _watch(
         out = network(*args, **kwargs)
     tracer.outputs = outputs_of(out)
     tracer.ledger.use(tracer.outputs)
+    tracer.ledger.settle()
     tracer.ledger.outputs = [dim for out in tracer.outputs for dim in tracer.ledger.dims(out)]
     return tracer
 
@@ -128,11 +132,26 @@ class _Whole(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             known = (torch.tensor(i) if isinstance(i, list) and i else i for i in index)
             return func(args[0], tuple(known))
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+        if func is functional.multi_head_attention_forward:  # it calls attention past this mode
+            with patch.multiple(
+                functional, scaled_dot_product_attention=self.attention, linear=self.linear
+            ):
+                return func(*args, **(kwargs or {}))
+        if func is functional.linear:
+            return self.linear(*args, **(kwargs or {}))
+        if func is functional.scaled_dot_product_attention:
+            return self.attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def linear(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Its input is no weight, even where it is made of parameters."""
+        self.tracer.ledger.release(input)
+        return _LINEAR(input, *args, **kwargs)
+
+    def attention(self, *args: Any, **kwargs: Any) -> Tensor:
         with _disable_current_modes():
-            out = func(*args, **(kwargs or {}))
-        self.tracer.follow(func.__name__, func, args, kwargs or {}, out)
+            out = _ATTENTION(*args, **kwargs)
+        self.tracer.follow("scaled_dot_product_attention", _ATTENTION, args, kwargs, out)
         return out
 
 

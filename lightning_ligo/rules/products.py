@@ -15,7 +15,9 @@ from lightning_ligo.rules.table import SPACE, rule
 def contract(ledger: Ledger, left: Tensor, lefts: Dim, right: Tensor, rights: Dim) -> None:
     """A sum of products over one dimension: the parameter's side consumes what flows in."""
     unite(lefts, rights, flow=False)
-    if ledger.static(right):
+    if ledger.static(left) and ledger.static(right):
+        ledger.opposed.append((lefts, rights))
+    elif ledger.static(right):
         ledger.consume(rights, lefts)
     elif ledger.static(left):
         ledger.consume(lefts, rights)
@@ -44,11 +46,9 @@ def add_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out
     dims = _product(ledger, left, right, out)
     if not ledger.static(left) and not ledger.static(right):
         ledger.multiply(out, kwargs.get("alpha", 1))
-    ledger.record(bias, "produces")
-    for mine, other in zip(dims[::-1], ledger.dims(bias)[::-1], strict=False):
-        if mine and other:
-            unite(mine, other)
-    return dims
+    if not ledger.static(left) or not ledger.static(right):
+        ledger.record(bias, "produces")
+    return broadcast([dims, ledger.dims(bias)])
 
 
 def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[Dim]:
@@ -58,7 +58,8 @@ def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[D
     contract(ledger, left, inner_left, right, inner_right)
     static = ledger.static(left) or ledger.static(right)
     for tensor, dims in ((left, lefts), (right, rights)):
-        ledger.record(tensor, "produces", [item for dim in dims for item in dim])
+        if not (ledger.static(left) and ledger.static(right)):
+            ledger.record(tensor, "produces", [item for dim in dims for item in dim])
     batch: list[Dim] = []
     if left.dim() == 3:
         for mine, other in zip(lefts[:1], rights[:1], strict=True):
@@ -70,10 +71,7 @@ def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[D
         ledger.contracted(out, inner_left)
         if batch:
             _hint_attention(batch[0], inner_left, rights)
-    result = batch + lefts + rights
-    if ledger.static(left) and ledger.static(right):  # made of parameters, no longer one of them
-        return [[item._replace(owner=None) for item in dim] for dim in result]
-    return result
+    return batch + lefts + rights
 
 
 def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:
