@@ -15,6 +15,7 @@ from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
 
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
+LOST = "nothing sums over it"
 Stretch = Literal["append", "interpolate", "copy"]
 
 
@@ -324,8 +325,8 @@ def _axes(
         pinned = factor.pinned or inside[0].pinned
         if not pinned and not played:
             pinned = UNUSED
-        elif not pinned and factor in outputs and "consumes" not in played and not factor.inner:
-            pinned = OUTPUT
+        elif not pinned and "consumes" not in played and not factor.inner:
+            pinned = OUTPUT if factor in outputs else None if factor in over else LOST
         where, local = tuple(member.place for member in members), _local(members)
         base = name = _name(factor, members, played, local)
         number = 2
@@ -344,7 +345,7 @@ def _stretch(factor: Factor, pinned: str, roles: set[str]) -> Stretch | None:
     """Rows of a table and outputs get more entries, experts are copied, positions interpolated."""
     if factor.hint == "experts" or pinned == RANKED:
         return "copy"
-    if factor.hint in ("entries", "classes") or pinned == OUTPUT:
+    if factor.hint in ("entries", "classes") or pinned in (OUTPUT, LOST):
         return "append"
     return "interpolate" if pinned == TABLE or roles == {"produces"} else None
 
