@@ -16,6 +16,7 @@ from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
 
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
+LOST = "nothing sums over it"
 Stretch = Literal["append", "interpolate", "copy"]
 
 
@@ -351,8 +352,8 @@ def _axes(
         passed = next((unread[end] for end in inside if end in unread), None)
         if not pinned and not played and not passed:
             pinned = UNUSED
-        elif not pinned and factor in outputs and "consumes" not in played and not factor.inner:
-            pinned = OUTPUT
+        elif not pinned and "consumes" not in played and not factor.inner:
+            pinned = OUTPUT if factor in outputs else None if factor in over else LOST
         where, local = tuple(member.place for member in members), _local(members)
         base = name = _name(factor, members, played, local, words.get(factor))
         number = 2
@@ -374,7 +375,7 @@ def _stretch(factor: Factor, pinned: str, roles: set[str]) -> Stretch | None:
         return None
     if factor.hint == "experts" or pinned == RANKED:
         return "copy"
-    if factor.hint in ("entries", "classes") or pinned == OUTPUT:
+    if factor.hint in ("entries", "classes") or pinned in (OUTPUT, LOST):
         return "append"
     return "interpolate" if pinned == TABLE or roles == {"produces"} else None
 

@@ -140,11 +140,11 @@ class Flow:
     The flow along a sum has a flow for each segment, by its start and length.
     """
 
-    __slots__ = ("_parent", "_segments", "averaged", "bent", "normed_into")
+    __slots__ = ("_parent", "_segments", "bent", "normed_into", "reduced")
 
     def __init__(self) -> None:
         self.bent = False  # an activation, or another function that is not linear, was applied
-        self.averaged = False  # its mean was taken
+        self.reduced = False  # a mean, a softmax, a maximum of it was taken
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
         self._parent: Flow | None = None
@@ -164,7 +164,7 @@ class Flow:
         theirs._parent = mine
         mine.normed_into += theirs.normed_into
         mine.bent = mine.bent or theirs.bent
-        mine.averaged = mine.averaged or theirs.averaged
+        mine.reduced = mine.reduced or theirs.reduced
         for (start, length), flow in theirs._segments.items():
             mine.segment(start, length, flow)
 

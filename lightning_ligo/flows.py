@@ -57,29 +57,10 @@ class Flows:
             self.flow(leaf) for leaf in own if any(use.role == "gain" for use in uses[leaf])
         }
         self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
-        self._gainless = {  # what comes out of norms without a gain -> what goes in
-            out.root(): self.flow(leaf)
-            for leaf in own
-            for out in self.flow(leaf).normed_into
-            if out.root() not in self._after_norm
-        }
-        self.bent = {
-            self.flow(leaf)
-            for leaf in own
-            for flow in (self.flow(leaf), *(out.root() for out in self.flow(leaf).normed_into))
-            if flow.bent
-            and (flow.normed_into or flow.averaged or leaf.factor.inner or flow in self._gainless)
-        }
-        reduced = {
-            end.factor
-            for kind, items in ledger.reductions
-            if kind not in ("layer", "rms", "mean")
-            for end in ends(items)
-        }
+        self._gainless: set[Flow] = set()  # what comes out of norms without a gain
+        self.bent = {self.flow(leaf) for leaf in own if self._bent(leaf)}
         plain = {  # flows that pass as they are
-            flow
-            for leaf in own
-            if not ((flow := self.flow(leaf)).bent or flow.averaged) and leaf.factor not in reduced
+            flow for leaf in own if not ((flow := self.flow(leaf)).bent or flow.reduced)
         }
         together = [
             flows
@@ -112,6 +93,19 @@ class Flows:
     def flow(self, leaf: Item) -> Flow:
         assert leaf.flow is not None
         return leaf.flow.root()
+
+    def _bent(self, leaf: Item) -> bool:
+        """Whether a function that is not linear stands where copies do not pass it as such."""
+        flows, bent = [self.flow(leaf)], False
+        for flow in flows:
+            bare = flow in self._gainless
+            bent |= flow.bent and bool(
+                flow.normed_into or flow.reduced or leaf.factor.inner or bare
+            )
+            outs = {out.root() for out in flow.normed_into} - self._after_norm - {*flows}
+            self._gainless |= outs
+            flows += outs
+        return bent
 
     def _of(self, leaf: Item) -> list[Seen]:
         """What was seen of a factor of a parameter's dimension."""

@@ -189,7 +189,10 @@ class Ledger:
 
     def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
         """Note that something, such as a norm, is taken over all of these dimensions at once."""
-        self.reductions.append((kind, [item for dim in dims for item in dim]))
+        items = [item for dim in dims for item in dim]
+        self.reductions.append((kind, items))
+        if kind not in ("layer", "rms", "group", "mean square"):
+            reduced(items)
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
@@ -274,6 +277,13 @@ def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
     """The tensors of a network that have axes: its parameters and its floating point buffers."""
     buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
     return [*network.named_parameters(), *buffers]
+
+
+def reduced(items: Dim) -> None:
+    """Note that something other than a norm is taken over what flows."""
+    for item in ends(items):
+        if item.flow is not None:
+            item.flow.root().reduced = True
 
 
 def storage(tensor: Tensor) -> int:

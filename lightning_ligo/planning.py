@@ -121,8 +121,10 @@ class _Planner(Callback):
                     large = sized(larger)
                     plan = pair(small, large, *args, override=growing.override, **kwargs)
                     cost = _cost(plan, small, large, growing.method, growing.steps, args, kwargs)
-                moment = number, growth.when, growing.due.get(number - 1)
-                self.planned.append(Planned(description, larger, plan, *cost, *moment))
+                due = growing.due.get(number - 1)
+                self.planned.append(
+                    Planned(description, larger, plan, *cost, number, growth.when, due)
+                )
                 small, description = large, larger
         raise _TunerExitException
 

@@ -78,6 +78,9 @@ KEPT = {
     "glu": lambda width: Around(lambda x, up: F.glu(up(x)), width, nn.Linear(width, 2 * width)),
     "layer norm without a gain": module(lambda n: nn.LayerNorm(n, elementwise_affine=False)),
     "rms norm without a gain": module(lambda n: nn.RMSNorm(n, elementwise_affine=False)),
+    "norms without a gain": function(
+        lambda x: F.rms_norm(F.rms_norm(x, x.shape[-1:]), x.shape[-1:])
+    ),
     "written out": function(lambda x: x * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-6)),
 }
 
@@ -182,3 +185,18 @@ def test_an_axis_that_is_averaged_away_is_no_output():
     axes = ligo.trace(Pooled(3), torch.randn(2, 4)).axes
     assert [axis.length for axis in axes.values() if axis.pinned is None] == [3, 6]
     assert grown(Pooled, 3, 6) == (pytest.approx(0, abs=1e-12), ())
+
+
+def test_positions_that_are_shuffled_away_are_told_apart():
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.conv, self.two = nn.Linear(4, 12), nn.Conv2d(3, 8, 1), nn.Linear(32, 2)
+
+        def forward(self, x):
+            return self.two(F.pixel_shuffle(self.conv(self.one(x).view(-1, 3, 2, 2)), 2).flatten(1))
+
+    network, x = Shuffled(), torch.randn(2, 4)
+    axes = ligo.trace(network, x).axes
+    for name, error in ligo.prove(network, x).items():
+        assert (error < 1e-12) == (axes[name].pinned is None), axes[name]

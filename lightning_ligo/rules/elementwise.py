@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, broadcast, ends, take
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import Ledger, reduced
 from lightning_ligo.rules.norms import norm
 from lightning_ligo.rules.table import position, rule
 
@@ -64,6 +64,8 @@ def _rms_norm(ledger: Ledger, name: str, args: Sequence[Any], out: Tensor) -> li
         step = {"rsqrt": "inverse", "sqrt": "root", "add": "mean square"}.get(name)
         if step:
             ledger.mark(out, step, mark.of)
+        else:
+            reduced([item for dim in ledger.dims(mark.of) for item in dim])
     for x, other in ((first, second), (second, first)):
         root = ledger.marked(other, "inverse" if name == "mul" else "root")
         if name in ("mul", "div") and root and ledger.values(root.of) == ledger.values(x):

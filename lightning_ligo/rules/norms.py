@@ -136,10 +136,6 @@ def reduction(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if kind == "length" and args[1] not in (2, None):
         kind = "sum"
     ledger.reduce(kind, [dims[axis] for axis in gone])
-    for axis in gone:
-        for end in ends(dims[axis]):
-            if end.flow is not None and kind == "mean":
-                end.flow.root().averaged = True
     tensors = [out] if isinstance(out, Tensor) else list(out)
     if name.startswith("arg") or (kind == "extreme" and len(tensors) > 1):
         for axis in gone:

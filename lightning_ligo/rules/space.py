@@ -34,15 +34,16 @@ def resample(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: A
 
 @rule("pixel_shuffle")
 def pixel_shuffle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    *batch, channels, _, _ = ledger.dims(args[0])
+    *batch, channels, height, width = ledger.dims(args[0])
     kept, square = regroup([channels], (out.shape[-3], args[1] ** 2))
-    pin(square, SPACE)
+    pin([*square, *height, *width], SPACE)
     return [*batch, kept, *(ledger.new(length, pinned=SPACE) for length in out.shape[-2:])]
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    *batch, channels, _, _ = ledger.dims(args[0])
+    *batch, channels, height, width = ledger.dims(args[0])
+    pin([*height, *width], SPACE)
     square = ledger.new(args[1] ** 2, pinned=SPACE)
     space = [ledger.new(length, pinned=SPACE) for length in out.shape[-2:]]
     return [*batch, [*channels, *square], *space]
@@ -50,14 +51,15 @@ def pixel_unshuffle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any,
 
 @rule("im2col")
 def im2col(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    *batch, channels, _, _ = ledger.dims(args[0])
+    *batch, channels, height, width = ledger.dims(args[0])
+    pin([*height, *width], SPACE)
     kernel = ledger.new(args[1][0] * args[1][1], pinned=SPACE)
     return [*batch, [*channels, *kernel], ledger.new(out.shape[-1], pinned=SPACE)]
 
 
 @rule("col2im")
 def col2im(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    *batch, columns, _ = ledger.dims(args[0])
+    *batch, columns, positions = ledger.dims(args[0])
     channels, kernel = regroup([columns], (out.shape[-3], args[2][0] * args[2][1]))
-    pin(kernel, SPACE)
+    pin([*kernel, *positions], SPACE)
     return [*batch, channels, *(ledger.new(length, pinned=SPACE) for length in out.shape[-2:])]
