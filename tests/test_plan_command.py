@@ -242,6 +242,17 @@ def test_options_of_fit_change_the_run(capsys):
     assert growth["cost"]["batch"] == [[100, 1, 8, 8]]
 
 
+def test_axes_are_called_as_the_run_names_them(capsys):
+    config = run_yaml(to(16, 2, fraction=0.5))
+    settings = yaml.safe_load(Path("run.yaml").read_text())
+    names = {"fc_norm.weight": "stream", "blocks.*.mlp.fc1.bias": "wide"}
+    settings["trainer"]["callbacks"][1]["init_args"]["override"] = names
+    Path("run.yaml").write_text(yaml.safe_dump(settings))
+    (growth,) = planned(capsys, *config)
+    assert growth["axes"]["stream"] == [8, 16]
+    assert growth["axes"]["blocks.*.mlp.wide"] == [32, 64]
+
+
 def test_a_configuration_that_a_run_has_saved_is_planned(capsys, monkeypatch):
     config = run_yaml(to(16, 2, fraction=0.5))
     monkeypatch.setattr(sys, "argv", ["lightning-ligo"])
