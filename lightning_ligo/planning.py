@@ -119,7 +119,7 @@ class _Planner(Callback):
                 growth = growing.growths[number - 1]
                 with of_growth(number, growth):
                     large = sized(larger)
-                    plan = pair(small, large, *args, override=growing.override, **kwargs)
+                    plan = growing.paired(small, large, args, kwargs)
                     cost = _cost(plan, small, large, growing.method, growing.steps, args, kwargs)
                 due = growing.due.get(number - 1)
                 self.planned.append(

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
+from lightning_ligo.axes import OUTPUT
+from lightning_ligo.plan import Plan
 from lightning_ligo.surgery import listed
 
 COPIES_OF_THE_MODEL = (StochasticWeightAveraging, WeightAveraging, ModelPruning)
@@ -67,6 +69,22 @@ def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
         f"the attribute {attribute!r} of {owner} is {type(found).__name__} and not a submodule of "
         f"its own; its modules are: {children}"
     )
+
+
+def check_outputs(plan: Plan) -> None:
+    """Refuse a network with more outputs: the module's loss and metrics are for as many as it has.
+
+    Raises:
+        ValueError: naming the axis and both lengths.
+    """
+    for name, (small, large) in plan.axes.items():
+        if plan.facts[name].pinned == OUTPUT:
+            raise ValueError(
+                f"axis {name}, the network's output, is {small} long in the small network and "
+                f"{large} in the large one, and what the module does with it, its loss and "
+                "metrics, would stay as it is; give both networks the same, or grow between two "
+                "runs with lightning_ligo.grow"
+            )
 
 
 def check_network(pl_module: LightningModule, attribute: str) -> None:

@@ -30,6 +30,7 @@ from lightning_ligo.aside import (
 from lightning_ligo.callbacks.checks import (
     check_module,
     check_network,
+    check_outputs,
     check_trainer,
     find_network,
 )
@@ -195,11 +196,17 @@ class GrowthCallback(Callback):
             args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
             for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
                 with of_growth(number, self.growths[number - 1]):
-                    self._plans[number] = pair(
-                        smaller, larger, *args, override=self.override, **kwargs
-                    )
+                    self._plans[number] = self.paired(smaller, larger, args, kwargs)
                 smaller = larger
         self._larger = []
+
+    def paired(
+        self, small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Plan:
+        """How a growth of this run goes; refuses one that the run's own module cannot follow."""
+        plan = pair(small, large, *args, override=self.override, **kwargs)
+        check_outputs(plan)
+        return plan
 
     def called_with(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
