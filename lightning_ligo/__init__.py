@@ -6,7 +6,8 @@ from lightning_ligo.checkpoint import rebuild
 from lightning_ligo.cost import Cost, estimate
 from lightning_ligo.fit import Fit, fit, grow
 from lightning_ligo.growth import Operator
-from lightning_ligo.methods import METHODS, Method
+from lightning_ligo.method import Depth, Method, Width
+from lightning_ligo.methods import METHODS
 from lightning_ligo.modules import ImageClassifier, LanguageModel
 from lightning_ligo.named import named
 from lightning_ligo.nets import build, describe
@@ -21,6 +22,7 @@ __all__ = [
     "Axes",
     "Axis",
     "Cost",
+    "Depth",
     "Fit",
     "Growth",
     "GrowthCallback",
@@ -29,6 +31,7 @@ __all__ = [
     "Method",
     "Operator",
     "Plan",
+    "Width",
     "build",
     "describe",
     "estimate",

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_ligo.fit import gradients
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
-from lightning_ligo.methods import Method
+from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
 from lightning_ligo.trace import copied, evaluating, outputs_of, without_values
 

@@ -46,6 +46,8 @@ from lightning_ligo.checkpoint import (
 from lightning_ligo.fit import fit
 from lightning_ligo.flops import TrainingFlops, flop_counter
 from lightning_ligo.growth import Operator
+from lightning_ligo.limits import refuse
+from lightning_ligo.method import Method
 from lightning_ligo.methods import method_named
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
@@ -81,7 +83,8 @@ class GrowthCallback(Callback):
     Args:
         growths: what to grow to and when, in order.
         attribute: where the network is in the LightningModule; may be dotted.
-        method: a name of `METHODS`: how the operator starts and what of it is learned.
+        method: a name of `METHODS`, two with a plus between, the first for depth and the second for
+            width, or a `Method` of your own: how the operator starts and what of it is learned.
         steps: of learning the operator; the method's own number by default.
         learning_rate: of learning the operator; the method's own by default.
         monitor: the validation metric of the report; by default the one that the first
@@ -97,7 +100,7 @@ class GrowthCallback(Callback):
         self,
         growths: list[Growth],
         attribute: str = "network",
-        method: str = "ligo",
+        method: str | Method = "ligo",
         steps: int | None = None,
         learning_rate: float | None = None,
         monitor: str | None = None,
@@ -107,13 +110,12 @@ class GrowthCallback(Callback):
             raise ValueError("GrowthCallback has no growths; give at least one")
         self.growths = list(growths)
         self.attribute = attribute
-        self.method = method_named(method)
+        self.method = method_named(method) if isinstance(method, str) else method
         self.monitor = monitor
         self.seed = seed
-        learns = self.method.learns != "nothing"
-        if not learns and (steps or learning_rate):
+        if not self.method.learns and (steps or learning_rate):
             raise ValueError(
-                f"method {method!r} learns nothing, found steps={steps} and learning_rate="
+                f"method {self.method.name!r} learns nothing, found steps={steps} and learning_rate="
                 f"{learning_rate}; leave them out, or take a method that learns"
             )
         self.steps = self.method.steps if steps is None else steps
@@ -189,6 +191,7 @@ class GrowthCallback(Callback):
             for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
                 with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = pair(smaller, larger, *args, **kwargs)
+                    refuse(self._plans[number], self.method)
                 smaller = larger
         self._larger = []
 
@@ -297,17 +300,21 @@ class GrowthCallback(Callback):
                 "steps": steps,
                 "learning_rate": self.learning_rate if steps else None,
             },
+            "inexact": list(operator.inexact),
             "metric": {"name": name, "before": value, "after": grown_value},
             "flops": {"operator": flops},
             "seconds": time.monotonic() - started,
         })  # fmt: skip
         self._note(trainer, after)
         learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
+        reasons = "; ".join(operator.inexact)
+        exact = f"is not kept ({reasons})" if reasons else "is kept"
         rates = sorted({g["lr"] for o in trainer.optimizers for g in o.param_groups})
         rank_zero_info(
             f"Growth {size + 1} of {len(self.growths)} at step {trainer.global_step}: "
             f"{_count(small):,} -> {_count(large):,} parameters, method {self.method.name} "
-            f"(operator: {coefficients:,} coefficients, {learned}), {name or 'no metric'}: "
+            f"(operator: {coefficients:,} coefficients, {learned}); at its start the function "
+            f"{exact}; {name or 'no metric'}: "
             f"{_number(value)} -> {_number(grown_value)}; optimizer state kept for "
             f"{kept} of {len(parents)} parameters of the network, fresh for the others; learning "
             f"rate {', '.join(f'{rate:.3g}' for rate in rates)}"
