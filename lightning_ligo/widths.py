@@ -80,7 +80,7 @@ class Widths(nn.Module):
         self._fixed: dict[str, Copying] = {}  # the parts of forms that are not learned
         self._place = device, dtype
         for row in plan.rows:
-            for product in row.dims if row.small_names else ():
+            for product in row.dims if row.small_names and width is not None else ():
                 for span in self._spans(product):
                     if span.key not in self.starts:
                         self._start(span, silent, generator)

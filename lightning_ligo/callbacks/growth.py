@@ -115,8 +115,8 @@ class GrowthCallback(Callback):
         self.seed = seed
         if not self.method.learns and (steps or learning_rate):
             raise ValueError(
-                f"method {self.method.name!r} learns nothing, found steps={steps} and learning_rate="
-                f"{learning_rate}; leave them out, or take a method that learns"
+                f"method {self.method.name!r} learns nothing, found steps={steps} and "
+                f"learning_rate={learning_rate}; leave them out, or take a method that learns"
             )
         self.steps = self.method.steps if steps is None else steps
         self.learning_rate = self.method.learning_rate if learning_rate is None else learning_rate
