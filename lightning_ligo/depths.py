@@ -167,9 +167,12 @@ class Depths(nn.Module):
         return matrix
 
     def _slots(self, product: Product) -> int:
-        """How many times a dimension holds what grows, as a fused projection of three things."""
+        """How many equal parts a dimension has side by side, as a fused projection has three."""
         first = product[0] if product else None
-        if first is None or isinstance(first, Sum) or len(product) == 1:
+        if isinstance(first, Sum):
+            equal = len({self.plan.length(segment) for segment in first.segments}) == 1
+            return len(first.segments) if equal else 1
+        if first is None or len(product) == 1:
             return 1
         return self.plan.lengths[first.axis][0] if self.plan.facts[first.axis].pinned else 1
 

@@ -79,13 +79,18 @@ class Widths(nn.Module):
         self.starts: dict[str, Started] = {}
         self._fixed: dict[str, Copying] = {}  # the parts of forms that are not learned
         self._place = device, dtype
-        for row in plan.rows:
-            for product in row.dims if row.small_names and width is not None else ():
-                for span in self._spans(product):
-                    if span.key not in self.starts:
-                        self._start(span, silent, generator)
-                    if span.name not in self.maps and span.name not in self._fixed:
-                        self._start_form(span, generator)
+        spans = [
+            span
+            for row in plan.rows
+            for product in row.dims
+            for span in self._spans(product)
+            if row.small_names and width is not None
+        ]
+        for span in spans:
+            if span.key not in self.starts:
+                self._start(span, silent, generator)
+        for span in {span.name: span for span in spans}.values():
+            self._start_form(span, generator)
 
     # Growing a parameter -----------------------------------------------------------------------
 
