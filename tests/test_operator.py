@@ -35,7 +35,7 @@ OTHERS = {
     "vit to 48": (vit, IMAGES, 48, 3),
     "gpt2 to 48": (gpt2, TOKENS, 48, 3),
     "llama to 48": (llama, TOKENS, 48, 3),
-    "llama from 48": (partial(llama, 48), TOKENS, 64, 3),
+    "llama from 48": (llama, TOKENS, 64, 3, 48),
     "resnet to 12": (resnet, IMAGES, 12, 3),
 }
 FAMILIES = {**MULTIPLES, **OTHERS}
@@ -47,8 +47,8 @@ KEPT += [(name, method) for name in MULTIPLES for method in TILES]
 
 @cache
 def paired(name, dtype):
-    build, inputs, width, depth = FAMILIES[name]
-    small, large = randomised(build(), dtype), build(width, depth).to(dtype).eval()
+    build, inputs, width, depth, *narrow = FAMILIES[name]
+    small, large = randomised(build(*narrow), dtype), build(width, depth).to(dtype).eval()
     return small, large, ligo.pair(small, large, **cast(inputs, dtype)), inputs
 
 
