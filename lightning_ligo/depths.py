@@ -39,7 +39,7 @@ class Depths(nn.Module):
         self.depth = depth
         self.mixes = nn.ParameterDict()
         self._fixed: dict[str, Tensor] = {}  # (g) sources, or (g, l) where layers are mixed
-        self._zero: dict[str, Tensor] = {}  # (g): whether nothing of the small network is in it
+        self._zero: dict[str, Tensor] = {}  # (g): layers with nothing of the small network, if any
         self._rows: dict[str, list[Row]] = {}  # of every stack
         for row in plan.rows:
             self._rows.setdefault(row.stack or "", []).append(row)
@@ -48,7 +48,8 @@ class Depths(nn.Module):
             if depth is None or not row.small_names or not self.mixed(row):
                 continue
             mix = self._start(row, depth, generator)
-            self._zero[row.pattern] = (~mix.any(1)).to(device)
+            if not bool(mix.any(1).all()):
+                self._zero[row.pattern] = (~mix.any(1)).to(device)
             if depth.learned:
                 self.mixes[key_of(row.pattern)] = nn.Parameter(mix.to(device, dtype))
             elif bool(((mix == 0) | (mix == 1)).all() and (mix.sum(1) <= 1).all()):
@@ -101,8 +102,8 @@ class Depths(nn.Module):
         if mix.dim() == 2:
             return torch.tensordot(mix, x, dims=1)
         x = x.index_select(0, mix.clamp(min=0))
-        zero = self._zero[row.pattern]
-        return x * self._over_layers(~zero, x) if bool(zero.any()) else x
+        zero = self._zero.get(row.pattern)
+        return x if zero is None else x * self._over_layers(~zero, x)
 
     def neutral(self, row: Row, like: Tensor) -> Tensor | None:
         """What a new layer has so that it changes nothing, where that is not zero.
@@ -110,7 +111,7 @@ class Depths(nn.Module):
         One for what multiplies the stream, and the identity matrix for new layers that are that.
         """
         zero = self._zero.get(row.pattern)
-        if zero is None or not bool(zero.any()) or row.stack is None:
+        if zero is None or row.stack is None:
             return None
         new = self.new_are(row.stack)
         if new == "built":

@@ -73,39 +73,101 @@ def copies_of(form: Copies | Tensor) -> Copies | None:
 class Copying(NamedTuple):
     """A form that copies, in as few operations as it takes."""
 
-    entry: Tensor | None  # (L) or (g, L); None where no entry moves
+    entry: Tensor  # (L) or (g, L)
+    runs: tuple[tuple[int, int, int], ...]  # its stretches: (first, how many, step of 0 or 1)
     weight: Tensor | None  # (L) or (g, L); None where all are 1
     mean: bool  # whether the mean of all entries is copied, too
 
     def grow(self, x: Tensor, dim: int) -> Tensor:
         """A dimension of (g, ..., S, ...) to (g, ..., L, ...)."""
+        small = x.shape[dim]
         if self.mean:
             x = torch.cat([x, x.mean(dim, keepdim=True)], dim)
-        if self.entry is not None and self.entry.dim() == 1:
+        if set(self.runs) == {(0, small, 1)}:  # whole copies, which need not be made
+            weight = self._over(x, dim)
+            x = x.unsqueeze(dim)
+            if weight is None:
+                x = x.expand(*x.shape[:dim], len(self.runs), *x.shape[dim + 1 :])
+            else:
+                x = x * weight.unflatten(dim, (len(self.runs), small))
+            return x.flatten(dim, dim + 1)
+        if self.runs:
+            x = torch.cat([_stretch(x, dim, *run) for run in self.runs], dim)
+        elif self.entry.dim() == 1:
             x = x.index_select(dim, self.entry)
-        elif self.entry is not None:
+        else:
             layers = zip(x, self.entry, strict=True)
             x = torch.stack([layer.index_select(dim - 1, entry) for layer, entry in layers])
+        weight = self._over(x, dim)
+        return x if weight is None else x * weight
+
+    def _over(self, x: Tensor, dim: int) -> Tensor | None:
+        """The weight, so that it multiplies a dimension of (g, ...)."""
         if self.weight is None:
-            return x
+            return None
         shape = [1] * x.dim()
         shape[0] = len(self.weight) if self.weight.dim() == 2 else 1
         shape[dim] = self.weight.shape[-1]
-        return x * self.weight.view(shape)
+        return self.weight.view(shape)
 
 
 def copying(form: Copies, small: int, device: torch.device, dtype: torch.dtype) -> Copying:
     """Prepare a form that copies."""
     entry, weight = form
-    entry = torch.where(weight == 0, 0, entry)
+    entry = torch.where(weight == 0, torch.arange(entry.shape[-1]) % small, entry)
     mean = bool((entry == small).any())
     if entry.dim() == 2 and bool((entry == entry[:1]).all()):
         entry = entry[0]
-    moves = not torch.equal(entry, torch.arange(small))
+    runs = _runs(entry) if entry.dim() == 1 else []
     scales = bool((weight != 1).any())
     return Copying(
-        entry.to(device) if moves else None, weight.to(device, dtype) if scales else None, mean
+        entry.to(device),
+        tuple(runs) if len(runs) <= 16 else (),
+        weight.to(device, dtype) if scales else None,
+        mean,
     )
+
+
+def _runs(entry: Tensor) -> list[tuple[int, int, int]]:
+    """Stretches of entries that are one, or follow one another: (first, how many, step).
+
+    >>> _runs(torch.tensor([0, 1, 2, 0, 1, 3, 3, 3]))
+    [(0, 3, 1), (0, 2, 1), (3, 3, 0)]
+    """
+    runs: list[tuple[int, int, int]] = []
+    for value in entry.tolist():
+        first, many, step = runs[-1] if runs else (0, 0, 1)
+        if many == 1 and value == first:
+            runs[-1] = (first, 2, 0)
+        elif many and value == first + many * step:
+            runs[-1] = (first, many + 1, step)
+        else:
+            runs.append((value, 1, 1))
+    return runs
+
+
+def _stretch(x: Tensor, dim: int, first: int, many: int, step: int) -> Tensor:
+    if step:
+        return x.narrow(dim, first, many)
+    return x.narrow(dim, first, 1).expand(*x.shape[:dim], many, *x.shape[dim + 1 :])
+
+
+def plus_thin(copy: Tensor, left: Tensor, right: Tensor, x: Tensor, dim: int) -> Tensor:
+    """``copy`` plus two thin products: a dimension of (g, ..., S, ...) times V, (r, S), then U."""
+    behind = math.prod(x.shape[dim + 1 :])
+    if behind == 1:
+        rows = x.reshape(x.shape[0], -1, x.shape[dim]) @ right.mT
+        added = torch.baddbmm(copy.reshape(*rows.shape[:2], -1), rows, _layers(left, rows).mT)
+    elif dim == 1:
+        rows = right @ x.reshape(*x.shape[:2], behind)
+        added = torch.baddbmm(copy.reshape(len(rows), -1, behind), _layers(left, rows), rows)
+    else:
+        return copy + along(left, along(right, x, dim), dim)
+    return added.reshape(copy.shape)
+
+
+def _layers(matrix: Tensor, like: Tensor) -> Tensor:
+    return matrix.expand(len(like), -1, -1)
 
 
 def along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from lightning_ligo.axes import Product, Sum, uses_of
 from lightning_ligo.depths import key_of
-from lightning_ligo.forms import Copies, Copying, along, copies_of, copying, dense, repeats
+from lightning_ligo.forms import (
+    Copies,
+    Copying,
+    along,
+    copies_of,
+    copying,
+    dense,
+    plus_thin,
+    repeats,
+)
 from lightning_ligo.maps import Map
 from lightning_ligo.method import Width
 from lightning_ligo.plan import Plan, Row
@@ -146,7 +155,7 @@ class Widths(nn.Module):
         if whole is not None:  # the part C of [start; C]
             return torch.cat([copy, along(whole, x, dim)], dim)
         if (left := self.maps.get(f"{span.name}:U")) is not None:
-            return copy + along(left, along(self.maps[f"{span.name}:V"], x, dim), dim)
+            return plus_thin(copy, left, self.maps[f"{span.name}:V"], x, dim)
         return copy
 
     # Where the entries of a large parameter come from ---------------------------------------------
