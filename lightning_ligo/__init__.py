@@ -14,6 +14,7 @@ from lightning_ligo.nets import build, describe
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
 from lightning_ligo.proof import prove
+from lightning_ligo.ramp import Ramp
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trace import trace
 
@@ -31,6 +32,7 @@ __all__ = [
     "Method",
     "Operator",
     "Plan",
+    "Ramp",
     "Width",
     "build",
     "describe",

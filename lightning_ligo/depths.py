@@ -80,8 +80,8 @@ class Depths(nn.Module):
         small, large = self.plan.depths[stack]
         if self.depth is None or (small == large and not self.depth.always):
             return [False] * large
-        new = new_layers(self._mix(self.depth, small, large))
-        return new.tolist() if self.new_are(stack) == "silent" else [False] * large
+        new = new_layers(self._mix(self.depth, small, large)).tolist()
+        return new if self.new_are(stack) == "silent" else [False] * large
 
     def new_are(self, stack: str) -> str:
         """What new layers of a stack get, see `Depth`."""
@@ -125,11 +125,15 @@ class Depths(nn.Module):
 
     def built(self, row: Row) -> Tensor | None:
         """(g): the layers of a parameter that stay as the large network was built, if any do."""
-        if row.stack is None or self.depth is None or self.depth.new != "built":
+        if self.depth is None or self.depth.new != "built" or not self.mixed(row):
             return None
-        small, large = self.plan.depths[row.stack]
-        if small == large and not self.depth.always:
-            return None
+        return self.new(row)
+
+    def new(self, row: Row) -> Tensor:
+        """(g): whether a layer's source is that of a layer before it, too."""
+        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
+        if self.depth is None or not self.mixed(row):
+            return torch.zeros(large, dtype=torch.bool)
         return new_layers(self._mix(self.depth, small, large))
 
     # The start ---------------------------------------------------------------------------------

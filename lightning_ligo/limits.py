@@ -50,6 +50,13 @@ def refuse(plan: Plan, method: Method) -> None:
                 f"method {method.name!r} puts whole networks side by side, and {_grows(axes)}; "
                 "grow all axes but the size of heads by one multiple"
             )
+    for name, (small, large) in axes.items() if method.ramp else ():
+        if plan.facts[name].inner or plan.facts[name].normed == "group":
+            raise ValueError(
+                f"method {method.name!r} masks new parts, and {name} grows from {small} to "
+                f"{large}, which queries and keys are multiplied over, or a norm of more than "
+                "itself; keep it as it is, or take another method"
+            )
 
 
 def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Iterator[str]:
@@ -60,6 +67,7 @@ def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Itera
     """
     if method.takes_nothing:
         yield "nothing is taken from the small network"
+    if method.takes_nothing or method.ramp:  # a ramp starts with all that is new masked
         return
     if method.width is not None:
         grown = [name for name in plan.axes if not plan.facts[name].stretch]

@@ -69,6 +69,7 @@ class Method:
     steps: int = 0  # of learning the operator
     learning_rate: float = 0.0
     warmup: int = 0
+    ramp: int = 0  # steps of training after the growth in which new parts are let in, see `Ramp`
 
     @property
     def takes_nothing(self) -> bool:
@@ -131,4 +132,5 @@ def combined(depth: Method, width: Method) -> Method:
         steps=max((part.steps for part in learning), default=0),
         learning_rate=min((part.learning_rate for part in learning), default=0.0),
         warmup=max((part.warmup for part in learning), default=0),
+        ramp=max(depth.ramp, width.ramp),
     )

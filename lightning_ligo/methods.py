@@ -235,6 +235,21 @@ _METHODS = (
         depth=Depth(after_groups, "silent"),
     ),
     Method(
+        name="msg",
+        idea="new parts as they were built, masked, and let in over the first steps of training",
+        equation="B = [I; R], R as built; readers see c x of new entries, norms weigh them by c, a "
+        "new layer adds c F(x); c rises from 0 to 1",
+        source="MSG, Masked Structural Growth (ICLR 2024)",
+        keeps_function=True,
+        conditions="while c is 0, whatever the new weights are; heads must keep their size, and a "
+        "checkpoint that is tested by itself before c is 1 has all its new parts let in",
+        parts="yes, nothing is copied but layers, which see other inputs",
+        settings="a linear ramp of 100 steps (ours; the example of its released code: 5 of 100)",
+        width=Width(upper_left, upper_left, rest="built", rescales=False),
+        depth=Depth(stacked),
+        ramp=100,
+    ),
+    Method(
         name="zero",
         idea="the small network in the upper left block, zero elsewhere",
         equation="B = A = [I; 0], w = [I; 0]",

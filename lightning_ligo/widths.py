@@ -177,6 +177,14 @@ class Widths(nn.Module):
 
         return self._outer(row, of, False, torch.logical_or)
 
+    def anew(self, row: Row, form: str | None = None) -> Tensor:
+        """Whether a large entry is of a new entry of an axis, in this form or any."""
+
+        def of(span: Span) -> Tensor:
+            return (torch.arange(span.large) >= span.small) & (form in (None, span.form))
+
+        return self._outer(row, of, False, torch.logical_or)
+
     def diagonal(self, row: Row) -> Tensor | None:
         """What makes copies read copies of their own number only; None where nothing reads copies.
 

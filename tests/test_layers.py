@@ -43,6 +43,7 @@ ALLOWED = {
     "widths": {"axes", "depths", "forms", "maps", "method", "plan", "stretch"},
     "limits": {"depths", "forms", "method", "mixes", "plan", "widths"},
     "growth": {"depths", "limits", "method", "methods", "plan", "widths"},
+    "ramp": {"axes", "growth", "plan"},
     "fit": {"growth", "method", "pairing"},
     "flops": set(),
     "cost": {"fit", "flops", "growth", "methods", "plan", "trace"},

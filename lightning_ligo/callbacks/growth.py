@@ -33,6 +33,7 @@ from lightning_ligo.callbacks.checks import (
     check_trainer,
     find_network,
 )
+from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.checkpoint import (
     KEY,
@@ -52,6 +53,7 @@ from lightning_ligo.methods import method_named
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
+from lightning_ligo.ramp import Ramp, check_ramp
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.surgery import (
     check_every_parameter_once,
@@ -141,6 +143,8 @@ class GrowthCallback(Callback):
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
         self._larger: list[nn.Module] = []  # of the growths to come, on the meta device
         self._plans: dict[int, Plan] = {}
+        self._examined = False
+        self._ramping = Ramping(self.method.ramp)
 
     # Before training ------------------------------------------------------------------------------
 
@@ -180,20 +184,32 @@ class GrowthCallback(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
+            check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
 
     def _examine(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Pair the network with all that it will become, on what it is called with in training."""
-        smaller = find_network(pl_module, self.attribute)
+        network = smaller = find_network(pl_module, self.attribute)
         with contained(trainer, pl_module, self.seed):
             args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
             for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
                 with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = pair(smaller, larger, *args, **kwargs)
                     refuse(self._plans[number], self.method)
+                    if self.method.ramp:
+                        check_ramp(self._plans[number], smaller)
                 smaller = larger
-        self._larger = []
+            since = self._records[-1]["step"] if self._records else None
+            lost = self._ramping.is_lost(since, trainer.global_step)
+            if lost:
+                description = self._sizes(pl_module)[self._size(pl_module) - 1]
+                small = build(description, device="meta") if description else self._kept[pl_module]
+                plan = pair(small, network, *args, **kwargs)
+        if lost:
+            ramp = Ramp(Operator(plan, small, self.method), network)
+            self._ramping.begin(ramp, self._records[-1]["step"])
+        self._larger, self._examined = [], True
 
     def called_with(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -210,11 +226,13 @@ class GrowthCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._larger:
+        resumed = bool(self._records) and not self._examined and self.method.ramp > 0
+        if self._larger or resumed:
             self._examine(trainer, pl_module, batch, batch_idx)
         size = self._size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
             self._grow(trainer, pl_module)
+        self._ramping.advance(trainer.global_step)
         self._flops.start(batch, self._size(pl_module))
 
     def on_before_optimizer_step(self, *args: Any) -> None:
@@ -249,10 +267,12 @@ class GrowthCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
         self._flops.abort()
+        self._ramping.end()
         self._undo_patches()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._flops.abort()
+        self._ramping.end()
         self._undo_patches()
 
     # Growth ---------------------------------------------------------------------------------------
@@ -266,6 +286,7 @@ class GrowthCallback(Callback):
         return step is not None and trainer.global_step >= step
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ramping.end()
         started = time.monotonic()
         size = self._size(pl_module)
         seed, plan = self.seed * 65537 + size, self._plans[size + 1]
@@ -281,11 +302,14 @@ class GrowthCallback(Callback):
             set_network(pl_module, self.attribute, large)
             losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
             operator.bake(large)
+            ramp = Ramp(operator, large) if self.method.ramp else None
         with contained(trainer, pl_module, seed):
             set_network(pl_module, self.attribute, large)
             after = evaluate(trainer) if trainer.enable_validation else {}
         kept = swap(trainer, pl_module, self.attribute, large, parents)
         self._remember(pl_module, small)
+        if ramp is not None:
+            self._ramping.begin(ramp, trainer.global_step)
         name = self._name(trainer, before)
         value, grown_value = before.get(name or ""), after.get(name or "")
         coefficients, steps = operator.coefficients, len(losses)
