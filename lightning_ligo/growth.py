@@ -26,6 +26,10 @@ class Operator(nn.Module):
     space, and a producing or consuming form of a map on every dimension (LiGO, equation 5). Forms
     and mixes that copy, and are not learned, are applied by indexing.
 
+    ``inexact`` says why the large network does not compute what the small one does, before anything
+    is learned: what the plan knows, which holds for every method, and what this method's maps and
+    mixes change.
+
     Args:
         plan: what grows into what.
         small: the network whose weights are grown; they are read once, here.
@@ -59,20 +63,13 @@ class Operator(nn.Module):
         depth, width = self.method.depth, self.method.width
         self.depths = Depths(plan, depth, generator, device, self._dtype)
         self.widths = Widths(plan, width, self.depths.silent, generator, device, self._dtype)
+        self.inexact = (*plan.inexact, *changes(plan, self.method, self.widths, self.depths))
+        self.widths.forget()
 
     @property
     def coefficients(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-    @property
-    def inexact(self) -> tuple[str, ...]:
-        """Why the large network does not compute what the small one does, before any learning.
-
-        What the plan knows holds for every method; the rest is what this method's maps and mixes
-        change.
-        """
-        return (*self.plan.inexact, *changes(self.plan, self.method, self.widths, self.depths))
 
     def forward(self, large: nn.Module | None = None) -> dict[str, Tensor]:
         """The parameters of the large network by name, differentiable in the coefficients.

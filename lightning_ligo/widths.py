@@ -87,6 +87,7 @@ class Widths(nn.Module):
         self.maps = nn.ParameterDict()
         self.starts: dict[str, Started] = {}
         self._fixed: dict[str, Copying] = {}  # the parts of forms that are not learned
+        self._reached: dict[str, Tensor] = {}  # by form, (L): whether an entry is of any old one
         self._place = device, dtype
         spans = [
             span
@@ -100,6 +101,12 @@ class Widths(nn.Module):
                 self._start(span, silent, generator)
         for span in {span.name: span for span in spans}.values():
             self._start_form(span, generator)
+
+    def forget(self) -> None:
+        """Let go of starts that are matrices, as large as what is learned of them."""
+        for key, started in self.starts.items():
+            if any(isinstance(form, Tensor) for layer in started.layers for form in layer[:2]):
+                self.starts[key] = started._replace(layers=[])
 
     # Growing a parameter -----------------------------------------------------------------------
 
@@ -163,11 +170,7 @@ class Widths(nn.Module):
     def reached(self, row: Row) -> Tensor:
         """Whether a large entry has anything of the small network."""
 
-        def of(span: Span) -> Tensor:
-            form = getattr(self.starts[span.key].layers[0], span.form)
-            return form.weight != 0 if isinstance(form, Copies) else form.any(1)
-
-        return self._outer(row, of, True, torch.logical_and)
+        return self._outer(row, lambda span: self._reached[span.name], True, torch.logical_and)
 
     def ahead(self, row: Row) -> Tensor:
         """Whether a large entry is a new one of what is written."""
@@ -322,6 +325,8 @@ class Widths(nn.Module):
         learns, (device, dtype) = self.width.learns, self._place
         small, in_layers = span.small, self.plan.facts[span.axis].stack is not None
         forms = [getattr(layer, span.form) for layer in self.starts[span.key].layers]
+        first = forms[0]
+        self._reached[span.name] = first.weight != 0 if isinstance(first, Copies) else first.any(1)
 
         def learned(tensors: list[Tensor], learns: bool = True) -> nn.Parameter:
             start = torch.stack(tensors) if in_layers else tensors[0]

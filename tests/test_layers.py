@@ -46,7 +46,7 @@ ALLOWED = {
     "ramp": {"axes", "growth", "plan"},
     "fit": {"growth", "method", "pairing"},
     "flops": set(),
-    "cost": {"fit", "flops", "growth", "methods", "plan", "trace"},
+    "cost": {"fit", "flops", "growth", "method", "plan", "trace"},
 }
 
 
