@@ -6,13 +6,15 @@ from lightning_ligo.checkpoint import rebuild
 from lightning_ligo.cost import Cost, estimate
 from lightning_ligo.fit import Fit, fit, grow
 from lightning_ligo.growth import Operator
-from lightning_ligo.methods import METHODS, Method
+from lightning_ligo.method import Depth, Method, Width
+from lightning_ligo.methods import METHODS
 from lightning_ligo.modules import ImageClassifier, LanguageModel
 from lightning_ligo.named import named
 from lightning_ligo.nets import build, describe
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
 from lightning_ligo.proof import prove
+from lightning_ligo.ramp import Ramp
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trace import trace
 
@@ -21,6 +23,7 @@ __all__ = [
     "Axes",
     "Axis",
     "Cost",
+    "Depth",
     "Fit",
     "Growth",
     "GrowthCallback",
@@ -29,6 +32,8 @@ __all__ = [
     "Method",
     "Operator",
     "Plan",
+    "Ramp",
+    "Width",
     "build",
     "describe",
     "estimate",

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_ligo.fit import gradients
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
-from lightning_ligo.methods import Method
+from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
 from lightning_ligo.trace import copied, evaluating, outputs_of, without_values
 
@@ -140,7 +140,7 @@ def estimate(
             if steps:
                 gradients(operator, large, loss, batch, coefficients)
             else:
-                torch.no_grad()(operator)()
+                torch.no_grad()(operator)(large)
     with _Held(large) as held_in_training:
         weights = [p for p in large.parameters() if p.requires_grad]
         with _counted(held_in_training, weights) as training:
@@ -151,7 +151,7 @@ def estimate(
         coefficients=operator.coefficients,
         steps=steps,
         learning_flops=learning.get_total_flops() if steps else 0,
-        generating_flops=_generating(operator, coefficients) if steps else 0,
+        generating_flops=_generating(operator, large, coefficients) if steps else 0,
         training_flops=training.get_total_flops(),
         learning_bytes=held.most,
         training_bytes=held_in_training.most,
@@ -165,10 +165,10 @@ def _mean(out: Any) -> Tensor:
     raise Uncounted("no output of the network depends on its parameters, so there is no loss")
 
 
-def _generating(operator: Operator, coefficients: list[nn.Parameter]) -> int:
+def _generating(operator: Operator, large: nn.Module, coefficients: list[nn.Parameter]) -> int:
     """The operations of generating the weights, and of the gradients from those of the weights."""
     with flop_counter() as flops:
-        grown = [tensor for tensor in operator().values() if tensor.requires_grad]
+        grown = [tensor for tensor in operator(large).values() if tensor.requires_grad]
         torch.autograd.grad(grown, coefficients, grown, allow_unused=True)
     return flops.get_total_flops()
 

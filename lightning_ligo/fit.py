@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_ligo.growth import Operator
+from lightning_ligo.method import Method
 from lightning_ligo.naming import Override
 from lightning_ligo.pairing import pair
 
@@ -49,7 +50,7 @@ def gradients(
     Nothing else is left of the forward, such as the generated weights.
     """
     with torch.enable_grad():
-        generated = {f"network.{name}": tensor for name, tensor in operator().items()}
+        generated = {f"network.{name}": tensor for name, tensor in operator(large).items()}
         value = functional_call(_Lossy(large, loss), generated, (batch,))
         return value.detach(), torch.autograd.grad(value, coefficients, allow_unused=True)
 
@@ -118,7 +119,7 @@ def grow(
     small: nn.Module,
     large: nn.Module,
     *args: Any,
-    method: str = "ligo",
+    method: str | Method = "ligo",
     loss: Loss | None = None,
     batches: Iterable[Any] | None = None,
     steps: int | None = None,
@@ -144,7 +145,7 @@ def grow(
         >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
         >>> x = torch.randn(3, 4)
-        >>> large = grow(small, large, x, method="lossless")
+        >>> large = grow(small, large, x, method="lemon")
         >>> torch.allclose(small(x), large(x), atol=1e-6)
         True
     """
@@ -154,8 +155,8 @@ def grow(
     if steps and operator.coefficients:
         if loss is None or batches is None:
             raise ValueError(
-                f"method {method!r} learns its operator for {steps} steps and needs loss= and "
-                "batches=; give both, or steps=0, or a method that learns nothing"
+                f"method {operator.method.name!r} learns its operator for {steps} steps and needs "
+                "loss= and batches=; give both, or steps=0, or a method that learns nothing"
             )
         rate = operator.method.learning_rate if learning_rate is None else learning_rate
         fit(operator, large, loss, batches, steps=steps, learning_rate=rate,

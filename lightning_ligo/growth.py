@@ -1,34 +1,21 @@
 """The operator: every map of a plan and the depth mix of every stack; it grows parameters.
 
-Shapes: g layers of the large stack, l of the small one, L and S the lengths of one axis in the
-large and the small network, o and i whatever stands before and behind that axis.
+Shapes: g layers of the large stack, l of the small one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes import Product, Sum, uses_of
-from lightning_ligo.maps import append, copy, interpolate
-from lightning_ligo.methods import Method, method_named
+from lightning_ligo.depths import Depths
+from lightning_ligo.limits import changes, refuse
+from lightning_ligo.method import Method, Width
+from lightning_ligo.methods import method_named
 from lightning_ligo.plan import Plan, Row
-
-
-class _Span(NamedTuple):
-    """Neighbouring factors of a dimension that one map grows together."""
-
-    factors: int  # how many
-    small: int
-    large: int
-    key: str
-    form: str
-    power: int
-    axis: str  # the first that grows
+from lightning_ligo.widths import Widths
 
 
 class Operator(nn.Module):
@@ -36,16 +23,21 @@ class Operator(nn.Module):
 
     Its parameters are the coefficients; the small weights are held fixed. For one parameter of
     layer g: ``W[g] = B (Σ_l w[g, l] W_small[l]) Aᵀ``, with the depth mix ``w`` first, in the small
-    space, and a producing or consuming form of a map on every dimension (LiGO, equation 5).
+    space, and a producing or consuming form of a map on every dimension (LiGO, equation 5). Forms
+    and mixes that copy, and are not learned, are applied by indexing.
+
+    ``inexact`` says why the large network does not compute what the small one does, before anything
+    is learned: what the plan knows, which holds for every method, and what this method's maps and
+    mixes change.
 
     Args:
         plan: what grows into what.
         small: the network whose weights are grown; they are read once, here.
-        method: a name of `METHODS`, or a `Method`.
+        method: a name of `METHODS`, two with a plus between, or a `Method`.
         seed: of the random part of the start.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method, and for one that cannot grow by this plan.
     """
 
     def __init__(
@@ -54,7 +46,8 @@ class Operator(nn.Module):
         super().__init__()
         self.plan = plan
         self.method = method_named(method) if isinstance(method, str) else method
-        self._generator = torch.Generator().manual_seed(seed)
+        refuse(plan, self.method)
+        self._seed = seed
         tensors = _tensors(small)
         device = next(iter(tensors.values())).device
         self._small: dict[str, Tensor] = {}  # (l, *shape): the small parameter of every layer
@@ -66,44 +59,34 @@ class Operator(nn.Module):
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
         half = floats[0] in (torch.float16, torch.bfloat16)
         self._dtype = torch.float32 if half else floats[0]
-        learned = self.method.learns != "nothing"
-        self.maps = nn.ParameterDict()
-        self.mixes = nn.ParameterDict()
-        self._scales: dict[str, float] = {}
-        self._neutral: dict[str, Tensor] = {}  # (g): 1 for layers that let the stream pass
-        for row in self._grown:
-            for product in row.dims:
-                for span in self._spans(product):
-                    self._start_map(span, device, learned)
-        for row in self._grown:
-            if self._mixed(row):
-                writes = row.writes or row.passes
-                mix = self.method.depth(*self._depth(row), writes, self._generator)
-                if row.passes:
-                    self._neutral[row.pattern] = (~mix.any(1)).to(device, self._dtype)
-                self.mixes[_key(row.pattern)] = nn.Parameter(
-                    mix.to(device, self._dtype), requires_grad=learned
-                )
+        generator = torch.Generator().manual_seed(seed)
+        depth, width = self.method.depth, self.method.width
+        self.depths = Depths(plan, depth, generator, device, self._dtype)
+        self.widths = Widths(plan, width, self.depths.silent, generator, device, self._dtype)
+        self.inexact = (*plan.inexact, *changes(plan, self.method, self.widths, self.depths))
+        self.widths.forget()
 
     @property
     def coefficients(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def forward(self) -> dict[str, Tensor]:
+    def forward(self, large: nn.Module | None = None) -> dict[str, Tensor]:
         """The parameters of the large network by name, differentiable in the coefficients.
 
-        Those of layers that the small network has nothing like are left out, but where they write.
-
         They are computed in the coefficients' precision, float32 or more, and have the dtype of the
-        small ones.
+        small ones. Those of layers that the small network has nothing like are left out, but where
+        they write. ``large`` is asked for what the method leaves as it was built, if anything.
         """
+        if self.method.takes_nothing:
+            return {}
+        built = _tensors(large) if large is not None else {}
         grown = {
             name: tensor
             for row in self._grown
             for name, tensor in zip(
                 row.large_names,
-                self._grow(row).to(self._small[row.pattern].dtype).unbind(),
+                self._grow(row, built).to(self._small[row.pattern].dtype).unbind(),
                 strict=True,
             )
         }
@@ -118,26 +101,40 @@ class Operator(nn.Module):
 
     @torch.no_grad()
     def bake(self, large: nn.Module) -> None:
-        """Write the grown parameters and buffers into ``large``, which stays a plain network."""
+        """Write the grown parameters and buffers into ``large``, which stays a plain network.
+
+        Raises:
+            ValueError: if ``large`` is on the meta device.
+        """
         tensors = _tensors(large)
-        for name, tensor in self().items():
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise ValueError(
+                f"{type(large).__name__} is on the meta device and cannot hold grown weights; "
+                "build it on a real device first"
+            )
+        for name, tensor in self(large).items():
             tensors[name].copy_(tensor)
-        for row in self._moved:
-            grown = self._grow(row) if row.dims else self._small[row.pattern][self._sources(row)]
-            for name, tensor in zip(row.large_names, grown, strict=True):
+        for row in self._moved if not self.method.takes_nothing else ():
+            for name, tensor in zip(row.large_names, self._grow(row, tensors), strict=True):
                 tensors[name].copy_(tensor)
 
     def parents(self) -> dict[str, list[str]]:
-        """The small parameters that each large one comes from, the one it takes after first."""
+        """The small parameters that each large one comes from, the one it takes after first.
+
+        One that takes after a parameter without being made of it has that one twice.
+        """
         parents = {}
         for row in self.plan.rows:
             if not row.small_names:
                 parents.update({name: [self._alike(name)] for name in row.large_names})
                 continue
-            for name, source in zip(row.large_names, self._sources(row).tolist(), strict=True):
+            layers = self.depths.sources(row).tolist()
+            for name, source in zip(row.large_names, layers, strict=True):
                 first = row.small_names[source]
                 mixed = [other for other in row.small_names if other != first]
-                parents[name] = [first, *(mixed if self._mixed(row) else [])]
+                parents[name] = [first, *(mixed if self.depths.mixed(row) else [])]
+                if self.method.takes_nothing:
+                    parents[name] = [first, first]
         return parents
 
     def _alike(self, name: str) -> str:
@@ -151,158 +148,52 @@ class Operator(nn.Module):
 
         return max((other for row in self._grown for other in row.small_names), key=likeness)
 
-    # Rows ----------------------------------------------------------------------------------
-
-    def _depth(self, row: Row) -> tuple[int, int]:
-        return self.plan.depths[row.stack] if row.stack else (1, 1)
-
-    def _mixed(self, row: Row) -> bool:
-        small, large = self._depth(row)
-        return row.stack is not None and (small != large or self.method.mixes_equal_depth)
-
-    def _sources(self, row: Row) -> Tensor:
-        """(g): the layer of the small stack that each layer of the large one mostly comes from."""
-        small, large = self._depth(row)
-        if small == large:
-            return torch.arange(large)
-        generator = torch.Generator().manual_seed(0)
-        return self.method.depth(small, large, False, generator).argmax(1)
-
-    def _grow(self, row: Row) -> Tensor:
+    def _grow(self, row: Row, built: Mapping[str, Tensor]) -> Tensor:
         """(g, *large shape): the parameter of every layer."""
-        grown = self._small[row.pattern]
-        grows = any(self.plan.grows(product) for product in row.dims)
-        mix = self.mixes.get(_key(row.pattern))
-        if mix is not None or grows:
-            grown = grown.to(self._dtype)
-        if mix is not None:
-            grown = torch.tensordot(mix, grown, dims=1)
-            if row.pattern in self._neutral:
-                grown = grown + self._neutral[row.pattern].view(-1, *[1] * (grown.dim() - 1))
-        elif row.stack and self._depth(row)[0] != self._depth(row)[1]:
-            grown = grown[self._sources(row)]
-        for dim, product in enumerate(row.dims, start=1):
-            grown = self._expand(grown, dim, product)
+        small, width = self._small[row.pattern], self.method.width
+        if self.widths.grows(row) or self.depths.learns(row):
+            small = small.to(self._dtype)
+        grown = self.widths.grow(self.depths.grow(small, row), row)
+        if width is not None and self.widths.grows(row):
+            grown = self._arranged(row, width, small, grown)
+        if (neutral := self.depths.neutral(row, grown)) is not None:
+            grown = grown + neutral
+        kept = self._kept(row)
+        if kept is None:
+            return grown
+        if not all(name in built for name in row.large_names):
+            raise ValueError(
+                f"method {self.method.name!r} leaves parts of the large network as it was built; "
+                "give it, as operator(large)"
+            )
+        theirs = torch.stack([built[name].detach() for name in row.large_names])
+        return torch.where(kept.to(grown.device), theirs.to(grown), grown)
+
+    def _arranged(self, row: Row, width: Width, small: Tensor, grown: Tensor) -> Tensor:
+        """What is more than a product of maps: other layers, masks and noise."""
+        if width.ahead and row.stack is not None:
+            following = torch.cat([small[1:], small[-1:]])
+            following = self.widths.grow(self.depths.grow(following, row), row)
+            grown = torch.where(self.widths.ahead(row).to(grown.device), following, grown)
+        if width.diagonal and (mask := self.widths.diagonal(row)) is not None:
+            grown = grown * mask.to(grown)
+        if width.noise and (noise := self.widths.noise(row, grown, self._seed)) is not None:
+            size = grown.detach().square().flatten(1).mean(1).sqrt()
+            grown = grown + width.noise * size.view(-1, *[1] * (grown.dim() - 1)) * noise
         return grown
 
-    def _expand(self, x: Tensor, dim: int, product: Product) -> Tensor:
-        """Grow one dimension of (g, ...), factor by factor and segment by segment."""
-        if x.shape[dim] != (length := self.plan.length(product)[0]):
-            x = self._repeat(x, dim, product, length // x.shape[dim])
-        if not self.plan.grows(product):
-            return x
-        spans = list(self._factors(product))
-        x = x.unflatten(dim, [self._length(span) for span in spans])
-        for position, span in enumerate(spans, start=dim):
-            if isinstance(span, Sum):
-                lengths = [self.plan.length(segment)[0] for segment in span.segments]
-                pieces = zip(x.split(lengths, position), span.segments, strict=True)
-                x = torch.cat(
-                    [self._expand(x, position, segment) for x, segment in pieces], position
-                )
-            elif span.small != span.large and (stretch := self.plan.facts[span.axis].stretch):
-                stretched = {"append": append, "copy": copy, "interpolate": interpolate}[stretch]
-                x = stretched(x, position, span.large)
-            elif span.small != span.large:
-                x = _along(self._matrix(span), x, position)
-        return x.flatten(dim, dim + len(spans) - 1)
-
-    def _repeat(self, x: Tensor, dim: int, product: Product, repeats: int) -> Tensor:
-        """Give every query its own of the heads that keys and values share."""
-        lengths = [
-            self.plan.length((node,))[0] // self.plan.shared.get(getattr(node, "axis", ""), 1)
-            for node in product
-        ]
-        heads = next(i for i, n in enumerate(product) if getattr(n, "axis", "") in self.plan.shared)
-        x = x.unflatten(dim, lengths).repeat_interleave(repeats, dim + heads)
-        return x.flatten(dim, dim + len(lengths) - 1)
-
-    def _length(self, span: _Span | Sum) -> int:
-        return self.plan.length((span,))[0] if isinstance(span, Sum) else span.small
-
-    # Maps ----------------------------------------------------------------------------------
-
-    def _factors(self, product: Product) -> Iterator[_Span | Sum]:
-        """The maps and sums that a dimension is grown by, slowest first."""
-        if self.method.learns == "lower" and not any(isinstance(n, Sum) for n in product):
-            yield from self._whole(product)
-            return
-        for node in product:
-            if isinstance(node, Sum):
-                yield node
-            else:
-                small, large = self.plan.lengths[node.axis]
-                yield _Span(1, small, large, node.axis, node.form, node.power, node.axis)
-
-    def _whole(self, product: Product) -> Iterator[_Span]:
-        """A map for a flow, over all of a dimension from its first axis that grows."""
-        uses = list(uses_of(product))
-        first = next((i for i, use in enumerate(uses) if self.plan.grows((use,))), len(uses))
-        for use in uses[:first]:
-            length = self.plan.lengths[use.axis][0]
-            yield _Span(1, length, length, use.axis, use.form, 0, use.axis)
-        if first < len(uses):
-            small, large = self.plan.length(product[first:])
-            key, axis = uses[first].flow, uses[first].axis
-            yield _Span(len(uses) - first, small, large, key, "produces", 0, axis)
-
-    def _spans(self, product: Product) -> Iterator[_Span]:
-        """The maps of a dimension, also those inside its sums."""
-        for factor in self._factors(product):
-            if isinstance(factor, Sum):
-                for segment in factor.segments:
-                    yield from self._spans(segment)
-            elif factor.small != factor.large and not self.plan.facts[factor.axis].stretch:
-                yield factor
-
-    def _start_map(self, span: _Span, device: torch.device, learned: bool) -> None:
-        key = _key(span.key)
-        if f"{key}:produces" in self.maps:
-            return
-        axis = self.plan.facts[span.axis]
-        start_map = self.method.inner if axis.inner else self.method.width
-        starts = [
-            start_map(span.small, span.large, axis.normed, silent, self._generator)
-            for silent in (self._silent(axis.stack) if axis.stack else [False])
-        ]
-        forms = ("produces",) if self.method.learns == "lower" else ("produces", "consumes")
-        for form in forms:
-            matrices = [getattr(start, form).to(device, self._dtype) for start in starts]
-            if self.method.learns == "lower":
-                matrices = [matrix[span.small :] for matrix in matrices]
-            start = torch.stack(matrices) if axis.stack else matrices[0]
-            self.maps[f"{key}:{form}"] = nn.Parameter(start, requires_grad=learned)
-        self._scales[key] = starts[0].scale * self.plan.scales.get(span.axis, 1.0)
-
-    def _silent(self, stack: str) -> list[bool]:
-        """For every layer of the large stack, whether it writes nothing at the start."""
-        small, large = self.plan.depths[stack]
-        if small == large and not self.method.mixes_equal_depth:
-            return [False] * large
-        mix = self.method.depth(small, large, True, torch.Generator().manual_seed(0))
-        return (~mix.any(1)).tolist()
-
-    def _matrix(self, span: _Span) -> Tensor:
-        matrix = self.maps[f"{_key(span.key)}:{span.form}"]
-        if self.method.learns == "lower":
-            eye = torch.eye(span.small, dtype=matrix.dtype, device=matrix.device)
-            return torch.cat([eye.expand(*matrix.shape[:-2], -1, -1), matrix], dim=-2)
-        scale = self._scales[_key(span.key)] ** span.power
-        return matrix if scale == 1 else matrix * scale
-
-
-def _along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """Multiply a dimension of (g, ...) by (L, S), or by (g, L, S) with a map for each layer."""
-    shape = x.shape
-    x = x.reshape(shape[0], math.prod(shape[1:dim]), shape[dim], -1)
-    x = torch.einsum("LS,goSi->goLi" if matrix.dim() == 2 else "gLS,goSi->goLi", matrix, x)
-    return x.reshape(*shape[:dim], -1, *shape[dim + 1 :])
+    def _kept(self, row: Row) -> Tensor | None:
+        """Whether an entry stays as the large network was built; None if none does."""
+        layers = self.depths.built(row)
+        width = self.method.width
+        entries = None
+        if width is not None and width.rest == "built" and self.widths.grows(row):
+            entries = ~self.widths.reached(row)
+        if layers is None:
+            return entries
+        layers = layers.view(-1, *[1] * len(row.large))
+        return layers if entries is None else layers | entries
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
-
-
-def _key(name: str) -> str:
-    """A parameter's name may hold no dot."""
-    return name.replace(".", "/")

@@ -2,6 +2,8 @@
 
 A map is a pair of (large x small) matrices: the producing form ``B`` and the consuming form ``A``.
 A linear's weight grows as ``B_out W A_inᵀ``; the function is kept when ``Aᵀ B = I``.
+
+L and S are the lengths of the axis in the large and the small network.
 """
 
 from __future__ import annotations
@@ -12,31 +14,84 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lightning_ligo.forms import Copies
+
 
 class Map(NamedTuple):
-    """The two forms of a map, each (large x small), and the root mean square gain of a norm.
+    """The two forms of a map, and the root mean square gain of a norm.
 
     ``scale`` multiplies what writes a stream that a norm reads, and divides what reads it, so that
     the norm sees the variance that it saw in the small network.
     """
 
-    produces: Tensor
-    consumes: Tensor
+    produces: Copies | Tensor
+    consumes: Copies | Tensor
     scale: float = 1.0
 
 
 class Start(Protocol):
-    """How a method starts the map of an axis that grows from ``small`` to ``large``."""
+    """How a method starts the map of an axis that grows from ``small`` to ``large``.
+
+    ``normed`` is "layer" or "rms" where a norm averages over the axis; ``silent`` is true inside a
+    layer whose output is multiplied by zero.
+    """
 
     def __call__(
         self, small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
     ) -> Map: ...
 
 
+# What is copied -------------------------------------------------------------------------------
+
+
+def _cycle(small: int, large: int) -> Tensor:
+    return torch.arange(large) % small
+
+
+def _random(small: int, large: int, generator: torch.Generator) -> Tensor:
+    """Every entry once, then entries drawn at random."""
+    drawn = torch.randint(small, (large - small,), generator=generator)
+    return torch.cat([torch.arange(small), drawn])
+
+
+def _even_random(small: int, large: int, generator: torch.Generator) -> Tensor:
+    """Every entry once, then all entries again in random order, as often as they fit whole."""
+    cycles = [torch.randperm(small, generator=generator) for _ in range(large // small - 1)]
+    return torch.cat([torch.arange(small), *cycles])
+
+
+def _uneven(small: int, length: int, generator: torch.Generator) -> Tensor:
+    return 1 + torch.rand(length, dtype=torch.float64, generator=generator)
+
+
+def _shares(small: int, index: Tensor, drawn: Tensor) -> Tensor:
+    """``drawn`` normalised so that the shares of all copies of an entry sum to 1."""
+    return drawn / torch.zeros(small, dtype=drawn.dtype).index_add(0, index, drawn)[index]
+
+
+def _averaged(
+    small: int, large: int, normed: str | None, index: Tensor, produces: Tensor, shares: Tensor
+) -> Map:
+    """The map of these copies; entries that are left over keep what a norm sees.
+
+    Under a layer norm they hold the mean of all entries, under an RMS norm zero; readers pass them
+    by. Both keep what the norm divides by once the stream is multiplied by ``sqrt(L / copied)``.
+    """
+    left = large - len(index)
+    held = float(normed == "layer")
+    index = torch.cat([index, torch.full((left,), small)])
+    filled = torch.cat([produces, torch.full((left,), held, dtype=produces.dtype)])
+    passed = torch.cat([shares, torch.zeros(left, dtype=shares.dtype)])
+    return Map(Copies(index, filled), Copies(index, passed), math.sqrt(large / (large - left)))
+
+
+# Starts ---------------------------------------------------------------------------------------
+
+
 def uneven_copies(
     small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
 ) -> Map:
-    """Every new entry copies an old one; readers weigh the copies by unequal shares.
+    """Entry i copies entry ``i mod S``; readers weigh the copies by unequal shares.
 
     ``B`` has one 1 a row, ``A`` has the shares of entry j in column j, and they sum to 1, so
     ``Aᵀ B = I``. The shares of c copies are drawn around 1/c, for two copies from [1/3, 2/3]:
@@ -44,41 +99,83 @@ def uneven_copies(
     layer, whose output is multiplied by zero, shares come to nothing; there the copies are
     themselves made unequal, scaled by the shares times their number.
 
-    Under a layer norm the lengths that are left when ``large`` is no multiple of ``small`` hold the
-    mean of all entries, and under an RMS norm zero; both keep what the norm divides by once the
-    stream is multiplied by ``sqrt(large / copied)``.
+    Where a norm averages over the axis and L is no multiple of S, see `_averaged`.
 
-    Source: Net2Net (ICLR 2016) for the copies; LEMON (ICLR 2024) for unequal shares and average
-    expansion.
+    Source: LEMON (ICLR 2024), equal shares: Net2Net (ICLR 2016).
     """
-    copied = large - large % small if normed else large
-    entry = torch.arange(copied) % small
-    produces = torch.zeros(large, small, dtype=torch.float64)
-    produces[torch.arange(copied), entry] = 1
-    if normed == "layer":
-        produces[copied:] = 1 / small
-    weight = torch.zeros(large, small, dtype=torch.float64)
-    drawn = 1 + torch.rand(copied, dtype=torch.float64, generator=generator)
-    weight[torch.arange(copied), entry] = drawn
-    shares = weight / weight.sum(0)
+    index = _cycle(small, large - large % small if normed else large)
+    shares = _shares(small, index, _uneven(small, len(index), generator))
+    produces = torch.ones_like(shares)
     if silent:
-        produces[:copied] = shares[:copied] * (weight > 0).sum(0)
-    return Map(produces, shares, math.sqrt(large / copied))
+        produces = shares * torch.bincount(index, minlength=small)[index]
+    return _averaged(small, large, normed, index, produces, shares)
 
 
-def isometric_copies(
+def random_copies(
     small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
 ) -> Map:
-    """Copies for an axis that queries and keys are contracted over: ``B = A``, ``Bᵀ B = I``.
+    """Every entry once, then copies of random ones; readers divide by the number of copies.
 
-    Both sides of the contraction are written, so both grow by ``B``; its entries are the roots of
-    unequal shares that sum to 1, and what the product is divided by is made up for by the operator.
+    ``B[i, g(i)] = 1`` with ``g(i) = i`` for i < S and random beyond, ``A = B / count``. Where a
+    norm averages over the axis every entry is copied equally often, in random order, and the rest
+    is as in `_averaged`; the paper knows no such norm. Inside a ``silent`` layer the copies are
+    made unequal, as in `uneven_copies`.
+
+    Source: Net2Net (ICLR 2016), Net2WiderNet.
     """
-    entry = torch.arange(large) % small
-    weight = torch.zeros(large, small, dtype=torch.float64)
-    drawn = 1 + torch.rand(large, dtype=torch.float64, generator=generator)
-    weight[torch.arange(large), entry] = drawn
-    both = (weight / weight.sum(0)).sqrt()
+    index = (_even_random if normed else _random)(small, large, generator)
+    shares = _shares(small, index, torch.ones(len(index), dtype=torch.float64))
+    produces = torch.ones_like(shares)
+    if silent:
+        uneven = _shares(small, index, _uneven(small, len(index), generator))
+        produces = uneven * torch.bincount(index, minlength=small)[index]
+    return _averaged(small, large, normed, index, produces, shares)
+
+
+def fpi_copies(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """`random_copies` that take no notice of norms.
+
+    Source: bert2BERT (ACL 2022), function-preserving initialization.
+    """
+    return random_copies(small, large, None, False, generator)
+
+
+def tiles(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """Whole copies one after the other; readers divide by their number n: ``A = B / n``.
+
+    Source: HyperCloning (2024); Staged Training (ICML 2022).
+    """
+    index = _cycle(small, large)
+    one = torch.ones(large, dtype=torch.float64)
+    return Map(Copies(index, one), Copies(index, one * small / large))
+
+
+def rms_copies(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """Entry i copies entry ``i mod S``; readers are scaled so that what they write keeps its RMS.
+
+    ``A = a B`` with ``a = sqrt(S / (3 L - 2 S))`` for L up to 2 S, and ``S / L`` beyond: the
+    variance of a sum in which c S of S independent terms come twice.
+
+    Source: SPARKLING (ICML 2026), equation 17.
+    """
+    index = _cycle(small, large)
+    one = torch.ones(large, dtype=torch.float64)
+    factor = math.sqrt(small / (3 * large - 2 * small)) if large <= 2 * small else small / large
+    return Map(Copies(index, one), Copies(index, factor * one))
+
+
+def upper_left(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """``B = A = [I; 0]``: old entries stay, nothing is known of new ones."""
+    index = torch.arange(large).clamp(max=small)
+    both = Copies(index, (index < small).double())
     return Map(both, both)
 
 
@@ -95,87 +192,24 @@ def random_rows(
     return Map(both, both)
 
 
-class Mix(Protocol):
-    """How a method starts the (large x small) depth mix of one module of a stack.
-
-    ``writes`` tells that the module writes into the stream that passes the whole stack.
-    """
-
-    def __call__(
-        self, small: int, large: int, writes: bool, generator: torch.Generator
-    ) -> Tensor: ...
+# An axis that queries and keys are contracted over ------------------------------------------------
+# Both sides of the contraction are written, so both grow by ``B``, and the product is kept when
+# ``Bᵀ B = I``; what it is divided by is made up for by the operator.
 
 
-def interleaved_silent(small: int, large: int, writes: bool, generator: torch.Generator) -> Tensor:
-    """Layer i copies layer ``i * small // large``; of each run of copies only the first writes.
-
-    A new layer of a pre-norm network adds exactly nothing, so the function is kept; its inner
-    weights are there, and the mix of what it writes can be learned away from zero.
-    """
-    layer = torch.arange(large)
-    source = layer * small // large
-    mix = torch.zeros(large, small, dtype=torch.float64)
-    mix[layer, source] = 1
-    if writes:
-        mix[1:][source[1:] == source[:-1]] = 0
-    return mix
+def uneven_isometry(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """Copies whose weights are the roots of unequal shares that sum to 1."""
+    index = _cycle(small, large)
+    both = Copies(index, _shares(small, index, _uneven(small, large, generator)).sqrt())
+    return Map(both, both)
 
 
-def noisy_stack(small: int, large: int, writes: bool, generator: torch.Generator) -> Tensor:
-    """Layer i copies layer ``i mod small``, with noise from [0, 0.03) and rows that sum to 1.
-
-    Source: LiGO (ICLR 2023), the start ``stackbert_noisy`` of its released code.
-    """
-    mix = 0.03 * torch.rand(large, small, dtype=torch.float64, generator=generator)
-    layer = torch.arange(large)
-    mix[layer, layer % small] = 1
-    return mix / mix.sum(1, keepdim=True)
-
-
-# Axes whose entries are told apart ------------------------------------------------------------
-
-
-def append(x: Tensor, dim: int, length: int) -> Tensor:
-    """More entries of a table, or more classes: each new one is the mean of those there are."""
-    new = x.mean(dim, keepdim=True).repeat_interleave(length - x.shape[dim], dim)
-    return torch.cat([x, new], dim)
-
-
-def copy(x: Tensor, dim: int, length: int) -> Tensor:
-    """More experts: each is a copy of an old one, in the order in which layers are copied."""
-    entry = torch.arange(length, device=x.device) * x.shape[dim] // length
-    return x.index_select(dim, entry)
-
-
-def grid(small: int, large: int) -> tuple[int, int, int] | None:
-    """(entries before the grid, its side in the small network, in the large one) of positions.
-
-    Absolute positions are a square behind class and register tokens; relative ones are a square of
-    odd side, in BEiT before three more entries. None where there is no such square.
-    """
-    for extra in range(min(small, 17)):
-        sides = math.isqrt(small - extra), math.isqrt(large - extra)
-        if sides[0] > 1 and sides[0] ** 2 == small - extra and sides[1] ** 2 == large - extra:
-            return extra, *sides
-    return None
-
-
-def interpolate(x: Tensor, dim: int, length: int) -> Tensor:
-    """Positions of a larger grid, bicubic as timm's ``resample_abs_pos_embed``.
-
-    Class and register tokens, which come first, stay as they are; BEiT's three further relations
-    come last.
-    """
-    small = x.shape[dim]
-    found = grid(small, length)
-    assert found is not None, (small, length)
-    extra, before, after = found
-    last = extra if before % 2 and after % 2 and extra == 3 else 0
-    kept = x.narrow(dim, small - last, last) if last else x.narrow(dim, 0, extra)
-    image = x.narrow(dim, 0 if last else extra, before**2).movedim(dim, -1)
-    shape = image.shape[:-1]
-    image = torch.nn.functional.interpolate(
-        image.reshape(1, -1, before, before), size=(after, after), mode="bicubic", antialias=True
-    )
-    image = image.reshape(*shape, after**2).movedim(-1, dim)
-    return torch.cat([image, kept] if last else [kept, image], dim)
+def even_isometry(
+    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+) -> Map:
+    """Copies whose weights are the roots of equal shares."""
+    index = _cycle(small, large)
+    both = Copies(index, _shares(small, index, torch.ones(large, dtype=torch.float64)).sqrt())
+    return Map(both, both)

@@ -16,7 +16,8 @@ from lightning_ligo.callbacks.growth import GrowthCallback, of_growth
 from lightning_ligo.checkpoint import described
 from lightning_ligo.cost import Cost, Uncounted, estimate
 from lightning_ligo.flops import kind_of
-from lightning_ligo.methods import Method, method_named
+from lightning_ligo.method import Method
+from lightning_ligo.methods import method_named
 from lightning_ligo.named import inputs_of
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair

@@ -8,9 +8,9 @@ from torch import Size, Tensor
 
 from lightning_ligo.axes import UNUSED, Axes, Axis, Product, uses_of
 from lightning_ligo.lengths import Counterparts, Shapes
-from lightning_ligo.maps import grid
 from lightning_ligo.plan import Lengths
 from lightning_ligo.plan import length as length_of
+from lightning_ligo.stretch import grid
 
 
 def problems(

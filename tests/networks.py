@@ -2,8 +2,18 @@
 
 import torch
 from timm.models import VisionTransformer
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
 def vit(width: int = 32, depth: int = 2, classes: int = 10, **changes) -> nn.Module:
@@ -23,17 +33,44 @@ def bert(width: int = 32, depth: int = 2, **changes) -> nn.Module:
     return BertForMaskedLM(BertConfig(num_attention_heads=width // 16, **settings))
 
 
+def llama(width: int = 32, depth: int = 2, **changes) -> nn.Module:
+    """With an RMS norm (torch's own: Llama's rounds to float32), gated, grouped queries, rotary."""
+    settings = {"vocab_size": 50, "max_position_embeddings": 16, "intermediate_size": 2 * width}
+    settings |= {"hidden_size": width, "num_hidden_layers": depth, "head_dim": 8, **changes}
+    heads = {"num_attention_heads": width // 8, "num_key_value_heads": width // 16}
+    network = LlamaForCausalLM(LlamaConfig(**heads, **settings))
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, LlamaRMSNorm):
+                setattr(module, name, nn.RMSNorm(width, eps=child.variance_epsilon))
+    return network
+
+
+def mixer(width: int = 32, depth: int = 2) -> nn.Module:
+    settings = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
+    return MlpMixer(num_blocks=depth, embed_dim=width, **settings)
+
+
+def resnet(width: int = 8, depth: int = 2) -> nn.Module:
+    """With batch norms; its second stage has one block more than `depth`."""
+    channels = (width, 2 * width, 2 * width, 2 * width)
+    return ResNet(BasicBlock, (1, 1 + depth, 1, 1), 10, 1, channels=channels, stem_width=width)
+
+
 IMAGES = {"x": torch.linspace(-1, 1, 3 * 64).sin().mul(7).cos().reshape(3, 1, 8, 8)}
 IMAGES64 = {"x": IMAGES["x"].double()}
 TOKENS = {"input_ids": torch.arange(32).reshape(2, 16) * 7 % 50}
 
 
 def randomised(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The network with noise on every parameter, so that no zero or one hides a fault."""
+    """The network with noise on all it holds, so that no zero or one hides a fault."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and name.endswith("running_var"):
+                tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
+            elif tensor.is_floating_point():
+                tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
     return network.to(dtype).eval()
 
 

@@ -131,7 +131,7 @@ def test_training_holds_the_memory_that_real_steps_take(networks, tmp_path, monk
     assert estimated == pytest.approx(taken + bytes_of(large), rel=0.08)
 
 
-@pytest.mark.parametrize("options", [{"method": "lossless"}, {"steps": 0}])
+@pytest.mark.parametrize("options", [{"method": "lemon"}, {"steps": 0}])
 def test_without_learning_only_the_weights_are_generated(options):
     small, large, inputs = images()
     estimated = cost(small, large, inputs, **options)
@@ -143,7 +143,7 @@ def test_without_learning_only_the_weights_are_generated(options):
 
 
 def operator_of(small, large, inputs):
-    return ligo.Operator(ligo.pair(small, large, **inputs), small, "lossless")
+    return ligo.Operator(ligo.pair(small, large, **inputs), small, "lemon")
 
 
 def test_the_networks_stay_as_they_are_and_may_be_on_the_meta_device():

@@ -79,6 +79,6 @@ def test_a_learned_method_needs_a_loss(pair):
 
 def test_nothing_to_learn_is_an_error(pair):
     small, large = pair
-    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "lossless")
-    with pytest.raises(ValueError, match="'lossless' has nothing to learn"):
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "lemon")
+    with pytest.raises(ValueError, match="'lemon' has nothing to learn"):
         ligo.fit(operator, large, loss, repeat(TOKENS), steps=1, learning_rate=1e-3)

@@ -92,7 +92,7 @@ class Keep(Callback):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_counts_what_every_size_was_trained_for(tmp_path, accumulate):
-    keep, growth = Keep(), GrowthCallback([Growth(LARGE, epoch=1)], method="lossless")
+    keep, growth = Keep(), GrowthCallback([Growth(LARGE, epoch=1)], method="lemon")
     fit(plain(), tmp_path, growth, keep, accumulate_grad_batches=accumulate)
     assert keep.totals == [6 * of_net(8, 1), 12 * of_net(24, 4)]
     assert keep.operator == [0]
@@ -108,9 +108,9 @@ def test_the_operator_costs_a_step_of_the_large_network_and_the_growing(tmp_path
 
 def test_counting_changes_no_bit_of_the_training(tmp_path, monkeypatch):
     first, second = plain(), plain()
-    fit(first, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lossless"))
+    fit(first, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lemon"))
     monkeypatch.setattr(TrainingFlops, "start", lambda *_: None)
-    fit(second, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lossless"))
+    fit(second, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lemon"))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
 

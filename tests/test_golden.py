@@ -71,13 +71,13 @@ class Golden:
             return parameter.grad if gradient else parameter.data
 
         views = {}
-        flow = {name.removesuffix(":produces"): p for name, p in self.operator.maps.items()}
+        flow = {name.removesuffix(":produces"): p for name, p in self.operator.widths.maps.items()}
         stack = "bert/encoder/layer/*"
         for layer in range(self.layers):
             prefix = f"bert.encoder.layer.{layer}"
             for module in MODULES:
                 for kind in ("weight", "bias"):
-                    mix = self.operator.mixes[f"{stack}/{module.replace('.', '/')}/{kind}"]
+                    mix = self.operator.depths.mixes[f"{stack}/{module.replace('.', '/')}/{kind}"]
                     name = f"{prefix}.{module}.fuse_depth_coeffs.coeffs_{kind}"
                     views[name] = take(mix)[layer]
                 key = f"{stack}/{module.replace('.', '/')}/weight:0"

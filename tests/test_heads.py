@@ -31,7 +31,7 @@ def llama(queries: int, keys: int, width: int = 48, head_dim: int = 8):
 
 def grown(small, large):
     plan = ligo.pair(small, large, **TOKENS)
-    ligo.Operator(plan, small, "lossless").bake(large)
+    ligo.Operator(plan, small, "lemon").bake(large)
     return plan, output(small, TOKENS), output(large, TOKENS)
 
 

@@ -66,7 +66,7 @@ def test_a_short_python_gpt_grows(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["ligo-paper", "lossless"])
+@pytest.mark.parametrize("method", ["ligo-paper", "lemon"])
 def test_the_method_can_be_named_on_the_command_line(method, tmp_path):
     report, _ = run("digits_vit", tmp_path, "--trainer.max_epochs", "4",
                     "--trainer.callbacks.method", method)  # fmt: skip

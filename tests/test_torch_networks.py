@@ -187,7 +187,7 @@ def test_networks_of_plain_torch_are_proved_and_grow(small, large, inputs, reaso
         if axes[name].pinned != UNUSED:
             assert (error < TOLERANCE) == (axes[name].pinned is None), (axes[name], error)
     plan = ligo.pair(small, large, **inputs)
-    ligo.Operator(plan, small, "lossless").bake(large)
+    ligo.Operator(plan, small, "lemon").bake(large)
     before, after = output(small, inputs), output(large, inputs)
     kept = (after - before).norm() <= 1e-10 * before.norm()
     assert kept != bool(reasons)

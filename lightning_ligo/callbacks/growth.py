@@ -34,6 +34,7 @@ from lightning_ligo.callbacks.checks import (
     check_trainer,
     find_network,
 )
+from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.checkpoint import (
     KEY,
@@ -47,11 +48,14 @@ from lightning_ligo.checkpoint import (
 from lightning_ligo.fit import fit
 from lightning_ligo.flops import TrainingFlops, flop_counter
 from lightning_ligo.growth import Operator
+from lightning_ligo.limits import refuse
+from lightning_ligo.method import Method
 from lightning_ligo.methods import method_named
 from lightning_ligo.naming import read
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
+from lightning_ligo.ramp import Ramp, check_ramp
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.surgery import (
     check_every_parameter_once,
@@ -83,7 +87,8 @@ class GrowthCallback(Callback):
     Args:
         growths: what to grow to and when, in order.
         attribute: where the network is in the LightningModule; may be dotted.
-        method: a name of `METHODS`: how the operator starts and what of it is learned.
+        method: a name of `METHODS`, two with a plus between, the first for depth and the second for
+            width, or a `Method` of your own: how the operator starts and what of it is learned.
         steps: of learning the operator; the method's own number by default.
         learning_rate: of learning the operator; the method's own by default.
         monitor: the validation metric of the report; by default the one that the first
@@ -102,7 +107,7 @@ class GrowthCallback(Callback):
         self,
         growths: list[Growth],
         attribute: str = "network",
-        method: str = "ligo",
+        method: str | Method = "ligo",
         steps: int | None = None,
         learning_rate: float | None = None,
         monitor: str | None = None,
@@ -113,16 +118,15 @@ class GrowthCallback(Callback):
             raise ValueError("GrowthCallback has no growths; give at least one")
         self.growths = list(growths)
         self.attribute = attribute
-        self.method = method_named(method)
+        self.method = method_named(method) if isinstance(method, str) else method
         self.monitor = monitor
         self.seed = seed
         self.override = override
         read(override)
-        learns = self.method.learns != "nothing"
-        if not learns and (steps or learning_rate):
+        if not self.method.learns and (steps or learning_rate):
             raise ValueError(
-                f"method {method!r} learns nothing, found steps={steps} and learning_rate="
-                f"{learning_rate}; leave them out, or take a method that learns"
+                f"method {self.method.name!r} learns nothing, found steps={steps} and "
+                f"learning_rate={learning_rate}; leave them out, or take a method that learns"
             )
         self.steps = self.method.steps if steps is None else steps
         self.learning_rate = self.method.learning_rate if learning_rate is None else learning_rate
@@ -147,6 +151,8 @@ class GrowthCallback(Callback):
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
         self._larger: list[nn.Module] = []  # of the growths to come, on the meta device
         self._plans: dict[int, Plan] = {}
+        self._examined = False
+        self._ramping = Ramping(self.method.ramp)
 
     # Before training ------------------------------------------------------------------------------
 
@@ -186,19 +192,29 @@ class GrowthCallback(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
+            check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
 
     def _examine(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Pair the network with all that it will become, on what it is called with in training."""
-        smaller = find_network(pl_module, self.attribute)
+        network = smaller = find_network(pl_module, self.attribute)
         with contained(trainer, pl_module, self.seed):
             args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
             for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
                 with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = self.paired(smaller, larger, args, kwargs)
                 smaller = larger
-        self._larger = []
+            since = self._records[-1]["step"] if self._records else None
+            lost = self._ramping.is_lost(since, trainer.global_step)
+            if lost:
+                description = self._sizes(pl_module)[self._size(pl_module) - 1]
+                small = build(description, device="meta") if description else self._kept[pl_module]
+                plan = pair(small, network, *args, override=self.override, **kwargs)
+        if lost:
+            ramp = Ramp(Operator(plan, small, self.method), network)
+            self._ramping.begin(ramp, self._records[-1]["step"])
+        self._larger, self._examined = [], True
 
     def paired(
         self, small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -206,6 +222,9 @@ class GrowthCallback(Callback):
         """How a growth of this run goes; refuses one that the run's own module cannot follow."""
         plan = pair(small, large, *args, override=self.override, **kwargs)
         check_outputs(plan)
+        refuse(plan, self.method)
+        if self.method.ramp:
+            check_ramp(plan, small)
         return plan
 
     def called_with(
@@ -223,11 +242,13 @@ class GrowthCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._larger:
+        resumed = bool(self._records) and not self._examined and self.method.ramp > 0
+        if self._larger or resumed:
             self._examine(trainer, pl_module, batch, batch_idx)
         size = self._size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
             self._grow(trainer, pl_module)
+        self._ramping.advance(trainer.global_step)
         self._flops.start(batch, self._size(pl_module))
 
     def on_before_optimizer_step(self, *args: Any) -> None:
@@ -262,10 +283,12 @@ class GrowthCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
         self._flops.abort()
+        self._ramping.end()
         self._undo_patches()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._flops.abort()
+        self._ramping.end()
         self._undo_patches()
 
     # Growth ---------------------------------------------------------------------------------------
@@ -279,6 +302,7 @@ class GrowthCallback(Callback):
         return step is not None and trainer.global_step >= step
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ramping.end()
         started = time.monotonic()
         size = self._size(pl_module)
         seed, plan = self.seed * 65537 + size, self._plans[size + 1]
@@ -294,11 +318,14 @@ class GrowthCallback(Callback):
             set_network(pl_module, self.attribute, large)
             losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
             operator.bake(large)
+            ramp = Ramp(operator, large) if self.method.ramp else None
         with contained(trainer, pl_module, seed):
             set_network(pl_module, self.attribute, large)
             after = evaluate(trainer) if trainer.enable_validation else {}
         kept = swap(trainer, pl_module, self.attribute, large, parents)
         self._remember(pl_module, small)
+        if ramp is not None:
+            self._ramping.begin(ramp, trainer.global_step)
         name = self._name(trainer, before)
         value, grown_value = before.get(name or ""), after.get(name or "")
         coefficients, steps = operator.coefficients, len(losses)
@@ -313,17 +340,21 @@ class GrowthCallback(Callback):
                 "steps": steps,
                 "learning_rate": self.learning_rate if steps else None,
             },
+            "inexact": list(operator.inexact),
             "metric": {"name": name, "before": value, "after": grown_value},
             "flops": {"operator": flops},
             "seconds": time.monotonic() - started,
         })  # fmt: skip
         self._note(trainer, after)
         learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
+        reasons = "; ".join(operator.inexact)
+        exact = f"is not kept ({reasons})" if reasons else "is kept"
         rates = sorted({g["lr"] for o in trainer.optimizers for g in o.param_groups})
         rank_zero_info(
             f"Growth {size + 1} of {len(self.growths)} at step {trainer.global_step}: "
             f"{_count(small):,} -> {_count(large):,} parameters, method {self.method.name} "
-            f"(operator: {coefficients:,} coefficients, {learned}), {name or 'no metric'}: "
+            f"(operator: {coefficients:,} coefficients, {learned}); at its start the function "
+            f"{exact}; {name or 'no metric'}: "
             f"{_number(value)} -> {_number(grown_value)}; optimizer state kept for "
             f"{kept} of {len(parents)} parameters of the network, fresh for the others; learning "
             f"rate {', '.join(f'{rate:.3g}' for rate in rates)}"

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from lightning_ligo.methods import METHODS
+
 Curve = Sequence[Sequence[float | None]]
 """Points (optimizer step, validation metric or None, floating point operations spent so far)."""
 
@@ -218,3 +220,14 @@ def _short(count: int) -> str:
                 f"{count / size:.2g}{letter}" if count < 10 * size else f"{count // size}{letter}"
             )
     return str(count)
+
+
+def methods_table() -> Table:
+    """The methods by name: what each does, whether it keeps the function, and where it is from."""
+    table = Table(title="Methods")
+    for column in ("method", "idea", "keeps the function", "source"):
+        table.add_column(column)
+    for method in METHODS.values():
+        keeps = "yes" if method.keeps_function else "no"
+        table.add_row(method.name, method.idea, keeps, method.source)
+    return table

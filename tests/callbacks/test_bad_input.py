@@ -94,7 +94,7 @@ def test_a_growth_that_changes_nothing(tmp_path):
 
 
 def test_an_unknown_method_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown method 'lego'; .*ligo.*ligo-paper.*lossless"):
+    with pytest.raises(ValueError, match=r"unknown method 'lego'; .*ligo.*ligo-paper.*lemon"):
         GrowthCallback([Growth(LARGE, step=8)], method="lego")
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_method_lists_the_known_ones():
     ("settings", "message"),
     [
         ({"growths": []}, "GrowthCallback has no growths; give at least one"),
-        ({"method": "lossless", "steps": 5}, "method 'lossless' learns nothing, found steps=5"),
+        ({"method": "lemon", "steps": 5}, "method 'lemon' learns nothing, found steps=5"),
         ({"steps": -1}, "cannot be learned for steps=-1"),
         ({"learning_rate": 0.0}, "at learning_rate=0.0; give 0 or more steps and a rate above 0"),
         ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),

@@ -35,7 +35,7 @@ from runs import (
 
 def growth(to=LARGE, method="ligo", steps=4, **when):
     when = when or {"step": 8}
-    learning = {} if METHODS[method].learns == "nothing" else {"steps": steps}
+    learning = {"steps": steps} if METHODS[method].learns else {}
     return GrowthCallback([Growth(to=to, **when)], method=method, **learning)
 
 
@@ -73,19 +73,19 @@ def test_it_grows_at_an_epoch_and_at_a_fraction(tmp_path, when, step):
     assert min(s for s, width in watch.widths.items() if width == 24) == step
 
 
-def test_a_lossless_growth_leaves_the_outputs_equal(tmp_path):
+def test_a_lemon_growth_leaves_the_outputs_equal(tmp_path):
     class Before(Watch):
         """Stands before the growth in the list of callbacks."""
 
     before, after = Before(), Watch()
-    fit(plain(), tmp_path, before, growth(method="lossless"), after)
+    fit(plain(), tmp_path, before, growth(method="lemon"), after)
     torch.testing.assert_close(after.outputs[8], before.outputs[8], rtol=0, atol=1e-5)
     assert after.widths[8] == 24 and before.widths[8] == 8
 
 
 def test_data_order_random_numbers_and_learning_rates_are_those_of_a_run_without_growth(tmp_path):
     runs = []
-    for callbacks in ([], [growth(method="lossless")], [growth()]):
+    for callbacks in ([], [growth(method="lemon")], [growth()]):
         watch, module = Watch(), plain()
         run = fit(module, tmp_path, *callbacks, watch)
         runs.append((module.batches, module.calls, watch.drawn, watch.rates, run.global_step))
