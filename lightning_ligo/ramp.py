@@ -77,11 +77,12 @@ class Ramp:
 
     def _show(self, *_: Any) -> None:
         """Before the network runs: an attribute of the module hides its parameter."""
-        for module, name, new, neutral in self._masked:
+        for module, name, new, of_layer in self._masked:
             parameter = module._parameters[name]
             assert parameter is not None
-            mask = 1 - (1 - self.c) * new.to(parameter)
-            seen = parameter * mask + (1 - mask) if neutral else parameter * mask
+            seen = parameter * (1 - (1 - self.c) * new.to(parameter))
+            if of_layer is not None:  # it adds c of what it does, or multiplies by 1 + c (P - 1)
+                seen = of_layer + self.c * (seen - of_layer)
             vars(module)[name] = seen
             self._shown.append((module, name))
 
@@ -113,11 +114,11 @@ def check_ramp(plan: Plan, network: nn.Module) -> None:
         list(_norms(plan, network))
 
 
-def _masked(operator: Operator, large: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, bool]]:
-    """Every parameter that is masked: its module and name, where it is new, and what it tends to.
-
-    The last is whether it tends to one where it is masked, as what multiplies a stream does.
-    """
+def _masked(
+    operator: Operator, large: nn.Module
+) -> Iterator[tuple[nn.Module, str, Tensor, float | None]]:
+    """Every parameter that is masked: its module and name, which entries of it read new ones, and
+    what it is where a new layer does nothing, if it is what makes a new layer do something."""
     owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for module in large.modules():
         for name, parameter in module._parameters.items():
@@ -125,16 +126,15 @@ def _masked(operator: Operator, large: nn.Module) -> Iterator[tuple[nn.Module, s
                 owners.setdefault(parameter, []).append((module, name))
     parameters = dict(large.named_parameters())
     for row in operator.plan.rows:
-        entries = operator.widths.anew(row, "consumes")
-        layers = operator.depths.new(row).tolist() if row.writes or row.passes else []
-        for number, name in enumerate(row.large_names):
-            new = entries.float()
-            if layers and layers[number]:
-                new = torch.ones(())
-            if bool(new.any()):
+        entries = operator.widths.anew(row, "consumes").float()
+        acts = row.writes or row.passes
+        layers = operator.depths.new(row).tolist() if acts else [False] * len(row.large_names)
+        for name, new in zip(row.large_names, layers, strict=True):
+            if new or bool(entries.any()):
                 parameter = parameters[name]
                 for module, attribute in owners[parameter]:
-                    yield module, attribute, new.to(parameter.device), row.passes
+                    of_layer = float(row.passes) if new else None
+                    yield module, attribute, entries.to(parameter.device), of_layer
 
 
 def _norms(plan: Plan, network: nn.Module) -> Iterator[tuple[Row, nn.Module, str]]:
@@ -156,8 +156,8 @@ def kind_of(name: str, module: nn.Module, weight: Tensor) -> str:
     Raises:
         ValueError: if it is none of these.
     """
-    x = torch.linspace(-9, 9, 3 * len(weight), device=weight.device, dtype=weight.dtype).sin()
-    x, one = x.view(1, 3, -1), torch.ones_like(weight)
+    x = torch.linspace(-9, 9, 3 * len(weight), device=weight.device, dtype=weight.dtype)
+    x, one = 1 + x.sin().view(1, 3, -1), torch.ones_like(weight)  # a mean tells norms apart
     for kind in ("layer", "rms", "rms, 1 + w"):
         try:
             with torch.no_grad():
