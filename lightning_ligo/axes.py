@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from lightning_ligo.factors import Dim, Factor, Item, Misaligned, ends, leaves, segments, unite
@@ -51,7 +51,7 @@ class Axis:
 
 
 class Reduction(NamedTuple):
-    """What is taken over axes: a norm, a mean, a softmax.
+    """What is taken over axes: a norm, a mean, a softmax; or attention in each of its heads.
 
     ``terms`` are the axes of a sum of products: a norm over what was concatenated has several.
     """
@@ -94,6 +94,7 @@ class Axes:
     tied: frozenset[str] = frozenset()  # axes of a table that writes and reads the same flow
     bent: frozenset[str] = frozenset()  # axes on which a norm stands behind an activation
     reductions: frozenset[Reduction] = frozenset()
+    unlike: frozenset[str] = frozenset()  # stacks whose layers use the same parameters in two ways
 
     def length(self, product: Product) -> int:
         """The length of a dimension."""
@@ -186,9 +187,17 @@ def name_axes(*ledgers: Ledger) -> list[Axes]:
                 del mine[broken]
         else:
             _agree(ledgers, stacks, broken)
+    unlike = set().union(*map(_unlike, ledgers, stacks))
+    for stack in unlike:
+        if len({mine[stack].depth for mine in stacks}) == 1:
+            for mine in stacks:
+                del mine[stack]
     shared = set.intersection(*(_patterns(*pair) for pair in zip(ledgers, stacks, strict=True)))
     return [
-        _named(ledger, mine, chained, _places(ledger, mine), shared)
+        replace(
+            _named(ledger, mine, chained, _places(ledger, mine), shared),
+            unlike=frozenset(unlike & mine.keys()),
+        )
         for ledger, mine in zip(ledgers, stacks, strict=True)
     ]
 
@@ -208,6 +217,21 @@ def _all_broken(ledgers: Sequence[Ledger], stacks: Sequence[Stacks]) -> set[str]
         for ledger, mine in zip(ledgers, stacks, strict=True)
         for stack in _chained(_places(ledger, mine))
     }
+
+
+def _unlike(ledger: Ledger, stacks: Stacks) -> set[str]:
+    """The stacks in which a parameter does something else in one layer than in another."""
+    flows = Flows(ledger, stacks)
+    seen: dict[str, list[Any]] = {}
+    unlike: set[str] = set()
+    for name, dims in ledger.parameters.items():
+        pattern, stack, _ = pattern_of(name, stacks)
+        if stack is not None:
+            uses = [flows.use("", leaf) for items in dims for leaf in axis_leaves(items)]
+            done = [(use.role, use.form) for use in uses]
+            if seen.setdefault(pattern, done) != done:
+                unlike.add(stack)
+    return unlike
 
 
 def _chain(ledger: Ledger, stacks: Stacks, name: str) -> bool:
@@ -290,14 +314,18 @@ def _named(
         )
 
     dims: dict[str, tuple[Product, ...]] = {}
+    uneven: set[str] = set()  # the first layer of a stack grows by another power than others
     for name, parameter in ledger.parameters.items():
         pattern = pattern_of(name, stacks)[0]
-        if pattern not in dims:
-            dims[pattern] = tuple(build(items) for items in parameter)
+        mine = tuple(build(items) for items in parameter)
+        first = dims.setdefault(pattern, mine)
+        for one, other in zip(map(uses_of, first), map(uses_of, mine), strict=True):
+            uneven |= {a.axis for a, b in zip(one, other, strict=False) if a.power != b.power}
     post_norm, tied, bent = (
         frozenset(names[leaf.factor] for leaf in flows.own if flows.flow(leaf) in these)
         for these in (flows.post_norm, flows.tied, flows.bent)
     )
+    post_norm |= uneven
     reductions = frozenset(
         Reduction(kind, _terms(items, names)) for kind, items in ledger.reductions
     )
@@ -353,7 +381,8 @@ def _axes(
         if not pinned and not played and not passed:
             pinned = UNUSED
         elif not pinned and "consumes" not in played and not factor.inner:
-            pinned = OUTPUT if factor in outputs else None if factor in over else LOST
+            pinned = OUTPUT if factor in outputs else LOST
+            pinned = None if over.get(factor, set()) - {"attention"} and pinned == LOST else pinned
         where, local = tuple(member.place for member in members), _local(members)
         base = name = _name(factor, members, played, local, words.get(factor))
         number = 2

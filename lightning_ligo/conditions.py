@@ -18,6 +18,7 @@ from lightning_ligo.streams import passed
 from lightning_ligo.trace import Tracer
 
 TAKEN = {
+    "attention": "an attention",
     "extreme": "a maximum or minimum",
     "group": "a norm over positions",
     "layer": "a layer norm",
@@ -56,6 +57,8 @@ def conditions(
     for stack, (layers, depth) in plan.depths.items():
         if layers != depth and stack in axes.chained:
             yield f"{stack} grows from {layers} to {depth} layers: {axes.chained[stack]}"
+        elif layers != depth and stack in axes.unlike:
+            yield f"{stack} grows from {layers} to {depth} layers, which do unlike things"
         elif layers > depth:
             yield f"{stack} loses {layers - depth} of its {layers} layers"
         elif layers != depth and not passed(stack, axes, traced[1].ledger.sums):
@@ -126,7 +129,8 @@ def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
             TAKEN[min(axis.over & uneven)] if axis.over & uneven
             else "norms of more than one kind" if len(axis.over & {"layer", "rms", "mean"}) > 1
             else "an extreme" if axis.normed and "extreme" in axis.over
-            else "a norm of activations" if axis.normed and name in axes.bent
+            else "a norm of activations"
+            if axis.normed and (name in axes.bent or "attention" in axis.over)
             else "norms in the stream"
             if axis.normed and ("scales" in roles or name in axes.post_norm)
             else None
@@ -148,7 +152,11 @@ def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
         }
         if len(rates) > 1 and kind in ("layer", "rms", "group", "mean", "mean square", "spread"):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow unequally"
-        elif kind == "layer" and len(names) > 1 and any(b % a for a, b in names.values()):
+        elif (
+            kind == "layer"
+            and max(len(terms), len(names)) > 1
+            and any(b % a for a, b in names.values())
+        ):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow by no multiples"
 
 

@@ -60,7 +60,7 @@ class Ledger:
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
         self.uses: list[Use] = []
         self.outputs: list[Dim] = []  # the dimensions of what the network returns
-        self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: see `TAKEN`
+        self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: `Reduction`
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
         self.opposed: list[tuple[Dim, Dim]] = []  # what parameters are multiplied over
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
@@ -191,7 +191,7 @@ class Ledger:
         """Note that something, such as a norm, is taken over all of these dimensions at once."""
         items = [item for dim in dims for item in dim]
         self.reductions.append((kind, items))
-        if kind not in ("layer", "rms", "group", "mean square"):
+        if kind not in ("layer", "rms", "group", "mean square", "attention"):
             reduced(items)
 
     def contracted(self, out: Tensor, over: Dim) -> None:

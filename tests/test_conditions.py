@@ -106,6 +106,57 @@ def test_what_sees_no_copies_keeps_the_function(build, large):
     assert error < 1e-12 and inexact == ()
 
 
+def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple():
+    build = module(lambda n: nn.LayerNorm(2 * n))
+
+    def doubled(width):
+        network = build(width)
+        network.function = lambda x, norm: norm(torch.cat([x, x.roll(1, 0)], -1))
+        network.two = nn.Linear(2 * width, 2)
+        return network
+
+    assert grown(doubled, 3, 6) == (pytest.approx(0, abs=1e-12), ())
+    error, inexact = grown(doubled, 3, 5)
+    assert error > 1e-6 and inexact == (
+        "a layer norm is taken over hidden, which grow by no multiples",
+    )
+
+
+def test_a_mean_over_heads_that_attend_needs_a_multiple():
+    class Averaged(nn.Module):
+        def __init__(self, heads):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6 * heads), nn.Linear(2, 2)
+
+        def forward(self, x):
+            q, k, v = self.one(x).view(1, len(x), 3, -1, 2).permute(2, 0, 3, 1, 4)
+            return self.two(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+    assert grown(Averaged, 2, 4) == (pytest.approx(0, abs=1e-12), ())
+    error, inexact = grown(Averaged, 2, 3)
+    assert error > 1e-6 and "no multiple, under a norm of activations" in inexact[0]
+
+
+def test_layers_of_a_list_that_do_unlike_things_are_no_stack():
+    class Own(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.own = nn.Parameter(torch.ones(width))
+
+    class Listed(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+            self.layers = nn.ModuleList([Own(width), Own(width)])
+
+        def forward(self, x):
+            return self.two(F.rms_norm(self.one(x), (len(self.one.bias),), self.layers[0].own)
+                            + self.layers[1].own)  # fmt: skip
+
+    assert ligo.trace(Listed(3), torch.randn(2, 4)).stacks == {}
+    assert grown(Listed, 3, 5) == (pytest.approx(0, abs=1e-12), ())
+
+
 def test_a_norm_over_what_was_joined_needs_all_of_it_to_grow_alike():
     class Joined(nn.Module):
         def __init__(self, widths):

@@ -66,6 +66,8 @@ def _product(ledger: Ledger, left: Tensor, right: Tensor, out: Tensor) -> list[D
             if mine and other:
                 unite(mine, other, flow=static)
             batch.append(other or mine)
+            if not static:
+                ledger.reduce("attention", batch)
         lefts, rights = lefts[1:], rights[1:]
     if not static:
         ledger.contracted(out, inner_left)
@@ -97,6 +99,7 @@ def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         for other in (key, value):
             unite(shared, other[-3], flow=False)
         value[-3] = [*value[-3], *group]  # what comes out is made of values
+        ledger.reduce("attention", [value[-3]])
     unite(query[-1], key[-1], flow=False)
     unite(key[-2], value[-2], flow=False)
     hint(query[-1], "head_dim")
