@@ -58,7 +58,7 @@ def test_an_override_grows_what_tracing_cannot_follow_in_every_growth(tmp_path):
 
     def run(**override):
         losses = Losses(), Losses()
-        callback = GrowthCallback(growths, method="lossless", **override)
+        callback = GrowthCallback(growths, method="lemon", **override)
         fit(Described(sizes[0]), tmp_path, losses[0], callback, losses[1])
         return [[seen.values[step] for seen in losses] for step in (4, 9)]
 
