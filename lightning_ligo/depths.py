@@ -72,8 +72,10 @@ class Depths(nn.Module):
         source = sources(self._mix(self.depth, small, large))
         return torch.where(source < 0, torch.arange(large) % small, source)
 
-    def learns(self, row: Row) -> bool:
-        return key_of(row.pattern) in self.mixes
+    def multiplies(self, row: Row) -> bool:
+        """Whether layers are mixed by a matrix, and not picked."""
+        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+        return mix is not None and mix.dim() == 2
 
     def silent(self, stack: str) -> list[bool]:
         """For every layer of a large stack, whether it writes nothing at the start."""

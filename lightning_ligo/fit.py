@@ -136,6 +136,8 @@ def grow(
     that tracing cannot find, see `trace`. ``loss`` is called as ``loss(network, batch)`` for
     batches from ``batches``; ``steps`` and ``learning_rate`` are the method's own unless given.
 
+    A method with a ramp (msg) masks nothing here: hand the operator and ``large`` to `Ramp`.
+
     Raises:
         ValueError: see `pair` and `fit`; also if the method learns and no loss or batches are
             given.

@@ -151,7 +151,7 @@ class Operator(nn.Module):
     def _grow(self, row: Row, built: Mapping[str, Tensor]) -> Tensor:
         """(g, *large shape): the parameter of every layer."""
         small, width = self._small[row.pattern], self.method.width
-        if self.widths.grows(row) or self.depths.learns(row):
+        if self.widths.grows(row) or self.depths.multiplies(row):
             small = small.to(self._dtype)
         grown = self.widths.grow(self.depths.grow(small, row), row)
         if width is not None and self.widths.grows(row):

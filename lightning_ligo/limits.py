@@ -67,12 +67,11 @@ def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Itera
     """
     if method.takes_nothing:
         yield "nothing is taken from the small network"
-    if method.takes_nothing or method.ramp:  # a ramp starts with all that is new masked
         return
     if method.width is not None:
         grown = [name for name in plan.axes if not plan.facts[name].stretch]
         for started in widths.starts.values():
-            yield from _of_map(plan, method.width, started)
+            yield from _of_map(plan, method.width, started, bool(method.ramp))
         if method.width.ahead and grown and plan.depths:
             yield f"new entries of layers come from the next layer ({', '.join(plan.depths)})"
     for stack, (small, large) in plan.depths.items():
@@ -80,7 +79,7 @@ def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Itera
             yield from _of_stack(stack, small, large, method, depths)
 
 
-def _of_map(plan: Plan, width: Width, started: Started) -> Iterator[str]:
+def _of_map(plan: Plan, width: Width, started: Started, ramp: bool) -> Iterator[str]:
     """What the map of an axis changes."""
     axis, small = plan.facts[started.axis], started.small
     generator = torch.Generator().manual_seed(0)
@@ -88,6 +87,11 @@ def _of_map(plan: Plan, width: Width, started: Started) -> Iterator[str]:
     problems = set()
     for layer, silent in zip(started.layers, started.silent, strict=True):
         if silent:
+            continue
+        if ramp:
+            forms = (layer.produces, layer.consumes)
+            if any(_differ(applied(form, x)[:small], x) for form in forms):
+                problems.add("only new entries are masked, and old ones do not stay")
             continue
         written = applied(layer.produces, x)
         if axis.inner:
@@ -119,7 +123,7 @@ def _of_stack(stack: str, small: int, large: int, method: Method, depths: Depths
     new = int(new_layers(mix).sum())
     if kept.shape[0] != small or _differ(kept, torch.eye(small, dtype=kept.dtype)):
         yield f"{stack} grows from {small} to {large} layers: its layers are mixed"
-    elif new and depths.new_are(stack) in ("works", "built"):
+    elif new and not method.ramp and depths.new_are(stack) in ("works", "built"):
         how = "as they were built" if method.depth.new == "built" else "copies"
         yield f"{stack} grows from {small} to {large} layers: {new} new layers work, {how}"
 

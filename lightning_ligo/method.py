@@ -69,7 +69,9 @@ class Method:
     steps: int = 0  # of learning the operator
     learning_rate: float = 0.0
     warmup: int = 0
-    ramp: int = 0  # steps of training after the growth in which new parts are let in, see `Ramp`
+    ramp: int = 0
+    """Steps of training after the growth in which new parts are let in, see `Ramp`; the maps must
+    leave old entries as they are, ``[I; ...]``."""
 
     @property
     def takes_nothing(self) -> bool:
@@ -113,6 +115,11 @@ def combined(depth: Method, width: Method) -> Method:
             f"method {name!r} deepens as {depth.name!r} and widens as {width.name!r}, and "
             f"{lacking.name!r} does not say how to {what}"
         )
+    if depth.ramp != width.ramp:
+        masking = depth.name if depth.ramp else width.name
+        raise ValueError(
+            f"method {name!r} is of two, and {masking!r} masks all that is new; take it by itself"
+        )
     learning = [
         part
         for part, learns in ((depth, depth.depth.learned), (width, width.width.learns != "nothing"))
@@ -132,5 +139,4 @@ def combined(depth: Method, width: Method) -> Method:
         steps=max((part.steps for part in learning), default=0),
         learning_rate=min((part.learning_rate for part in learning), default=0.0),
         warmup=max((part.warmup for part in learning), default=0),
-        ramp=max(depth.ramp, width.ramp),
     )

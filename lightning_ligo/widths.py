@@ -169,7 +169,6 @@ class Widths(nn.Module):
 
     def reached(self, row: Row) -> Tensor:
         """Whether a large entry has anything of the small network."""
-
         return self._outer(row, lambda span: self._reached[span.name], True, torch.logical_and)
 
     def ahead(self, row: Row) -> Tensor:
@@ -215,7 +214,8 @@ class Widths(nn.Module):
             spans = list(self._factors(product))
             for position, span in enumerate(spans, start=dim):
                 if isinstance(span, Span) and span.role == "consumes" and self._maps(span):
-                    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {row}".encode()))
+                    key = zlib.crc32(f"{seed} {row.pattern}".encode())
+                    generator = torch.Generator().manual_seed(key)
                     noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
                     noise = noise.unflatten(dim, [self._lengths(span)[1] for span in spans])
                     noise = self._paired(span).grow(noise, position)

@@ -487,6 +487,7 @@ def test_what_a_method_cannot_grow_is_refused(method, size, message):
         ("stack+stack", "'stack' does not say how to widen"),
         ("hypercloning+lemon", "'hypercloning' does not say how to deepen"),
         ("random+lemon", "'random' does not say how to deepen"),
+        ("msg+lemon", "'msg' masks all that is new; take it by itself"),
         ("stack+lego", "unknown method 'lego'; the methods are .*lemon.* plus between"),
     ],
 )
