@@ -279,6 +279,14 @@ def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *buffers]
 
 
+def bend(dims: Iterable[Dim]) -> None:
+    """Note that a function that is not linear is applied to what flows."""
+    for dim in dims:
+        for item in ends(dim):
+            if item.flow is not None:
+                item.flow.root().bent = True
+
+
 def reduced(items: Dim) -> None:
     """Note that something other than a norm is taken over what flows."""
     for item in ends(items):

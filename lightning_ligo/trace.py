@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_ligo.axes import Axes, name_axes
 from lightning_ligo.factors import Misaligned
-from lightning_ligo.ledger import CONSTANT, Ledger
+from lightning_ligo.ledger import CONSTANT, Ledger, bend
 from lightning_ligo.naming import Naming, Override, check
 from lightning_ligo.notation import match, split
-from lightning_ligo.rules import RULES, bend, pointwise, unread, untouched, writers
+from lightning_ligo.rules import RECURRENT, RULES, pointwise, unread, untouched, writers
 
 _ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
@@ -168,7 +168,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class _Whole(TorchFunctionMode):
-    """Follow attention as one operation, which every device would take apart in its own way.
+    """Follow attention and recurrent networks whole: every device takes them apart in its own way.
 
     And keep the values of a list that indexes a tensor without values.
     """
@@ -191,6 +191,8 @@ class _Whole(TorchFunctionMode):
             return self.linear(*args, **(kwargs or {}))
         if func is functional.scaled_dot_product_attention:
             return self.attention(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in RECURRENT:
+            return self.whole(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def linear(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -199,9 +201,12 @@ class _Whole(TorchFunctionMode):
         return _LINEAR(input, *args, **kwargs)
 
     def attention(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.whole(_ATTENTION, args, kwargs)
+
+    def whole(self, func: Any, args: Any, kwargs: Any) -> Any:
         with _disable_current_modes():
-            out = _ATTENTION(*args, **kwargs)
-        self.tracer.follow("scaled_dot_product_attention", _ATTENTION, args, kwargs, out)
+            out = func(*args, **kwargs)
+        self.tracer.follow(func.__name__, func, args, kwargs, out)
         return out
 
 

@@ -135,6 +135,85 @@ class UNet(nn.Module):
         return self.out(x)
 
 
+class Recurrent(nn.Module):
+    """Reads the outputs of a recurrent network, or only its last state."""
+
+    def __init__(self, kind, width, layers=1, read="outputs", **options):
+        super().__init__()
+        self.embed = nn.Linear(3, 6)
+        self.rnn = kind(6, width, layers, **options)
+        directions = 1 + self.rnn.bidirectional
+        self.head = nn.Linear((options.get("proj_size") or width) * directions, 5)
+        self.read = read
+
+    def forward(self, x):
+        if self.read == "packed":
+            lengths = torch.arange(x.shape[1], x.shape[1] - len(x), -1)
+            x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            x = x._replace(data=self.embed(x.data))
+            return self.head(nn.utils.rnn.pad_packed_sequence(self.rnn(x)[0], True)[0])
+        outputs, states = self.rnn(self.embed(x))
+        if self.read == "states":
+            state = states[0] if isinstance(states, tuple) else states
+            outputs = torch.cat([*state[-2:]], -1) if self.rnn.bidirectional else state[-1]
+        return self.head(outputs)
+
+
+class Cells(nn.Module):
+    def __init__(self, kind, width):
+        super().__init__()
+        self.cell, self.head = kind(3, width), nn.Linear(width, 5)
+
+    def forward(self, x):
+        states = None
+        for step in x.unbind(1):
+            states = self.cell(step, states)
+        return self.head(states[0] if isinstance(states, tuple) else states)
+
+
+class LearnedState(nn.Module):
+    def __init__(self, width, layers=2):
+        super().__init__()
+        self.state = nn.Parameter(torch.zeros(layers, 1, width))
+        self.encoder, self.decoder = nn.GRU(3, width, layers), nn.GRU(3, width, layers)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        states = self.encoder(x, self.state.repeat(1, x.shape[1], 1))[1]
+        return self.head(self.decoder(x, states)[0])
+
+
+class ResidualRecurrent(nn.Module):
+    def __init__(self, width, depth=2):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, width), nn.Linear(width, 5)
+        self.layers = nn.ModuleList(nn.LSTM(width, width) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for layer in self.layers:
+            x = x + layer(x)[0]
+        return self.head(x)
+
+
+def recurrent():
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        for layers, both in itertools.product((1, 2), (False, True)):
+            options = {"kind": kind, "layers": layers, "bidirectional": both, "batch_first": True}
+            for read in ("outputs", "states"):
+                name = f"{kind.__name__}, {layers} layers, {'both ways, ' if both else ''}{read}"
+                small = {"width": 4, "read": read, **options}
+                yield case(name, Recurrent, small, {**small, "width": 7}, SEQUENCES)
+    for options in ({"bias": False}, {"proj_size": 3, "read": "packed", "batch_first": True}):
+        small = {"kind": nn.LSTM, "width": 4, "layers": 2, "bidirectional": True, **options}
+        large = {**small, "width": 9} | ({"proj_size": 5} if "proj_size" in options else {})
+        yield case(f"LSTM, {next(iter(options))}", Recurrent, small, large, SEQUENCES)
+    for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
+        yield case(kind.__name__, Cells, [kind, 4], [kind, 7], SEQUENCES)
+    yield case("learned state", LearnedState, [4], [7], SEQUENCES)
+    yield case("residual LSTM, deeper", ResidualRecurrent, [4], [7, 4], SEQUENCES)
+
+
 def case(name, build, small, large, inputs, *reasons):
     """Two sizes of one network, and why a growth cannot keep its function, if so."""
     sizes = [size if isinstance(size, dict) else {"*": size} for size in (small, large)]
@@ -157,6 +236,7 @@ def encoders():
 
 CASES = [
     *encoders(),
+    *recurrent(),
     case("perceptron", perceptron, (7, 5), (17, 6), VECTORS),
     case("perceptron of equal layers", perceptron, (7, 7, 7), (9, 9, 9), VECTORS),
     case("resnet, wider", ResNet, [(4, 6, 8)], [(6, 9, 8)], IMAGES),
@@ -194,3 +274,15 @@ def test_networks_of_plain_torch_are_proved_and_grow(small, large, inputs, reaso
     assert len(plan.inexact) == len(reasons), plan.inexact
     for reason, line in zip(reasons, plan.inexact, strict=True):
         assert reason in line
+
+
+def test_the_gates_of_a_recurrent_layer_are_told_apart():
+    notation = str(ligo.trace(Recurrent(nn.LSTM, 4), **SEQUENCES)).splitlines()
+    assert "rnn.weight_ih_l0  (4 hidden.2) hidden" in notation
+    assert "rnn.weight_hh_l0  (4 hidden.2) hidden.2" in notation
+
+
+def test_a_deeper_recurrent_network_is_refused():
+    small, large = Recurrent(nn.GRU, 4), Recurrent(nn.GRU, 4, 2)
+    with pytest.raises(ValueError, match="small network lacks rnn.weight_ih_l1"):
+        ligo.pair(small, large, **SEQUENCES)

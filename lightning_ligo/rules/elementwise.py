@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import Dim, broadcast, ends, take
-from lightning_ligo.ledger import Ledger, reduced
+from lightning_ligo.factors import Dim, broadcast, take
+from lightning_ligo.ledger import Ledger, bend, reduced
 from lightning_ligo.rules.norms import norm
 from lightning_ligo.rules.table import position, rule
 
@@ -43,14 +43,6 @@ def _number(ledger: Ledger, x: Any) -> float | None:
         known = ledger.static(x) and not ledger.writers(x) and x.numel() == 1 and not x.is_meta
         return float(x) if known and x.is_floating_point() else None
     return x if isinstance(x, (int, float)) else None
-
-
-def bend(dims: Sequence[Dim]) -> None:
-    """Note that a function that is not linear is applied to what flows."""
-    for dim in dims:
-        for item in ends(dim):
-            if item.flow is not None:
-                item.flow.root().bent = True
 
 
 def _rms_norm(ledger: Ledger, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.ledger import Ledger
+from lightning_ligo.rules.recurrent import RECURRENT
 
 PRODUCTS = {
     "_grouped_mm",
@@ -25,6 +26,7 @@ PRODUCTS = {
     "baddbmm",
     "addbmm",
     "convolution",
+    *RECURRENT,
     "embedding",
 }
 NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm",
