@@ -284,5 +284,5 @@ def test_the_gates_of_a_recurrent_layer_are_told_apart():
 
 def test_a_deeper_recurrent_network_is_refused():
     small, large = Recurrent(nn.GRU, 4), Recurrent(nn.GRU, 4, 2)
-    with pytest.raises(ValueError, match="small network lacks rnn.weight_ih_l1"):
+    with pytest.raises(ValueError, match=r"small network lacks rnn\.weight_ih_l1"):
         ligo.pair(small, large, **SEQUENCES)
