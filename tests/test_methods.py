@@ -7,6 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM
 
 import lightning_ligo as ligo
 from lightning_ligo.callbacks.report import methods_table
@@ -562,3 +564,30 @@ def test_the_large_network_of_every_method_is_plain():
         ligo.grow(small, large, method=name, steps=0, **TOKENS)
         assert list(large.state_dict()) == keys and [type(m) for m in large.modules()] == types
         assert output(large, TOKENS).isfinite().all()
+
+
+# Cost ---------------------------------------------------------------------------------------------
+
+
+def test_fixed_maps_and_mixes_are_applied_without_a_matrix_product():
+    for method in ("lemon", "stack+net2net", "staged", "llama-pro+hypercloning-noisy"):
+        _, ours = operator(method, (6, 8, 2), (12, 16, 4))
+        with FlopCounterMode(display=False) as counter:
+            ours()
+        assert counter.get_total_flops() == 0
+
+
+def test_learning_a_low_rank_part_costs_little_more_than_training():
+    """At most 1.2 steps of training, from BERT-Small to BERT-Base on 4 x 128 tokens."""
+
+    def bert(width, depth):
+        config = BertConfig(hidden_size=width, num_hidden_layers=depth, intermediate_size=4 * width,
+                            num_attention_heads=width // 64)  # fmt: skip
+        with torch.device("meta"):
+            return BertForMaskedLM(config)
+
+    small, large = bert(512, 6), bert(768, 12)
+    tokens = {"input_ids": torch.zeros(4, 128, dtype=torch.long)}
+    plan = ligo.pair(small, large, **tokens)
+    cost = ligo.estimate(plan, small, large, method="ligo-low-rank", **tokens)
+    assert cost.learning_flops <= 1.2 * cost.training_flops
