@@ -104,8 +104,22 @@ def bytes_of(*networks):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("networks", [texts, images])
+@pytest.mark.parametrize(
+    ("networks", "method"),
+    [
+        (texts, "ligo"),
+        pytest.param(
+            texts,
+            "ligo-paper",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="gradients of weights live longer on the meta device: 11.5 % more",
+            ),
+        ),
+        (images, "ligo"),
+        (images, "ligo-paper"),
+    ],
+)
 def test_learning_holds_the_memory_that_a_real_fit_takes(networks, method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small, large, inputs = networks()
