@@ -113,7 +113,7 @@ def bytes_of(*networks):
             "ligo-paper",
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="gradients of weights live longer on the meta device: 11.5 % more",
+                reason="11.5 % more: gradients live longer on the meta device",
             ),
         ),
         (images, "ligo"),
