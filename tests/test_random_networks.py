@@ -65,7 +65,7 @@ def growth_keeps_the_function_or_is_refused(architecture, sizes, more):
             for line in str(error).splitlines()[1:]:
                 assert re.search(r"axis \S+ is \d+ long .* \d+ .*, and cannot grow: ", line)
         return
-    ligo.Operator(plan, small, "lossless").bake(large)
+    ligo.Operator(plan, small, "lemon").bake(large)
     before, after = output(small, x), output(large, x)
     assert plan.inexact or (after - before).norm() <= 1e-10 * before.norm(), plan
 
