@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -88,8 +89,12 @@ def differences(plan: Plan, same: Counterparts) -> Iterator[str]:
 
 
 def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
+    played: dict[str, set[str]] = {}
+    for row in (*plan.rows, *plan.buffers):
+        for use in itertools.chain.from_iterable(map(uses_of, row.dims)):
+            played.setdefault(use.axis, set()).add(use.role)
     for name, (length, longer) in plan.axes.items():
-        axis = plan.facts[name]
+        axis, roles = plan.facts[name], played.get(name, set())
         if axis.named and (against := _against(axis, plan.proofs.get(name))):
             yield f"{name} grows as you named it, against this: {against}"
         if axis.unread:
@@ -99,13 +104,6 @@ def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
             )
         if axis.unit:
             yield f"{name} is what a weight is normed over, and copies make it longer"
-        roles = {
-            use.role
-            for row in (*plan.rows, *plan.buffers)
-            for dim in row.dims
-            for use in uses_of(dim)
-            if use.axis == name
-        }
         taken = [TAKEN[kind] for kind in sorted(axis.over - {"length"})]
         taken += ["a function that is not linear"] if name in axes.bent else []
         taken += ["a product with parameters"] if roles & {"gain", "scales"} else []

@@ -55,6 +55,7 @@ class Ledger:
 
     def __init__(self, network: nn.Module) -> None:
         kept = network.state_dict(keep_vars=True)
+        # of parameters, tied ones once, then of persistent buffers
         self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
         self.shapes |= {name: b.shape for name, b in network.named_buffers() if name in kept}
         self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
@@ -252,9 +253,8 @@ class Ledger:
     def join_flows(self) -> None:
         """What an operation puts out along an axis is what its weights or its inputs hold there."""
         for unread in self.unread:
+            bend(unread.outputs)
             for end in ends(item for items in unread.outputs for item in items):
-                if end.flow is not None:
-                    end.flow.root().bent = True
                 for dims in (unread.weights, unread.inputs):
                     along = [i for dim in dims for i in ends(dim) if i.factor is end.factor]
                     for item in along:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Size
 
 from lightning_ligo.axes import Axes, uses_of
@@ -89,7 +87,7 @@ def _heads(name: str, group: str, theirs: Axes, small: Shapes, lengths: Lengths)
         for number, product in enumerate(dims):
             axes = [node.axis for node in product if isinstance(node, Use)]
             if name in axes and pattern in small:
-                others = [n for n in product if getattr(n, "axis", None) not in (name, group)]
-                width = math.prod(length((node,), lengths)[0] for node in others)
+                others = (n for n in product if getattr(n, "axis", None) not in (name, group))
+                width = length(tuple(others), lengths)[0]
                 found.add(small[pattern][number] // width)
     return found

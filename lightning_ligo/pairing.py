@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Size, Tensor, nn
+from torch import Size, nn
 
 from lightning_ligo.axes import UNUSED, Axes, name_axes, uses_of
 from lightning_ligo.conditions import conditions, differences
@@ -72,7 +72,7 @@ def pair(
             f"{type(error).__name__}: {error}"
         ) from error
     ours, theirs = name_axes(first.ledger, second.ledger)
-    shapes = _shapes(small, ours), _shapes(large, theirs)
+    shapes = _shapes(first.ledger.shapes, ours), _shapes(second.ledger.shapes, theirs)
     fresh = new_layers(first.ledger.shapes, *shapes, second.ledger.sums)
     fresh.update(dict.fromkeys(_unused(theirs, *shapes), False))
     same = counterparts(ours, theirs)
@@ -96,9 +96,9 @@ def pair(
         small_axes = {axis for name in grown for axis in same.get(name, ())}
         changed = changes(small, args, kwargs, ours, sorted(small_axes), quick=True)
         proofs = {
-            name: max(changed[axis] for axis in same[name] if axis in changed)
+            name: max(proved)
             for name in grown
-            if any(axis in changed for axis in same.get(name, ()))
+            if (proved := [changed[axis] for axis in same.get(name, ()) if axis in changed])
         }
         found = [
             f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
@@ -180,9 +180,6 @@ def _unused(axes: Axes, small: dict[str, Size], large: dict[str, Size]) -> list[
     ]
 
 
-def _shapes(network: nn.Module, axes: Axes) -> dict[str, Size]:
-    """The shape under every pattern: parameters (tied ones once), then persistent buffers."""
-    kept = network.state_dict(keep_vars=True)
-    tensors: dict[str, Tensor] = dict(network.named_parameters())
-    tensors.update((n, b) for n, b in network.named_buffers() if n in kept)
-    return {pattern_of(name, axes.stacks)[0]: t.shape for name, t in tensors.items()}
+def _shapes(shapes: Mapping[str, Size], axes: Axes) -> dict[str, Size]:
+    """The shape under every pattern."""
+    return {pattern_of(name, axes.stacks)[0]: shape for name, shape in shapes.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 
 from torch import Size, Tensor
@@ -37,9 +38,10 @@ def problems(
         for stack, reason in chained.items()
         if found and any(name.startswith(f"{stack}.") for name in [*lost, *added])
     ]
+    apart = {name: those for name, those in same.items() if name not in shared}
     for pattern in [name for name in large if name in small and name not in fresh]:
         sizes = small[pattern], large[pattern]
-        found += _mismatch(pattern, ours, theirs, *sizes, shared, same) or _misfit(
+        found += _mismatch(pattern, ours, theirs, *sizes, apart) or _misfit(
             pattern, theirs.dims.get(pattern, ()), small[pattern], lengths, shared
         )
     for name, axis in theirs.axes.items():
@@ -95,7 +97,6 @@ def _mismatch(
     theirs: Axes,
     small: Size,
     large: Size,
-    shared: Collection[str],
     same: Counterparts,
 ) -> list[str]:
     """Where one pattern has other axes in the small network than in the large one."""
@@ -108,15 +109,14 @@ def _mismatch(
             f"{pattern} is {tuple(small)} in the small network and {tuple(large)} in the large "
             "one; a network grows, it does not shrink"
         ]
+    known = set(itertools.chain.from_iterable(same.values()))
     for dim, (mine, other) in enumerate(
         zip(ours.dims[pattern], theirs.dims[pattern], strict=False)
     ):
-        both = {name: those for name, those in same.items() if name not in shared}
-        found = {axis for those in both.values() for axis in those}
-        here = [use.axis for use in uses_of(mine) if use.axis in found]
-        there = [use.axis for use in uses_of(other) if use.axis in both]
+        here = [use.axis for use in uses_of(mine) if use.axis in known]
+        there = [use.axis for use in uses_of(other) if use.axis in same]
         alike = len(here) == len(there) and all(
-            axis in both[name] for axis, name in zip(here, there, strict=True)
+            axis in same[name] for axis, name in zip(here, there, strict=True)
         )
         if not alike and not (
             small[dim : dim + 1] == large[dim : dim + 1] and _fixed(ours, mine, theirs, other)

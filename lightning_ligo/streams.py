@@ -55,10 +55,10 @@ def new_layers(
 
     A layer that adds to nothing cannot be new: the network would no longer be what it was.
     """
-    lists = {path for name in names for path, _ in _children(name)}
+    lists = {path for name in names for path, _ in children(name)}
     layers: dict[str, set[str]] = {}
     for name in {*large} - {*small}:
-        for path, child in _children(name):
+        for path, child in children(name):
             if path in lists and not any(other.startswith(child) for other in small):
                 layers.setdefault(child, set()).add(name)
                 break
@@ -81,7 +81,7 @@ def _added(inside: set[str], sums: Sums) -> set[str]:
     }
 
 
-def _children(name: str) -> Iterator[tuple[str, str]]:
+def children(name: str) -> Iterator[tuple[str, str]]:
     """The lists that a parameter is in, and the start of all names in its child of each."""
     for match in re.finditer(r"\.\d+(?=\.)", name):
         yield name[: match.start()], f"{name[: match.end()]}."

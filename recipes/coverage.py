@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 import lightning_ligo as ligo
 from lightning_ligo.proof import TOLERANCE, noisy
+from lightning_ligo.streams import children
 from recipes.families import FAMILIES
 
 KEPT = 1e-4  # relative change of the output in float32
@@ -113,7 +114,7 @@ class _Kinds:
         self.shapes = hash((type(network).__name__, *self.tensors.items()))
         self.lists: dict[str, set[str]] = defaultdict(set)
         for tensor in self.tensors:
-            for path, child in _children(tensor):
+            for path, child in children(tensor):
                 self.lists[path].add(child)
         self.what = (type(network), network.pretrained_cfg["input_size"])
         self.kinds: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
@@ -144,13 +145,8 @@ class _Kinds:
     def _same_place(self, name: str, other: _Kinds) -> bool:
         """Whether a name means the same place: no list that it is in is longer in one network."""
         return len(self.tensors[name]) == len(other.tensors[name]) and all(
-            self.lists[path] == other.lists[path] for path, _ in _children(name)
+            self.lists[path] == other.lists[path] for path, _ in children(name)
         )
-
-
-def _children(name: str) -> list[tuple[str, str]]:
-    """The lists that a parameter is in, each with the number of its child."""
-    return [(name[: match.start()], match[1]) for match in re.finditer(r"\.(\d+)(?=\.)", name)]
 
 
 def _head_width(module: nn.Module) -> int | None:
@@ -198,17 +194,16 @@ def _networks(pair: Pair, device: str) -> tuple[nn.Module, nn.Module]:
 
 
 def _inputs(pair: Pair, small: nn.Module) -> dict[str, Tensor]:
-    """A random input: an image as small as the network takes."""
+    """A random input: an image as small as the network takes, which is on the meta device."""
     generator = torch.Generator().manual_seed(0)
     if pair.source == "hf":
         return FAMILIES[pair.module].inputs()
     channels, height, width = small.pretrained_cfg["input_size"]
-    empty = timm_network(pair.small, "meta").eval()
     for pixels in sorted({*(min(size, height) for size in PIXELS), height}):
         images = torch.randn(1, channels, pixels, width * pixels // height, generator=generator)
         try:
             with torch.no_grad():
-                empty(images.to("meta"))
+                small(images.to("meta"))
         except (RuntimeError, AssertionError, ValueError):
             continue
         break
@@ -226,13 +221,13 @@ def run(pair: Pair) -> Result:
         small, large = _networks(pair, "meta")
         sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
         result.parameters = (sizes[0], sizes[1])
+        inputs = _inputs(pair, small.eval())
         if pair.source == "hf" or sizes[1] <= REAL:
             small, large = _networks(pair, "cpu")
         elif sizes[0] <= PROVED:
             small = timm_network(pair.small)
         small, large = small.eval(), large.eval()
         torch.manual_seed(0)
-        inputs = _inputs(pair, small)
         start = time.perf_counter()
         plan = ligo.pair(small, large, **inputs)
         result.seconds = round(time.perf_counter() - start, 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import Dim, broadcast, ends, hint, leaves, pin, regroup, size, unite
+from lightning_ligo.factors import Dim, broadcast, ends, hint, pin, regroup, size, unite
 from lightning_ligo.ledger import Ledger
 from lightning_ligo.rules.table import SPACE, rule
 
@@ -92,10 +92,9 @@ def attention(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         for mine, theirs in zip(query[:-3], other[:-3], strict=True):
             unite(mine, theirs, flow=False)
     if len(query) > 3:
-        hint(query[-3], "heads")
         shared, group = regroup([query[-3]], (size(key[-3]), size(query[-3]) // size(key[-3])))
-        for leaf in leaves(group):
-            leaf.factor.hint = "group"
+        hint(shared, "heads")
+        hint(group, "group")
         for other in (key, value):
             unite(shared, other[-3], flow=False)
         value[-3] = [*value[-3], *group]  # what comes out is made of values
