@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Size
@@ -167,19 +167,9 @@ def _classes(node: _Tree) -> dict[str, list[_Class]]:
 
 
 def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
-    """Whether the children of the second network are nowhere shorter than those of the first."""
-    small, large = ([*_lengths(node[str(c[0])])] for node, c in zip(nodes, classes, strict=True))
-    return len(small) != len(large) or all(
-        one <= other for one, other in zip(small, large, strict=True)
-    )
-
-
-def _lengths(node: Any) -> Iterator[int]:
-    if isinstance(node, dict):
-        for child in node.values():
-            yield from _lengths(child)
-    else:
-        yield from node
+    """Whether the children of the first network grow into those of the second."""
+    small, large = (node[str(layers[0])] for node, layers in zip(nodes, classes, strict=True))
+    return _grows_into(small, large)
 
 
 def _alike(
