@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -107,7 +108,11 @@ def _watch(
             )
     naming = Naming(override, tracer.ledger)
     with _asking(tracer.ledger):
-        with evaluating(network), torch.no_grad(), tracer, _Whole(tracer):
+        # without values a mask selects everything: all experts see all tokens
+        everything = symbolic.patch(  # type: ignore[attr-defined]
+            meta_nonzero_assume_all_nonzero=True
+        )
+        with evaluating(network), torch.no_grad(), everything, tracer, _Whole(tracer):
             out = network(*args, **kwargs)
         tracer.outputs = outputs_of(out)
         tracer.ledger.use(tracer.outputs)
@@ -264,7 +269,7 @@ class Tracer(TorchDispatchMode):
         if not static:
             made = [] if name in ("add", "scaled_dot_product_attention") else inputs
             self.ledger.compute(made, _numbers(name, args, kwargs))
-        if not inputs or name in UNIFORM or not any(tensor.numel() for tensor in outputs):
+        if not inputs or name in UNIFORM:
             reason = None if name in UNIFORM else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
         else:

@@ -15,6 +15,7 @@ from lightning_ligo.rules.table import position, rule
 LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
 
 
+@rule("masked_fill_")
 def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """Broadcast, unite position by position; adding writes a flow, multiplying scales it."""
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
@@ -82,6 +83,14 @@ def cast(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tenso
 @rule("clone", "alias", "detach", "lift_fresh", "hardswish", "native_dropout", "bernoulli")
 def same(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     return ledger.dims(args[0])
+
+
+@rule("_prelu_kernel")
+def prelu(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(map(ledger.dims, args))
+    bend(dims[0])
+    ledger.record(args[1], "scales")
+    return broadcast(dims)
 
 
 @rule("glu")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ligo.factors import broadcast, hint, pin, size, take
+from lightning_ligo.factors import Dim, broadcast, hint, pin, size, take
 from lightning_ligo.ledger import RANKED, TABLE, Ledger
 from lightning_ligo.rules.table import position, rule
 
@@ -22,21 +22,67 @@ def embedding(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     return [*ledger.dims(args[1]), columns]
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """Sums or means of rows."""
+    _, columns = embedding(ledger, func, [args[0], args[2]], kwargs, out[0])
+    return [[*ledger.unknown(out[0])[:-1], columns], *map(ledger.unknown, out[1:])]
+
+
 @rule("index", "_unsafe_index")
 def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """``x[:, i, j]``: what is indexed is told apart; the indices' dimensions stand in its place."""
-    dims, indices = list(ledger.dims(args[0])), args[1]
+    return _indexed(ledger, args[0], args[1], out.shape[0])
+
+
+@rule("index_put", "_index_put_impl_")
+def index_put(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``x[:, i, j] = values``: these have the dimensions that ``x[:, i, j]`` has."""
+    into, indices, values = args[:3]
+    masked = any(entries is not None and entries.dtype == torch.bool for entries in indices)
+    length = values.shape[0] if masked and values.dim() else 1
+    _write(ledger, into, values)
+    broadcast([_indexed(ledger, into, indices, length), ledger.dims(values)])
+    return ledger.dims(into)
+
+
+@rule("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+def write_at(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """What is written goes to where an index says along one dimension, elsewhere to its place."""
+    dims, axis = list(ledger.dims(args[0])), position(args[1], out.dim())
+    pin(dims[axis], TABLE)
+    if len(args) < 4 or not isinstance(args[3], Tensor):
+        return dims
+    written = list(ledger.dims(args[3]))
+    _write(ledger, args[0], args[3])
+    for number, (mine, theirs) in enumerate(zip(dims, written, strict=True)):
+        if number == axis or size(mine) != size(theirs):
+            pin([*mine, *theirs], TABLE)
+            written[number] = []
+    return broadcast([dims, written])
+
+
+def _write(ledger: Ledger, *tensors: Tensor) -> None:
+    """Parameters that are written where activations are, or into them, are written there."""
+    if not all(map(ledger.static, tensors)):
+        for tensor in tensors:
+            ledger.record(tensor, "produces")
+
+
+def _indexed(ledger: Ledger, x: Tensor, indices: Sequence[Any], selected: int) -> list[Dim]:
+    """The dimensions of ``x[indices]``, of which masks select so many."""
+    dims = list(ledger.dims(x))
     indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
     if len(indexed) == 1 and (start := _first(indices[indexed[0]])) is not None:
         axis, length = indexed[0], len(indices[indexed[0]])
-        start = position(start, args[0].shape[axis])
+        start = position(start, x.shape[axis])
         return [*dims[:axis], take(dims[axis], start, length), *dims[axis + 1 :]]
     for axis in indexed:
         pin(dims[axis], TABLE)
     shapes = [list(ledger.dims(indices[axis])) for axis in indexed]
     if any(indices[axis].dtype == torch.bool for axis in indexed):
-        selected = ledger.new(out.shape[0], pinned="it is what a mask selects")
-        return [selected, *dims[len(shapes[0]) :]]
+        masked = ledger.new(selected, pinned="it is what a mask selects")
+        return [masked, *dims[len(shapes[0]) :]]
     looked_up = broadcast(shapes)
     kept = [dim for axis, dim in enumerate(dims) if axis not in indexed]
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
@@ -46,7 +92,7 @@ def index(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tens
 
 def _first(index: Tensor) -> int | None:
     """Where a constant index starts that selects neighbours, as a slice would."""
-    if index.is_meta or index.dtype != torch.long or index.dim() != 1 or len(index) > 4:
+    if index.is_meta or index.dtype != torch.long or index.dim() != 1 or not 0 < len(index) <= 4:
         return None
     entries = index.tolist()
     return entries[0] if entries == list(range(entries[0], entries[0] + len(entries))) else None

@@ -90,6 +90,10 @@ def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
             ledger.record(parameter, "scales")
             unite(dims[1], ledger.dims(parameter)[0])
     written = Flow()
+    if ledger.static(args[0]):  # a weight is normed over all that it sums over
+        for items in (dims[0], *dims[2:]):
+            for end in ends(items):
+                end.factor.unit = True
     dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]
     for parameter in args[1:3]:
         if isinstance(parameter, Tensor):
@@ -113,6 +117,7 @@ def cumulative(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
 
 
 REDUCTIONS = {"mean": "mean", "var": "spread", "std": "spread", "var_mean": "spread",
+              "std_mean": "spread",
               "linalg_vector_norm": "length", "norm": "length",
               "amax": "extreme", "amin": "extreme", "max": "extreme", "min": "extreme",
               "argmax": "extreme", "argmin": "extreme", "any": "extreme", "all": "extreme",

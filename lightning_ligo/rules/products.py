@@ -35,6 +35,17 @@ def grouped_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any,
     return [rows, outputs]
 
 
+@rule("_trilinear")
+def bilinear(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``out[o] = Σ_ij x[i] weight[o, i, j] y[j]``, as of `torch.nn.Bilinear`."""
+    (batch, first), (outputs, *inner), (_, second) = map(ledger.dims, args[:3])
+    for x, inputs, weights in ((args[0], first, inner[0]), (args[2], second, inner[1])):
+        contract(ledger, x, inputs, args[1], weights)
+        ledger.release(x)
+    ledger.record(args[1], "produces", outputs)
+    return [batch, outputs]
+
+
 @rule("mm", "bmm", "mv", "dot")
 def product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     return _product(ledger, args[0], args[1], out)

@@ -151,6 +151,13 @@ def roll(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tenso
     return dims
 
 
+@rule("tril", "triu")
+def triangle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = ledger.dims(args[0])
+    pin([*dims[-2], *dims[-1]], "it is cut along the diagonal")
+    return dims
+
+
 @rule("view_as_complex")
 def view_as_complex(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     *dims, pair = ledger.dims(args[0])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.factors import pin, regroup
+from lightning_ligo.factors import pin, regroup, size
 from lightning_ligo.ledger import Ledger
-from lightning_ligo.rules.table import SPACE, rule
+from lightning_ligo.rules.table import SPACE, position, rule
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
@@ -17,12 +18,15 @@ from lightning_ligo.rules.table import SPACE, rule
       "max_pool1d", "reflection_pad1d", "reflection_pad2d", "replication_pad2d",
       "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
       "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "upsample_linear1d",
-      "_upsample_nearest_exact2d")  # fmt: skip
+      "_upsample_nearest_exact2d", "upsample_nearest3d", "upsample_trilinear3d", "max_unpool2d",
+      "max_unpool3d", "grid_sampler_2d", "grid_sampler_3d")  # fmt: skip
 def resample(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """Pooling, padding, interpolation: all but batch and channels are positions in space."""
     dims = list(ledger.dims(args[0]))
     tensors = [out] if isinstance(out, Tensor) else list(out)
-    lead = max(1, min(2, len(dims) - 1)) if len(dims) < 4 else len(dims) - 2
+    spatial = re.search(r"([123])_?d", func.__name__)
+    assert spatial is not None
+    lead = len(dims) - int(spatial[1])
     for items in dims[lead:]:
         pin(items, SPACE)
     results = [
@@ -63,3 +67,30 @@ def col2im(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
     channels, kernel = regroup([columns], (out.shape[-3], args[2][0] * args[2][1]))
     pin([*kernel, *positions], SPACE)
     return [*batch, channels, *(ledger.new(length, pinned=SPACE) for length in out.shape[-2:])]
+
+
+@rule("unfold")
+def unfold(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``x.unfold(dim, size, step)``: windows of positions, and the positions in a window last."""
+    dims = list(ledger.dims(args[0]))
+    axis = position(args[1], len(dims))
+    pin(dims[axis], SPACE)
+    dims[axis] = ledger.new(out.shape[axis], pinned=SPACE)
+    return [*dims, ledger.new(out.shape[-1], pinned=SPACE)]
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(ledger.dims(args[0]))
+    for axis in args[1]:
+        pin(dims[axis], SPACE)
+        dims[axis] = ledger.new(out.shape[axis], pinned=SPACE)
+    return dims
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """Groups of channels become channels of groups."""
+    batch, channels, *space = ledger.dims(args[0])
+    group, rest = regroup([channels], (args[1], size(channels) // args[1]))
+    return [batch, [*rest, *group], *space]

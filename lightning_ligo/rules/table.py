@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.factors import Dim, Flow, Item, ends, owned, size
-from lightning_ligo.ledger import Ledger, Unread, Use
+from lightning_ligo.ledger import CONSTANT, Ledger, Unread, Use
 
 Rule = Callable[[Ledger, Any, Sequence[Any], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
@@ -54,7 +54,8 @@ def unread(
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     touched = [tensor for tensor in tensors if any(owned(dim) for dim in ledger.dims(tensor))]
-    results = [ledger.unknown(tensor) for tensor in outputs]
+    fixed = CONSTANT if all(map(ledger.static, tensors)) else f"it comes out of {func}, {problem}"
+    results = [ledger.unknown(out, pinned=None if touched else fixed) for out in outputs]
     if touched:
         results = [[[i._replace(flow=Flow()) for i in items] for items in dims] for dims in results]
         inputs = [items for tensor in touched for items in ledger.dims(tensor)]

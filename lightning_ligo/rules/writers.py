@@ -28,6 +28,8 @@ PRODUCTS = {
     "convolution",
     *RECURRENT,
     "embedding",
+    "_embedding_bag",
+    "_trilinear",
 }
 NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm",
          "rms_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
@@ -66,7 +68,8 @@ def writers(
         return ledger.writers(moving[-1])
     if name in FACTORS and moving:
         return ledger.writers(max(moving, key=Tensor.numel))
-    return _union(ledger, moving or tensors)
+    values = [tensor for tensor in moving if tensor.is_floating_point() or tensor.is_complex()]
+    return _union(ledger, values or moving or tensors)
 
 
 def _union(ledger: Ledger, tensors: Sequence[Tensor]) -> frozenset[str]:
