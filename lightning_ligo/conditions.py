@@ -64,6 +64,8 @@ def conditions(
             yield f"{stack} loses {layers - depth} of its {layers} layers"
         elif layers != depth and not passed(stack, axes, traced[1].ledger.sums):
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
+        elif layers != depth and (function := _curved(stack, axes, traced[1])):
+            yield f"{stack} has {function} in the stream itself: a new layer applies it once more"
     for row in plan.rows:
         if same_inputs and row.small_names and (names := _differing(row, traced)):
             first, second = map(_constants, traced, names)
@@ -156,6 +158,19 @@ def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
             and any(b % a for a, b in names.values())
         ):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow by no multiples"
+
+
+def _curved(stack: str, axes: Axes, tracer: Tracer) -> str | None:
+    """The function that layers of a stack apply to what passes them."""
+    return next(
+        (
+            function
+            for function, written in tracer.ledger.curved
+            if any(pattern_of(name, axes.stacks)[1] == stack for name in written)
+            and len({pattern_of(name, axes.stacks)[1:] for name in written}) > 1
+        ),
+        None,
+    )
 
 
 def _against(axis: Axis, change: float | None) -> str | None:

@@ -63,6 +63,8 @@ class Ledger:
         self.outputs: list[Dim] = []  # the dimensions of what the network returns
         self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: `Reduction`
         self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self.curved: list[tuple[str, frozenset[str]]] = []  # terms: what a function was applied to
+        self._curves: dict[int, str] = {}  # by storage: the function
         self.opposed: list[tuple[Dim, Dim]] = []  # what parameters are multiplied over
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
         self.marks: dict[int, Mark] = {}  # by storage
@@ -218,8 +220,16 @@ class Ledger:
         """Note that activations are added, or joined."""
         self.sums.append([self.writers(tensor) for tensor in tensors])
         for tensor in tensors:
+            if (function := self._curves.get(storage(tensor))) is not None:
+                self.curved.append((function, self.writers(tensor)))
             if scaled := self._scaled.get(storage(tensor)):
                 self.scalings.append((scaled, self.writers(tensor)))
+
+    def curve(self, out: Tensor, function: str | None) -> None:
+        """Note that ``out`` is what a function that is not linear, or none, was applied to."""
+        self._curves.pop(storage(out), None)
+        if function is not None:
+            self._curves[storage(out)] = function
 
     def mark(self, out: Tensor, step: str, of: Tensor, reads: Flow | None = None) -> None:
         self.marks[self.values(out)] = Mark(step, of, reads)

@@ -43,6 +43,7 @@ KEPT = 1e-4  # relative change of the output in float32
 REAL = 100_000_000  # parameters; a large network with more is paired on the meta device
 PROVED = 700_000_000  # parameters; a small network with more, too, and not proved
 CLASSES = 1000
+SHARE = 40  # pairs that a process runs before it makes room for another one
 PIXELS = (64, 128)  # images of networks that take any size
 
 
@@ -282,18 +283,24 @@ def main() -> None:
     pairs = [pair for pair in _pairs(options.out) if re.search(options.only, pair.key)]
     todo = [pair for pair in pairs if options.again or pair.key not in done]
     with (
-        ProcessPoolExecutor(options.jobs, max_tasks_per_child=50) as pool,
         results.open("a") as file,
         tqdm(total=len(pairs), initial=len(pairs) - len(todo), unit="pair") as bar,
     ):
-        for future in as_completed([pool.submit(run, pair) for pair in todo]):
-            result = future.result()
+        for result in _run_all(todo, options.jobs):
             file.write(json.dumps(asdict(result)) + "\n")
             file.flush()
             bar.update()
             if result.reason:
                 bar.write(f"{result.key}: {result.reason}")
     _write(options.out, list(_read(results).values()))
+
+
+def _run_all(pairs: list[Pair], jobs: int) -> Iterator[Result]:
+    """The results as they come, in processes that give their memory back now and then."""
+    for start in range(0, len(pairs), SHARE * jobs):
+        with ProcessPoolExecutor(jobs) as pool:
+            share = [pool.submit(run, pair) for pair in pairs[start : start + SHARE * jobs]]
+            yield from (future.result() for future in as_completed(share))
 
 
 def _write(out: Path, results: list[Result]) -> None:

@@ -157,6 +157,34 @@ def test_layers_of_a_list_that_do_unlike_things_are_no_stack():
     assert grown(Listed, 3, 5) == (pytest.approx(0, abs=1e-12), ())
 
 
+@pytest.mark.parametrize("function", ["relu", "relu_", "silu", "elu_", "hardswish", "prelu"])
+def test_a_function_in_the_stream_is_applied_once_more_by_a_new_layer(function):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.prelu = nn.Linear(8, 8), nn.Linear(8, 8), nn.PReLU()
+
+        def forward(self, x):
+            apply = {"prelu": self.prelu}.get(function) or getattr(F, function)
+            return apply(x + self.two(apply(self.one(x))))
+
+    class Net(nn.Module):
+        def __init__(self, depth):
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
+
+        def forward(self, x):
+            return self.head(self.blocks(self.stem(x)))
+
+    change, inexact = grown(Net, 2, 4)
+    if function.startswith("relu"):
+        assert change < 1e-10 and inexact == ()
+    else:
+        (reason,) = inexact
+        assert change > 1e-3 and f"blocks has {function.strip('_')} in the stream itself" in reason
+
+
 def test_a_norm_over_what_was_joined_needs_all_of_it_to_grow_alike():
     class Joined(nn.Module):
         def __init__(self, widths):

@@ -13,9 +13,10 @@ from lightning_ligo.rules.norms import norm
 from lightning_ligo.rules.table import position, rule
 
 LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
+IDEMPOTENT = {"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "abs"}  # twice is once
 
 
-@rule("masked_fill_")
+@rule("masked_fill_", "hardswish")
 def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """Broadcast, unite position by position; adding writes a flow, multiplying scales it."""
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
@@ -25,6 +26,7 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if name not in LINEAR and not ledger.marked(out, "square"):
         bend(ledger.dims(tensors[0]))
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
+    ledger.curve(out, None if name in LINEAR | IDEMPOTENT or len(moving) > 1 else name)
     if name in ("mul", "div") and len(moving) > 1:
         for first, second in zip(*(ledger.dims(tensor)[::-1] for tensor in moving), strict=False):
             bend([first if any(item.flow for item in second) else []])
@@ -80,7 +82,7 @@ def cast(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tenso
     return ledger.dims(args[0])
 
 
-@rule("clone", "alias", "detach", "lift_fresh", "hardswish", "native_dropout", "bernoulli")
+@rule("clone", "alias", "detach", "lift_fresh", "native_dropout", "bernoulli")
 def same(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     return ledger.dims(args[0])
 
@@ -89,6 +91,7 @@ def same(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) 
 def prelu(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(map(ledger.dims, args))
     bend(dims[0])
+    ledger.curve(out, "prelu")
     ledger.record(args[1], "scales")
     return broadcast(dims)
 
