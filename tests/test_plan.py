@@ -1,4 +1,9 @@
+import subprocess
+import sys
+import time
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -101,3 +106,44 @@ def test_layers_that_are_equal_in_one_of_the_networks_only_are_no_stack():
 
     plan = ligo.pair(network(5, 5, 5), network(7, 6, 7), torch.randn(3, 4))
     assert list(plan.axes.values()) == [(5, 7), (5, 6), (5, 7)] and plan.inexact == ()
+
+
+COST = """
+import gc, resource, time
+import timm, torch
+import lightning_ligo as ligo
+
+def peak():  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+images = torch.randn(1, 3, 224, 224)
+small, large = (timm.create_model(name).eval() for name in {names})
+networks = sum(4 * p.numel() for network in (small, large) for p in network.parameters())
+with torch.no_grad():
+    small(images)  # what torch loads at its first forward
+before, start = peak(), time.process_time()
+plan = ligo.pair(small, large, images)
+seconds, memory = time.process_time() - start, 1 + (peak() - before) / networks
+print(seconds, memory, max(plan.proofs.values()))
+"""
+
+
+@pytest.mark.slow
+def test_pairing_costs_seconds_and_little_memory():
+    """Without other jobs beside it: 5 s of CPU, and half as much memory again as the networks."""
+    names = ("deit_small_patch16_224", "deit_base_patch16_224")
+    command = [sys.executable, "-c", COST.format(names=names)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    seconds, memory, proof = map(float, printed.split())
+    assert seconds < 5 and memory < 1.5 and proof < 1e-5
+
+
+@pytest.mark.slow
+def test_pairing_on_the_meta_device_costs_seconds():
+    with torch.device("meta"):
+        small, large = (
+            timm.create_model(f"vit_{size}_patch14_clip_224") for size in ("large", "huge")
+        )
+    start = time.process_time()
+    ligo.pair(small, large, torch.randn(1, 3, 224, 224))
+    assert time.process_time() - start < 30
