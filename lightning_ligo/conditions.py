@@ -35,6 +35,7 @@ TAKEN = {
 
 def conditions(
     plan: Plan,
+    ours: Axes,
     axes: Axes,
     traced: Sequence[Tracer],
     small: nn.Module,
@@ -44,6 +45,7 @@ def conditions(
     """A line for everything that keeps the function from being exactly the same.
 
     Args:
+        ours: the axes of the small network.
         axes: those of the large network.
         traced: the forward of the small and of the large network.
         same_inputs: whether both were called with the same.
@@ -66,6 +68,7 @@ def conditions(
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
         elif layers != depth and (function := _curved(stack, axes, traced[1])):
             yield f"{stack} has {function} in the stream itself: a new layer applies it once more"
+    yield from _disordered(ours, axes)
     for row in plan.rows:
         if same_inputs and row.small_names and (names := _differing(row, traced)):
             first, second = map(_constants, traced, names)
@@ -158,6 +161,26 @@ def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
             and any(b % a for a, b in names.values())
         ):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow by no multiples"
+
+
+def _disordered(ours: Axes, axes: Axes) -> Iterator[str]:
+    """Stacks that alternate in one list, whose layers would come in another order."""
+    lists: dict[str, list[str]] = {}
+    for name, (path, _) in axes.stacks.items():
+        lists.setdefault(path, []).append(name)
+    for path, names in lists.items():
+        order = [
+            (theirs.layers[number * theirs.depth // stack.depth], stack.layers[number])
+            for name in names
+            for stack, theirs in [(axes.stacks[name], ours.stacks[name])]
+            for number in range(stack.depth)
+            if number == 0
+            or number * theirs.depth // stack.depth != (number - 1) * theirs.depth // stack.depth
+        ]
+        kept = [large for _, large in sorted(order)]
+        if kept != sorted(kept):
+            yield f"{' and '.join(names)} alternate in {path}, and do not grow alike: their layers "\
+                "come in another order"
 
 
 def _curved(stack: str, axes: Axes, tracer: Tracer) -> str | None:

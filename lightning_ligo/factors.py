@@ -387,6 +387,8 @@ def take(dim: Dim, start: int, length: int) -> Dim:
     """
     if length == size(dim):
         return dim
+    if length == 0:
+        return [Item(Factor(0, pinned="it is empty"), None)]
     if fixed(dim):
         return [Item(Factor(length, pinned="it is cut by position"), None)] if length > 1 else []
     head, *rest = leaves(dim)

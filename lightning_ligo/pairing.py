@@ -123,7 +123,7 @@ def pair(
         lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared
     )
     inexact = [
-        *conditions(plan, theirs, (first, second), small, large, large_inputs is None),
+        *conditions(plan, ours, theirs, (first, second), small, large, large_inputs is None),
         *differences(plan, same),
     ]
     return dataclasses.replace(plan, inexact=tuple(inexact))

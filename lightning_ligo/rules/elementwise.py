@@ -26,7 +26,10 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if name not in LINEAR and not ledger.marked(out, "square"):
         bend(ledger.dims(tensors[0]))
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
-    ledger.curve(out, None if name in LINEAR | IDEMPOTENT or len(moving) > 1 else name)
+    bends = name not in LINEAR and len(moving) == 1
+    ledger.curve(out, name if bends and name not in IDEMPOTENT else None)
+    if bends:
+        ledger.compute((), [name])
     if name in ("mul", "div") and len(moving) > 1:
         for first, second in zip(*(ledger.dims(tensor)[::-1] for tensor in moving), strict=False):
             bend([first if any(item.flow for item in second) else []])
