@@ -179,8 +179,10 @@ def _disordered(ours: Axes, axes: Axes) -> Iterator[str]:
         ]
         kept = [large for _, large in sorted(order)]
         if kept != sorted(kept):
-            yield f"{' and '.join(names)} alternate in {path}, and do not grow alike: their layers "\
+            yield (
+                f"{' and '.join(names)} alternate in {path}, and do not grow alike: their layers "
                 "come in another order"
+            )
 
 
 def _curved(stack: str, axes: Axes, tracer: Tracer) -> str | None:

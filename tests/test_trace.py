@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import lightning_ligo as ligo
+from lightning_ligo.proof import TOLERANCE
 from networks import IMAGES, TOKENS, bert, fourier, gpt2, vit
 
 VIT = """
@@ -145,3 +146,29 @@ def test_an_axis_that_only_some_orders_leave_alone_is_not_exchangeable():
 
     for width in (3, 4, 5):
         assert ligo.prove(Mirrored(width), torch.randn(2, 4))["in"] > 0.01
+
+
+class _Chaotic(nn.Module):
+    """Every layer makes a difference of the size of rounding some times larger."""
+
+    def __init__(self, width=8, depth=40):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+        self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.sin(9 * up(x)))
+        return self.head(x)
+
+
+def test_a_network_that_amplifies_rounding_can_be_proved():
+    network, x = _Chaotic().double(), torch.randn(2, 4).double()
+    nudged = network(x * (1 + 1e-15))
+    assert (nudged - network(x)).norm() > 1e-3 * network(x).norm()  # nothing could be told of it
+    axes = ligo.trace(network, x).axes
+    for name, error in ligo.prove(network, x).items():
+        assert (error < TOLERANCE) == (axes[name].pinned is None), (name, error)
+    assert (8, 12) in ligo.pair(network, _Chaotic(12).double(), x).axes.values()
