@@ -107,6 +107,31 @@ class Depths(nn.Module):
         zero = self._zero.get(row.pattern)
         return x if zero is None else x * self._over_layers(~zero, x)
 
+    def gradients(self, row: Row) -> Tensor:
+        """(g, l): what a layer's gradient is made of, in the gradients of the small layers.
+
+        Old layers keep theirs, new ones have that of the layers they are made of. A new layer that
+        is silent has no gradient but in what writes, which is zero itself: there it is that of its
+        source, which writes into the same stream one layer before. Of one that is the identity, or
+        stays as it was built, nothing is known.
+        """
+        if row.stack is None or not self.mixed(row):
+            return torch.eye(len(row.small_names))
+        assert self.depth is not None
+        small, large = self.plan.depths[row.stack]
+        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+        assert mix is not None
+        mix = mix.detach().cpu() if mix.dim() == 2 else _picked(mix.cpu(), small)
+        if (get := self.new_are(row.stack)) != "works":
+            source = _picked(sources(self._mix(self.depth, small, large)), small)
+            mix = mix.where(~self.new(row)[:, None], source * float(get == "silent" and row.writes))
+        return mix
+
+    def kept(self, row: Row) -> Tensor:
+        """(g, l): the layers that are the small network's own, one-hot; zero for new ones."""
+        small = _picked(self.sources(row), len(row.small_names))
+        return small * ~self.new(row)[:, None]
+
     def neutral(self, row: Row, like: Tensor) -> Tensor | None:
         """What a new layer has so that it changes nothing, where that is not zero.
 
@@ -182,6 +207,11 @@ class Depths(nn.Module):
         if first is None or len(product) == 1:
             return 1
         return self.plan.lengths[first.axis][0] if self.plan.facts[first.axis].pinned else 1
+
+
+def _picked(source: Tensor, small: int) -> Tensor:
+    """(g, small): the mix that picks these layers, and nothing for -1."""
+    return (source[:, None] == torch.arange(small)).float()
 
 
 def key_of(name: str) -> str:

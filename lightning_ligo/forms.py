@@ -101,6 +101,15 @@ class Copying(NamedTuple):
         weight = self._over(x, dim)
         return x if weight is None else x * weight
 
+    def squared(self, small: int) -> Copying:
+        """The form whose matrix, (L, ``small``), has the squares of the entries of this one's."""
+        weight = self.weight
+        if self.mean:
+            one = torch.ones(self.entry.shape, device=self.entry.device)
+            weight = one if weight is None else weight
+            weight = torch.where(self.entry == small, weight / small**0.5, weight)
+        return self._replace(weight=None if weight is None else weight.square())
+
     def _over(self, x: Tensor, dim: int) -> Tensor | None:
         """The weight, so that it multiplies a dimension of (g, ...)."""
         if self.weight is None:

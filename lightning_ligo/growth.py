@@ -58,11 +58,11 @@ class Operator(nn.Module):
             self._small[row.pattern] = torch.stack(layers)
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
         half = floats[0] in (torch.float16, torch.bfloat16)
-        self._dtype = torch.float32 if half else floats[0]
+        self.dtype = torch.float32 if half else floats[0]
         generator = torch.Generator().manual_seed(seed)
         depth, width = self.method.depth, self.method.width
-        self.depths = Depths(plan, depth, generator, device, self._dtype)
-        self.widths = Widths(plan, width, self.depths.silent, generator, device, self._dtype)
+        self.depths = Depths(plan, depth, generator, device, self.dtype)
+        self.widths = Widths(plan, width, self.depths.silent, generator, device, self.dtype)
         self.inexact = (*plan.inexact, *changes(plan, self.method, self.widths, self.depths))
         self.widths.forget()
 
@@ -152,7 +152,7 @@ class Operator(nn.Module):
         """(g, *large shape): the parameter of every layer."""
         small, width = self._small[row.pattern], self.method.width
         if self.widths.grows(row) or self.depths.multiplies(row):
-            small = small.to(self._dtype)
+            small = small.to(self.dtype)
         grown = self.widths.grow(self.depths.grow(small, row), row)
         if width is not None and self.widths.grows(row):
             grown = self._arranged(row, width, small, grown)

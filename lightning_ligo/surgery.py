@@ -6,29 +6,36 @@ schedulers stay the objects they were; what changes are the parameters in their 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
+
+from lightning_ligo.moments import States
 
 Parents = Mapping[str, Sequence[str]]
 """Large parameter name -> the small ones it comes from; the first is the one it takes after."""
 
 
 def swap(
-    trainer: Trainer, pl_module: LightningModule, attribute: str, large: nn.Module, parents: Parents
+    trainer: Trainer,
+    pl_module: LightningModule,
+    attribute: str,
+    large: nn.Module,
+    parents: Parents,
+    grow_states: Callable[[States], States],
 ) -> int:
-    """Replace the network at `attribute` by `large`; return how many parameters keep their state.
+    """Replace the network at `attribute` by `large`; return how many parameters have state.
 
     A large parameter joins the optimizer group that the first of its parents was in; groups are in
-    the order of `named_parameters()`. It keeps the optimizer state of its parent if that is its
-    only one, has its name and its shape; any other starts without state: its moments are zero and
-    its own steps are counted from here, so that bias correction works as at the start of a run.
-    Parameters outside the network keep their place and state. `large` is to be made alike before,
-    see `conform`.
+    the order of `named_parameters()`. Its optimizer state is what `grow_states` makes of that of
+    the small network, by name; one that gets none starts fresh: its moments are zero and its own
+    steps are counted from here, so that bias correction works as at the start of a run. Parameters
+    outside the network keep their place and state. `large` is to be made alike before, see
+    `conform`.
 
     Raises:
         RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards.
@@ -43,18 +50,16 @@ def swap(
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
         for held in groups
     ]
-    grown = dict(large.named_parameters())
-    kept = {
-        name: inner[name]
-        for name, names in parents.items()
-        if list(names) == [name] and grown[name].shape == inner[name].shape
-    }
+    grown, carried = dict(large.named_parameters()), 0
     for optimizer in trainer.optimizers:
-        states = {name: optimizer.state[p] for name, p in kept.items() if p in optimizer.state}
+        states = grow_states(
+            {n: optimizer.state[p] for n, p in inner.items() if p in optimizer.state}
+        )
         for parameter in inner.values():
             optimizer.state.pop(parameter, None)
         for name, state in states.items():
             optimizer.state[grown[name]] = state
+        carried += len(states)
     _fill_groups(trainer, pl_module, groups, outer)
     for parameter in grown.values():
         parameter.grad = None
@@ -63,7 +68,7 @@ def swap(
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelSummary):
             callback.on_fit_start(trainer, pl_module)
-    return len(kept)
+    return carried
 
 
 def set_network(pl_module: LightningModule, attribute: str, network: nn.Module) -> None:
@@ -189,10 +194,18 @@ def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> 
 def check_optimizers_can_change(optimizers: Iterable[Optimizer]) -> None:
     """Refuse optimizers that keep a list of parameters besides their groups, as LBFGS does.
 
+    Also Adagrad, which makes its state when it is built and cannot go on with a new parameter.
+
     Raises:
         ValueError: naming the optimizer.
     """
     for optimizer in optimizers:
+        if isinstance(optimizer, Adagrad):
+            raise ValueError(
+                "Adagrad makes the state of its parameters when it is built, and has none for "
+                "those that a growth adds; use an optimizer that makes it at the first step, such "
+                "as AdamW or RMSprop"
+            )
         for name, value in vars(optimizer).items():
             if name in ("param_groups", "state", "defaults"):
                 continue

@@ -6,6 +6,8 @@ network, o and i whatever stands before and behind that axis.
 
 from __future__ import annotations
 
+import functools
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -31,6 +33,7 @@ from lightning_ligo.plan import Plan, Row
 from lightning_ligo.stretch import append, copy, interpolate
 
 Combine = Callable[[Tensor, Tensor], Tensor]
+Widen = Callable[[Tensor, int, "Span"], Tensor]  # one dimension of (g, ..., S, ...)
 
 
 class Span(NamedTuple):
@@ -115,11 +118,14 @@ class Widths(nn.Module):
 
     def grow(self, x: Tensor, row: Row) -> Tensor:
         """(g, *small shape) to (g, *large shape)."""
+        return self._grow(x, row, self._widen)
+
+    def _grow(self, x: Tensor, row: Row, widen: Widen) -> Tensor:
         for dim, product in enumerate(row.dims, start=1):
-            x = self._expand(x, dim, product)
+            x = self._expand(x, dim, product, widen)
         return x
 
-    def _expand(self, x: Tensor, dim: int, product: Product) -> Tensor:
+    def _expand(self, x: Tensor, dim: int, product: Product, widen: Widen) -> Tensor:
         """Grow one dimension of (g, ...), factor by factor and segment by segment."""
         if x.shape[dim] != (length := self.plan.length(product)[0]):
             x = self._repeat(x, dim, product, length // x.shape[dim])
@@ -132,13 +138,13 @@ class Widths(nn.Module):
                 lengths = [self.plan.length(segment)[0] for segment in span.segments]
                 pieces = zip(x.split(lengths, position), span.segments, strict=True)
                 x = torch.cat(
-                    [self._expand(x, position, segment) for x, segment in pieces], position
+                    [self._expand(x, position, segment, widen) for x, segment in pieces], position
                 )
             elif span.small != span.large and (stretch := self.plan.facts[span.axis].stretch):
                 stretched = {"append": append, "copy": copy, "interpolate": interpolate}[stretch]
                 x = stretched(x, position, span.large)
             elif span.small != span.large:
-                x = self._widen(x, position, span)
+                x = widen(x, position, span)
         return x.flatten(dim, dim + len(spans) - 1)
 
     def _repeat(self, x: Tensor, dim: int, product: Product, repeats: int) -> Tensor:
@@ -164,6 +170,61 @@ class Widths(nn.Module):
         if (left := self.maps.get(f"{span.name}:U")) is not None:
             return plus_thin(copy, left, self.maps[f"{span.name}:V"], x, dim)
         return copy
+
+    # Growing a gradient ---------------------------------------------------------------------------
+
+    def stretches(self, row: Row) -> bool:
+        """Whether a dimension grows whose entries are told apart."""
+        uses = [use for product in row.dims for use in uses_of(product)]
+        return any(self.plan.facts[use.axis].stretch and self.plan.grows((use,)) for use in uses)
+
+    def grow_gradient(self, x: Tensor, row: Row, power: int = 1) -> Tensor:
+        """(g, *small shape) to (g, *large shape), for a gradient or a mean of its squares.
+
+        What a parameter writes with ``B`` is read with ``A``, and the gradient comes back through
+        the reader: the forms change roles. For ``W_large = B_out W A_inᵀ`` it is
+        ``A_out G B_inᵀ``; for squares, ``power`` 2, the entries of both forms are squared.
+        """
+        grown = self._grow(x, row, functools.partial(self._widen_gradient, power=power))
+        repeats = math.prod(self.plan.length(dim)[0] for dim in row.dims) // math.prod(row.small)
+        if repeats > 1:  # each copy of a shared head has a share of its gradient
+            grown = grown / repeats**power
+        if self.width is not None and self.width.diagonal:
+            mask = self.diagonal(row)
+            grown = grown if mask is None else grown * (mask > 0).to(grown)
+        return grown
+
+    def pad(self, x: Tensor, row: Row) -> Tensor:
+        """(g, *small shape) to (g, *large shape), with zeros for new entries."""
+
+        def widen(x: Tensor, dim: int, span: Span) -> Tensor:
+            new = x.new_zeros(*x.shape[:dim], span.large - span.small, *x.shape[dim + 1 :])
+            return torch.cat([x, new], dim)
+
+        return self._grow(x, row, widen)
+
+    def _widen_gradient(self, x: Tensor, dim: int, span: Span, power: int) -> Tensor:
+        span = self._turned(span)
+        if power == 1:
+            return self._widen(x, dim, span)
+        fixed = self._fixed.get(span.name)
+        if fixed is not None and not {span.name, f"{span.name}:U"} & self.maps.keys():
+            scale = self.starts[span.key].scale ** (2 * span.power)
+            return fixed.squared(span.small).grow(x * scale, dim)
+        layers = len(x) if self.plan.facts[span.axis].stack else 1
+        form = self._widen(torch.eye(span.small).to(x).expand(layers, -1, -1), 1, span)
+        return along(form.square() if layers > 1 else form[0].square(), x, dim)
+
+    def _turned(self, span: Span) -> Span:
+        """What a gradient grows by.
+
+        Queries and keys read one another as they write, by ``B``; and the paper's maps have one
+        form only.
+        """
+        inner = self.plan.facts[span.axis].inner and span.form == "produces"
+        form = "produces" if inner or span.form == "consumes" else "consumes"
+        turned = span._replace(form=form, power=-span.power)
+        return turned if turned.name in self._reached else turned._replace(form=span.form)
 
     # Where the entries of a large parameter come from ---------------------------------------------
 

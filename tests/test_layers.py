@@ -46,6 +46,7 @@ ALLOWED = {
     "widths": {"axes", "depths", "forms", "maps", "method", "plan", "stretch"},
     "limits": {"depths", "forms", "method", "mixes", "plan", "widths"},
     "growth": {"depths", "limits", "method", "methods", "plan", "widths"},
+    "moments": {"growth", "plan"},
     "ramp": {"axes", "growth", "plan"},
     "fit": {"growth", "method", "naming", "pairing"},
     "flops": set(),

@@ -35,7 +35,7 @@ from lightning_ligo.callbacks.checks import (
     find_network,
 )
 from lightning_ligo.callbacks.ramping import Ramping, check_room
-from lightning_ligo.callbacks.report import growth_report, show_report, write_report
+from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
 from lightning_ligo.checkpoint import (
     KEY,
     check_record,
@@ -51,6 +51,7 @@ from lightning_ligo.growth import Operator
 from lightning_ligo.limits import refuse
 from lightning_ligo.method import Method
 from lightning_ligo.methods import method_named
+from lightning_ligo.moments import Policy, check_policy, grow_states
 from lightning_ligo.naming import read
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
@@ -74,9 +75,9 @@ class GrowthCallback(Callback):
     At the start of the batch at which a growth is due, and before that batch is used, the large
     network is built, the operator is learned on the run's own training data with the module's own
     `training_step`, the grown weights are written, and the network is swapped. Optimizers and
-    schedulers go on; grown parameters start with fresh optimizer state. What the module logs,
-    counts and draws is not disturbed. At the end of `fit` a report is printed and written into the
-    log folder: `growth_report.json`, `growth_report.md`, `growth.png`.
+    schedulers go on, and the moments that the optimizer keeps grow by the maps of the weights. What
+    the module logs, counts and draws is not disturbed. At the end of `fit` a report is printed and
+    written into the log folder: `growth_report.json`, `growth_report.md`, `growth.png`.
 
     All that can be known to fail is refused before the first optimizer step.
 
@@ -93,14 +94,18 @@ class GrowthCallback(Callback):
         learning_rate: of learning the operator; the method's own by default.
         monitor: the validation metric of the report; by default the one that the first
             ModelCheckpoint or EarlyStopping monitors, or the first that is logged.
+        moments: what grown parameters get of the optimizer's state, see `grow_states`: "map" takes
+            it through the operator, so that the large network goes on as the small one would have,
+            with no need of a warm-up; "keep-old-zero-new" keeps what belongs to the small network's
+            own entries; "reset" starts it anew.
         seed: of everything random in a growth.
         override: names axes that tracing cannot find, in the network of every size, such as
             `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`.
 
     Raises:
-        ValueError: at once for an unknown method, no growths, an override that cannot be read, or
-            settings of learning for a method that learns nothing; at the start of `fit` for all
-            else.
+        ValueError: at once for an unknown method or `moments`, no growths, an override that cannot
+            be read, or settings of learning for a method that learns nothing; at the start of `fit`
+            for all else.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class GrowthCallback(Callback):
         steps: int | None = None,
         learning_rate: float | None = None,
         monitor: str | None = None,
+        moments: Policy = "map",
         seed: int = 0,
         override: dict[str, str] | None = None,
     ) -> None:
@@ -120,6 +126,8 @@ class GrowthCallback(Callback):
         self.attribute = attribute
         self.method = method_named(method) if isinstance(method, str) else method
         self.monitor = monitor
+        check_policy(moments)
+        self.moments: Policy = moments
         self.seed = seed
         self.override = override
         read(override)
@@ -322,7 +330,8 @@ class GrowthCallback(Callback):
         with contained(trainer, pl_module, seed):
             set_network(pl_module, self.attribute, large)
             after = evaluate(trainer) if trainer.enable_validation else {}
-        kept = swap(trainer, pl_module, self.attribute, large, parents)
+        states = functools.partial(grow_states, operator, policy=self.moments)
+        carried = swap(trainer, pl_module, self.attribute, large, parents, states)
         self._remember(pl_module, small)
         if ramp is not None:
             self._ramping.begin(ramp, trainer.global_step)
@@ -340,6 +349,9 @@ class GrowthCallback(Callback):
                 "steps": steps,
                 "learning_rate": self.learning_rate if steps else None,
             },
+            "moments": {
+                "policy": self.moments, "carried": carried, "parameters": len(parents),
+            },
             "inexact": list(operator.inexact),
             "metric": {"name": name, "before": value, "after": grown_value},
             "flops": {"operator": flops},
@@ -355,9 +367,9 @@ class GrowthCallback(Callback):
             f"{_count(small):,} -> {_count(large):,} parameters, method {self.method.name} "
             f"(operator: {coefficients:,} coefficients, {learned}); at its start the function "
             f"{exact}; {name or 'no metric'}: "
-            f"{_number(value)} -> {_number(grown_value)}; optimizer state kept for "
-            f"{kept} of {len(parents)} parameters of the network, fresh for the others; learning "
-            f"rate {', '.join(f'{rate:.3g}' for rate in rates)}"
+            f"{_number(value)} -> {_number(grown_value)}; optimizer state: "
+            f"{carried_over(self._records[-1]['moments'])}; learning rate "
+            f"{', '.join(f'{rate:.3g}' for rate in rates)}"
         )
 
     def _learn(

@@ -108,6 +108,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
         *(line(f"depth of {n}", lambda g, n=n: _arrow(g["stacks"].get(n))) for n in stacks),  # type: ignore[misc]
         *(line(f"axis {n}", lambda g, n=n: _arrow(g["axes"].get(n))) for n in axes),  # type: ignore[misc]
         line("operator", _operator),
+        line("optimizer state", lambda g: carried_over(g["moments"])),
         line("metric", lambda g: g["metric"]["name"] or "none"),
         line("  before growth", lambda g: _metric(g["metric"]["before"])),
         line("  after growth", lambda g: _metric(g["metric"]["after"])),
@@ -165,6 +166,17 @@ def _operator(growth: dict[str, Any]) -> str:
         f"{operator['coefficients']:,} coefficients, {operator['steps']} steps at "
         f"{operator['learning_rate']:g}"
     )
+
+
+def carried_over(moments: dict[str, Any]) -> str:
+    """
+    >>> carried_over({"policy": "map", "carried": 50, "parameters": 55})
+    'mapped for 50 of 55 parameters, fresh for the others'
+    """
+    done = {"map": "mapped", "keep-old-zero-new": "kept for old entries, zero for new ones,"}
+    carried, parameters = moments["carried"], moments["parameters"]
+    others = ", fresh for the others" if carried < parameters else ""
+    return f"{done.get(moments['policy'], 'kept')} for {carried} of {parameters} parameters{others}"
 
 
 def _arrow(lengths: Any) -> str:
