@@ -9,12 +9,14 @@ from lightning_ligo.growth import Operator
 from lightning_ligo.method import Depth, Method, Width
 from lightning_ligo.methods import METHODS
 from lightning_ligo.modules import ImageClassifier, LanguageModel
+from lightning_ligo.moments import grow_states
 from lightning_ligo.named import named
 from lightning_ligo.nets import build, describe
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
 from lightning_ligo.proof import prove
 from lightning_ligo.ramp import Ramp
+from lightning_ligo.rate import Rate
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trace import trace
 
@@ -33,12 +35,14 @@ __all__ = [
     "Operator",
     "Plan",
     "Ramp",
+    "Rate",
     "Width",
     "build",
     "describe",
     "estimate",
     "fit",
     "grow",
+    "grow_states",
     "named",
     "pair",
     "prove",

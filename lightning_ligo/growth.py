@@ -137,6 +137,18 @@ class Operator(nn.Module):
                     parents[name] = [first, first]
         return parents
 
+    def new_entries(self) -> dict[str, Tensor]:
+        """For every large parameter, whether an entry is not one of the small network's own."""
+        new: dict[str, Tensor] = {}
+        for row in self.plan.rows:
+            if not row.small_names or self.method.takes_nothing:
+                new |= {name: torch.ones(row.large, dtype=torch.bool) for name in row.large_names}
+                continue
+            entries = self.widths.anew(row).expand(row.large)
+            layers = zip(row.large_names, self.depths.new(row), strict=True)
+            new |= {name: entries | layer for name, layer in layers}
+        return new
+
     def _alike(self, name: str) -> str:
         """The small parameter whose name has most in common with that of a new layer."""
         words = name.split(".")

@@ -1,12 +1,14 @@
-"""When to grow: at a step, at an epoch, or at a fraction of the run."""
+"""When to grow: at a step, at an epoch, or at a fraction of the run; and how to go on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+
+from lightning_ligo.rate import Rate
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Growth:
         step: grow when this many optimizer steps are done.
         epoch: grow at the first batch of this epoch; the first epoch is 0.
         fraction: grow after this part of all optimizer steps of the run, between 0 and 1.
+        rate: the learning rate after it; the schedule's by default.
 
     Raises:
         ValueError: if not exactly one of `step`, `epoch` and `fraction` is given, or one that no
@@ -29,6 +32,7 @@ class Growth:
     step: int | None = None
     epoch: int | None = None
     fraction: float | None = None
+    rate: Rate = field(default_factory=Rate)
 
     def __post_init__(self) -> None:
         given = {

@@ -48,6 +48,7 @@ ALLOWED = {
     "growth": {"depths", "limits", "method", "methods", "plan", "widths"},
     "moments": {"growth", "plan"},
     "ramp": {"axes", "growth", "plan"},
+    "rate": set(),
     "fit": {"growth", "method", "naming", "pairing"},
     "flops": set(),
     "cost": {"fit", "flops", "growth", "method", "plan", "trace"},

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -35,6 +36,7 @@ from lightning_ligo.callbacks.checks import (
     find_network,
 )
 from lightning_ligo.callbacks.ramping import Ramping, check_room
+from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
 from lightning_ligo.checkpoint import (
     KEY,
@@ -57,6 +59,7 @@ from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
 from lightning_ligo.ramp import Ramp, check_ramp
+from lightning_ligo.rate import Rate
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.surgery import (
     check_every_parameter_once,
@@ -161,6 +164,7 @@ class GrowthCallback(Callback):
         self._plans: dict[int, Plan] = {}
         self._examined = False
         self._ramping = Ramping(self.method.ramp)
+        self._rates = Rates()
 
     # Before training ------------------------------------------------------------------------------
 
@@ -178,12 +182,13 @@ class GrowthCallback(Callback):
         self._patch(trainer, "load_checkpoint", self._load_checkpoint)
         if stage == "fit":
             self._patch(trainer, "setup_optimizers", self._setup_optimizers)
+            self._patch(trainer, "optimizer_step", self._rates.step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_trainer(trainer, type(self))
         check_module(pl_module)
         check_network(pl_module, self.attribute)
-        self._larger = []
+        self._larger, self._examined = [], False
         for number, description in self.coming(pl_module):
             with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
                 self._larger.append(build(description, device="meta"))
@@ -192,6 +197,9 @@ class GrowthCallback(Callback):
         size = self._size(pl_module)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
+        self._rates.resume([Rate(**record["rate"]) for record in self._records])
+        if self._rates.factor != 1:
+            rank_zero_info(f"The learning rate is {Rate(self._rates.factor)}, as since the growth")
         if self.steps > 0:
             assert trainer.fit_loop._combined_loader is not None
             for loader in trainer.fit_loop._combined_loader.flattened:
@@ -213,16 +221,28 @@ class GrowthCallback(Callback):
                 with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = self.paired(smaller, larger, args, kwargs)
                 smaller = larger
-            since = self._records[-1]["step"] if self._records else None
-            lost = self._ramping.is_lost(since, trainer.global_step)
-            if lost:
+            masks, entries = self._lost(trainer)
+            if masks or entries:
                 description = self._sizes(pl_module)[self._size(pl_module) - 1]
                 small = build(description, device="meta") if description else self._kept[pl_module]
                 plan = pair(small, network, *args, override=self.override, **kwargs)
-        if lost:
-            ramp = Ramp(Operator(plan, small, self.method), network)
-            self._ramping.begin(ramp, self._records[-1]["step"])
+        if masks or entries:
+            operator, record = Operator(plan, small, self.method), self._records[-1]
+            if masks:
+                self._ramping.begin(Ramp(operator, network), record["step"])
+            if entries:
+                self._rates.rewarm(Rate(**record["rate"]), record["step"], network, operator)
         self._larger, self._examined = [], True
+
+    def _lost(self, trainer: Trainer) -> tuple[bool, bool]:
+        """Whether masks, and which entries are new, of the last growth are to be found again."""
+        if not self._records:
+            return False, False
+        since, rate = self._records[-1]["step"], Rate(**self._records[-1]["rate"])
+        return (
+            self._ramping.is_lost(since, trainer.global_step),
+            self._rates.is_lost(rate, since, trainer.global_step),
+        )
 
     def paired(
         self, small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -250,8 +270,7 @@ class GrowthCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        resumed = bool(self._records) and not self._examined and self.method.ramp > 0
-        if self._larger or resumed:
+        if self._larger or (not self._examined and any(self._lost(trainer))):
             self._examine(trainer, pl_module, batch, batch_idx)
         size = self._size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
@@ -335,6 +354,8 @@ class GrowthCallback(Callback):
         self._remember(pl_module, small)
         if ramp is not None:
             self._ramping.begin(ramp, trainer.global_step)
+        rate = self.growths[size].rate
+        self._rates.begin(rate, trainer.global_step, large, operator)
         name = self._name(trainer, before)
         value, grown_value = before.get(name or ""), after.get(name or "")
         coefficients, steps = operator.coefficients, len(losses)
@@ -352,6 +373,7 @@ class GrowthCallback(Callback):
             "moments": {
                 "policy": self.moments, "carried": carried, "parameters": len(parents),
             },
+            "rate": asdict(rate),
             "inexact": list(operator.inexact),
             "metric": {"name": name, "before": value, "after": grown_value},
             "flops": {"operator": flops},
@@ -361,15 +383,16 @@ class GrowthCallback(Callback):
         learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
         reasons = "; ".join(operator.inexact)
         exact = f"is not kept ({reasons})" if reasons else "is kept"
-        rates = sorted({g["lr"] for o in trainer.optimizers for g in o.param_groups})
+        scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
+        rates = ", ".join(f"{lr * self._rates.factor:.3g}" for lr in sorted(scheduled))
+        whole = replace(rate, factor=self._rates.factor)
         rank_zero_info(
             f"Growth {size + 1} of {len(self.growths)} at step {trainer.global_step}: "
             f"{_count(small):,} -> {_count(large):,} parameters, method {self.method.name} "
             f"(operator: {coefficients:,} coefficients, {learned}); at its start the function "
             f"{exact}; {name or 'no metric'}: "
             f"{_number(value)} -> {_number(grown_value)}; optimizer state: "
-            f"{carried_over(self._records[-1]['moments'])}; learning rate "
-            f"{', '.join(f'{rate:.3g}' for rate in rates)}"
+            f"{carried_over(self._records[-1]['moments'])}; learning rate {rates} ({whole})"
         )
 
     def _learn(

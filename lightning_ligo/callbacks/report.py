@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_ligo.methods import METHODS
+from lightning_ligo.rate import Rate
 
 Curve = Sequence[Sequence[float | None]]
 """Points (optimizer step, validation metric or None, floating point operations spent so far)."""
@@ -108,6 +109,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
         *(line(f"depth of {n}", lambda g, n=n: _arrow(g["stacks"].get(n))) for n in stacks),  # type: ignore[misc]
         *(line(f"axis {n}", lambda g, n=n: _arrow(g["axes"].get(n))) for n in axes),  # type: ignore[misc]
         line("operator", _operator),
+        line("learning rate", lambda g: str(Rate(**g["rate"]))),
         line("optimizer state", lambda g: carried_over(g["moments"])),
         line("metric", lambda g: g["metric"]["name"] or "none"),
         line("  before growth", lambda g: _metric(g["metric"]["before"])),

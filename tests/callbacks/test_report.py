@@ -20,6 +20,7 @@ RECORDS = [
         "stacks": {"blocks": [2, 4]},
         "operator": {"coefficients": 123, "steps": 50, "learning_rate": 1e-3},
         "moments": {"policy": "map", "carried": 55 * number, "parameters": 110},
+        "rate": {"factor": 0.5, "rewarm": 0, "peak": 1.0},
         "metric": {"name": "val_loss", "before": 1.5 / number, "after": 1.4 / number},
         "flops": {"operator": 7},
         "seconds": 2.0,
@@ -51,6 +52,7 @@ def test_the_table_says_everything_for_every_growth():
     assert table["parameters"] == ["1,000 → 4,000", "2,000 → 8,000"]
     assert table["depth of blocks"] == ["2 → 4"] * 2 and table["axis embed"] == ["32 → 64"] * 2
     assert table["operator"] == ["123 coefficients, 50 steps at 0.001"] * 2
+    assert table["learning rate"] == ["0.5 times the schedule's"] * 2
     assert table["optimizer state"] == [
         "mapped for 55 of 110 parameters, fresh for the others",
         "mapped for 110 of 110 parameters",
@@ -104,7 +106,7 @@ def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
     for number, growth in enumerate(report["growths"]):
         assert set(growth) == {
             "step", "method", "parameters", "axes", "stacks", "operator", "metric", "flops",
-            "seconds", "inexact", "moments",
+            "seconds", "inexact", "moments", "rate",
         }  # fmt: skip
         small, large = counts[number], counts[number + 1]
         assert growth["parameters"] == {"small": small, "large": large}
