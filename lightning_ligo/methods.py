@@ -170,8 +170,8 @@ _METHODS = (
         conditions="all lengths must grow by one whole multiple, others are refused; new layers "
         "where a layer without biases and norm gains adds nothing to a stream",
         parts="no: the networks have equal gradients; dropout alone parts them",
-        settings="the paper goes on with Adam's first moment halved, the second quartered, and "
-        "grows when the loss falls slowly",
+        settings="the paper goes on with Adam's first moment halved and the second quartered, as "
+        "moments='map' does, and grows when the loss falls slowly",
         width=Width(tiles, even_isometry, whole=True, diagonal=True),
         depth=Depth(interpolated, "identity"),
     ),
@@ -184,9 +184,9 @@ _METHODS = (
         keeps_function=False,
         conditions="yet it does for whole multiples, where a is 1 over their number",
         parts="no: the paper parts copies by Adam's moments, kept for old entries and zero for new "
-        "ones, and by a learning rate of new parameters that warms up again; a growth starts all "
-        "moments of grown parameters anew",
-        settings="the paper's peak rate of new parameters is 1.3 times that of old ones, 250 steps",
+        "ones (moments='keep-old-zero-new'), and by a learning rate of new parameters that warms "
+        "up again (Rate)",
+        settings="the paper's learning rate is Rate(rewarm=250, peak=1.3)",
         width=Width(rms_copies, even_isometry),
     ),
     Method(

@@ -11,6 +11,7 @@ from lightning_ligo.cli import GrowthCLI, main
 from lightning_ligo.data.digits import DigitsDataModule
 from lightning_ligo.modules import ImageClassifier
 from lightning_ligo.nets import build, merge
+from lightning_ligo.rate import Rate
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 VIT = {
@@ -101,13 +102,15 @@ def head_size(description):
 def test_a_growth_is_configured_in_yaml_alone(config):
     growth = {"fraction": 0.5, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
     names = {"head.weight": "classes embed", "blocks.*.mlp.fc1.weight": "32 embed"}
-    arguments = {"growths": [growth], "override": names}
+    growth["rate"] = {"factor": 0.5, "rewarm": 4}
+    arguments = {"growths": [growth], "override": names, "moments": "reset"}
     callback = {"class_path": "GrowthCallback", "init_args": arguments}
     settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
     Path(config).write_text(yaml.safe_dump(settings))
     cli = GrowthCLI(["-c", config], run=False)
     (callback,) = [c for c in cli.trainer.callbacks if isinstance(c, GrowthCallback)]
-    assert callback.override == names
+    assert callback.override == names and callback.moments == "reset"
+    assert callback.growths[0].rate == Rate(0.5, rewarm=4)
     assert isinstance(cli.model, ImageClassifier)
     assert isinstance(cli.datamodule, DigitsDataModule)
     assert cli.model.hparams["network"] == VIT

@@ -243,6 +243,37 @@ def test_old_entries_keep_their_moments_and_new_ones_have_zero():
             assert torch.equal(moments[name][key], expected), name
 
 
+@pytest.mark.parametrize(
+    ("method", "policy", "part"),
+    [
+        ("hypercloning", "map", False),
+        ("hypercloning", "reset", False),
+        ("hypercloning", "keep-old-zero-new", True),  # what SPARKLING says of it
+        ("lemon", "map", True),
+    ],
+)
+def test_whether_copies_part_in_training(method, policy, part):
+    small, large = Mlp(5), Mlp(10)
+    x = VECTORS["x"].float()
+
+    def train(network, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(network(x), torch.arange(5) % 3).backward()
+            optimizer.step()
+
+    optimizer = torch.optim.AdamW(small.parameters(), 0.01)
+    train(small, optimizer, 5)
+    operator = ligo.Operator(ligo.pair(small, large, x), small, method)
+    operator.bake(large)
+    moments = grow_states(operator, states_of(optimizer, small), policy)
+    further = torch.optim.AdamW(large.parameters(), 0.01)
+    further.state.update({p: moments[n] for n, p in large.named_parameters() if n in moments})
+    train(large, further, 5)
+    one, other = large.one.weight.detach().chunk(2)
+    assert (relative(one, other) > 1e-3) == part
+
+
 @pytest.mark.parametrize("policy", ["map", "keep-old-zero-new", "reset"])
 def test_what_does_not_grow_keeps_its_own_tensors(policy):
     small, large = Net(8, 1), Net(20, 3)

@@ -136,6 +136,23 @@ def test_a_growth_without_steps_is_the_start_of_the_method(tmp_path):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("moments", "carried", "words"),
+    [
+        ("map", 18, "mapped for 18 of 30 parameters, fresh for the others"),
+        ("keep-old-zero-new", 12, "kept for old entries, zero for new ones, for 12 of 30 param"),
+        ("reset", 1, "kept for 1 of 30 parameters, fresh for the others"),
+    ],
+)
+def test_what_became_of_the_optimizer_state_is_told(tmp_path, caplog, moments, carried, words):
+    with caplog.at_level("INFO"):
+        fit(plain(), tmp_path, growth(moments=moments), epochs=2)
+    assert f"; optimizer state: {words}" in caplog.text
+    assert report(tmp_path)["moments"] == {
+        "policy": moments, "carried": carried, "parameters": 30,
+    }  # fmt: skip
+
+
 def test_the_progress_bar_shows_step_loss_and_time_left(tmp_path, capsys, monkeypatch):
     at_once = functools.partial(lightning_ligo.callbacks.growth.tqdm, mininterval=0)
     monkeypatch.setattr(lightning_ligo.callbacks.growth, "tqdm", at_once)
