@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adagrad, Optimizer
 
 from lightning_ligo.moments import States
@@ -58,7 +59,9 @@ def swap(
         for parameter in inner.values():
             optimizer.state.pop(parameter, None)
         for name, state in states.items():
-            optimizer.state[grown[name]] = state
+            optimizer.state[grown[name]] = {
+                key: _laid_out(value, grown[name]) for key, value in state.items()
+            }
         carried += len(states)
     _fill_groups(trainer, pl_module, groups, outer)
     for parameter in grown.values():
@@ -117,6 +120,15 @@ def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[
         [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
     ]
+
+
+def _laid_out(value: Any, parameter: nn.Parameter) -> Any:
+    """State in the memory format of its parameter, as fused optimizers take for granted."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list[str]]]) -> None:

@@ -31,13 +31,12 @@ def parents_of(large: nn.Module) -> dict[str, list[str]]:
     return {name: [name.replace("blocks.1", "blocks.0")] for name in names}
 
 
-def kept(states):
-    """The state of what does not grow."""
-    return {"head.bias": states["head.bias"]} if states else {}
-
-
 class Swap(Callback):
     """Swaps in a larger network and remembers what was there before and after."""
+
+    def grown(self, states):
+        """The state of what does not grow."""
+        return {"head.bias": states["head.bias"]} if states else {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step != AT:
@@ -46,7 +45,7 @@ class Swap(Callback):
         large = build(MIDDLE)
         parents = parents_of(large)
         large = conform(trainer, pl_module.network, large, parents)
-        self.carried = swap(trainer, pl_module, "network", large, parents, kept)
+        self.carried = swap(trainer, pl_module, "network", large, parents, self.grown)
         self.after = self.remember(trainer, pl_module)
 
     def remember(self, trainer, pl_module):
@@ -74,8 +73,8 @@ class Rates(Callback):
         self.rates.append([group["lr"] for group in optimizer.param_groups])
 
 
-def swapped(tmp_path, module=None, **options):
-    callback = Swap()
+def swapped(tmp_path, module=None, callback=None, **options):
+    callback = Swap() if callback is None else callback
     module = plain() if module is None else module
     fit(module, tmp_path, callback, **options)
     return module, callback
@@ -104,6 +103,22 @@ def test_what_is_made_of_the_optimizer_state_is_in_the_optimizer_and_nothing_els
         for key, value in state.items():
             assert value is before[name][key]
     assert swap_.carried == 1
+
+
+def test_state_is_laid_out_in_memory_as_its_parameter_is(tmp_path):
+    values = torch.arange(48.0).view(16, 3).t()  # of head.weight, column by column
+
+    class Transposed(Swap):
+        def grown(self, states):
+            moments = {key: values for key in ("exp_avg", "exp_avg_sq")}
+            return {"head.weight": {"step": torch.tensor(3.0), **moments}} if states else {}
+
+        def remember(self, trainer, pl_module):
+            state = trainer.optimizers[0].state[pl_module.network.head.weight]
+            return state["exp_avg"].clone()
+
+    _, swap_ = swapped(tmp_path, callback=Transposed())
+    assert torch.equal(swap_.after, values) and swap_.after.is_contiguous()
 
 
 def test_grown_parameters_count_their_own_steps(tmp_path):
