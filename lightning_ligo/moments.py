@@ -41,13 +41,17 @@ def grow_states(operator: Operator, states: States, policy: Policy = "map") -> d
       every entry of the forms squared, as the variance of a sum of independent terms does. For the
       maps of Staged Training (ICML 2022) these are its halves and quarters.
     - ``keep-old-zero-new``: the entries that are the small network's own keep their moments, all
-      others have zero (SPARKLING, ICML 2026).
+      others have zero (SPARKLING, ICML 2026). A parameter has one count of steps, so Adam takes the
+      first moments of new entries for unbiased: their first steps are up to
+      ``(1 - beta1) / sqrt(1 - beta2)`` learning rates long, 3.2 by its defaults.
     - ``reset``: no state.
 
-    Where a map cannot say, there is none either: new layers that are silent, but for what they
-    write with, are the identity or stay as they were built; tables that are stretched. Single
-    numbers, such as the step, are those of the layer that a layer takes after. State is only known
-    by the names of `POWERS`; a parameter with another tensor starts fresh, with a warning.
+    Where a map cannot say, there is no state either: in new layers that are silent, but for what
+    they write with; in new layers that are the identity, or stay as they were built; of tables that
+    are stretched; and of all, for a method that takes nothing. Entries that stay as they were built
+    have zero. Single numbers, such as the step, are those of the layer that a layer takes after.
+    State is known by the names of `POWERS`; a parameter with another tensor starts fresh, with a
+    warning.
 
     Args:
         operator: which has grown the network.

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 class Rate:
     """The learning rate after a growth, in multiples of the schedule's.
 
+    It holds while the optimizer steps; the rate in its groups, which schedulers, checkpoints and
+    `LearningRateMonitor` see, stays the schedule's.
+
     Args:
         factor: of the learning rate of all parameters, from the growth to the end of the run; that
             of a further growth multiplies it. A wider network wants a lower rate, at about the
