@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo.moments import grow_states
-from networks import IMAGES64, TOKENS, gpt2, llama, randomised, vit
+from networks import IMAGES64, TOKENS, gpt2, llama, randomised, resnet, vit
 from runs import Net
 
 
@@ -70,6 +70,9 @@ def cosine(one, other):
         (gpt2(tie_word_embeddings=False), gpt2(64, tie_word_embeddings=False), TOKENS,
          "hypercloning"),
         (llama(), llama(64), TOKENS, "hypercloning"),
+        (llama(), llama(48), TOKENS, "lemon"),
+        (vit(num_heads=2), vit(64, num_heads=2), IMAGES64, "hypercloning"),  # longer heads
+        (resnet(), resnet(16), IMAGES64, "hypercloning"),
     ],
 )  # fmt: skip
 def test_first_moments_grow_as_the_true_gradient_does(small, large, inputs, method):
