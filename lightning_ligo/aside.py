@@ -185,14 +185,18 @@ def training_loss(output: Any) -> Tensor:
     return loss
 
 
-def evaluate(trainer: Trainer) -> dict[str, float]:
-    """Run the validation loop within `contained`; the metrics it ends with, none without data."""
+def evaluate(trainer: Trainer, *watching: Callback) -> dict[str, float]:
+    """Run the validation loop within `contained`; the metrics it ends with, none without data.
+
+    Callbacks that are ``watching`` are called as by a validation of the run.
+    """
     reader = _Reader()
-    trainer.callbacks.append(reader)  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks += [*watching, reader]
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True
-    trainer.callbacks.remove(reader)  # type: ignore[attr-defined]
+    del callbacks[-len(watching) - 1 :]
     return reader.metrics
 
 

@@ -1,5 +1,6 @@
-"""The command line: `lightning-ligo fit | validate | test | predict | plan`."""
+"""The command line: `lightning-ligo fit | validate | test | predict | plan | compare | methods`."""
 
+import pydoc
 import sys
 from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
@@ -34,7 +35,9 @@ this prints one with every option and its default:
     lightning-ligo fit --model ImageClassifier --data DigitsDataModule --print_config
 
 What a growth would be and cost is shown, without training, by lightning-ligo plan, of a run or of
-any two networks of timm and transformers: lightning-ligo plan --help.
+any two networks of timm and transformers: lightning-ligo plan --help. The ways to grow are listed
+by lightning-ligo methods, and compared with training from scratch, at equal FLOPs, by
+lightning-ligo compare: lightning-ligo compare --help.
 
 Growth is a callback of the Trainer; `to` holds what changes in the network:
 
@@ -51,6 +54,21 @@ Classes with a short name: {", ".join(known.__name__ for known in SHORT_NAMES[:4
 Your own are named by their import path. Their options: lightning-ligo fit --model.help NAME,
 --data.help NAME, --trainer.callbacks.help NAME.
 """
+
+QUIET = {
+    "strategy": "auto",
+    "devices": 1,
+    "num_nodes": 1,
+    "plugins": None,
+    "profiler": None,
+    "logger": False,
+    "barebones": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+"""Arguments of the Trainer, which is to write nothing and to use one device."""
 
 
 class RawDescription(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -114,12 +132,27 @@ class GrowthCLI(LightningCLI):
         )
 
 
+def is_kind(class_path: str, *kinds: type) -> bool:
+    """Whether a class path of a configuration names a class of one of these kinds."""
+    found = pydoc.locate(class_path)
+    return isinstance(found, type) and issubclass(found, kinds)
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line with `args`, those of the process by default."""
     words = sys.argv[1:] if args is None else args
-    if isinstance(words, list) and words[:1] == ["plan"]:
-        from lightning_ligo.plan_command import plan  # which is built on GrowthCLI
+    command, *rest = words if isinstance(words, list) and words else [""]
+    if command == "plan":  # these are imported late, as they are built on GrowthCLI
+        from lightning_ligo.plan_command import plan
 
-        plan(words[1:])
+        plan(rest)
+    elif command == "compare":
+        from lightning_ligo.compare_command import compare
+
+        compare(rest)
+    elif command == "methods":
+        from lightning_ligo.methods_command import methods
+
+        methods(rest)
     else:
         GrowthCLI(args)

@@ -48,11 +48,11 @@ def _attention_backward(*shapes: Any, out_shape: Any = None, **options: Any) -> 
     return sdpa_backward_flop_count(*shapes[:4])
 
 
-class TrainingFlops:
-    """What the training steps of every size of a network cost, forward and backward.
+class StepFlops:
+    """What the steps of every size of a network cost, of training or of evaluation.
 
-    The first batch of a kind (its tree of shapes and dtypes) is counted while it is trained on;
-    later ones of that kind are known. The optimizer is not counted.
+    The first batch of a kind (its tree of shapes and dtypes) is counted while it is used; later
+    ones of that kind are known. The optimizer is not counted.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class TrainingFlops:
         self._running: tuple[FlopCounterMode, int, str] | None = None
 
     def start(self, batch: Any, size: int) -> None:
-        """Just before a batch is trained on by the network of that size."""
+        """Just before a batch is used by the network of that size."""
         while len(self.totals) <= size:
             self.totals.append(0)
             self._kinds.append({})
@@ -76,7 +76,7 @@ class TrainingFlops:
             self._running = counter, size, kind
 
     def stop(self) -> None:
-        """After forward and backward; nothing happens where nothing is being counted."""
+        """After the step, its backward included; does nothing where nothing is being counted."""
         if self._running is not None:
             (counter, size, kind), self._running = self._running, None
             counter.__exit__(None, None, None)

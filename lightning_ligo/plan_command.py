@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import pydoc
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import Namespace, get_loader
+from jsonargparse import get_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
@@ -18,7 +17,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from yaml import YAMLError
 
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.cli import GrowthCLI
+from lightning_ligo.cli import QUIET, GrowthCLI, is_kind
 from lightning_ligo.methods import METHODS
 from lightning_ligo.named import named
 from lightning_ligo.planning import REAL, Planned, plan_pair, plan_run
@@ -78,21 +77,6 @@ With --json there is {{"growths": [...]}}, and of each growth:
 
 It fails with the reason if a growth is not possible (exit status 1), or if an option is wrong (2).
 """
-
-QUIET = {
-    "strategy": "auto",
-    "devices": 1,
-    "num_nodes": 1,
-    "plugins": None,
-    "profiler": None,
-    "logger": False,
-    "barebones": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-"""Arguments of the Trainer, which is to write nothing and to use one device."""
 
 
 def plan(words: Sequence[str]) -> None:
@@ -191,7 +175,9 @@ class PlanCLI(GrowthCLI):
         trainer = self.config.fit.trainer
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        trainer.callbacks = [callback for callback in callbacks if _grows(callback)]
+        trainer.callbacks = [
+            callback for callback in callbacks if is_kind(callback.class_path, GrowthCallback)
+        ]
         trainer.accelerator = "cpu" if trainer.accelerator == "cpu" else "auto"
         for name, value in QUIET.items():
             trainer[name] = value
@@ -202,8 +188,3 @@ class PlanCLI(GrowthCLI):
     def fit(self, model: LightningModule, **options: Any) -> None:
         """In place of the Trainer's."""
         self.planned = plan_run(self.trainer, model, **options)
-
-
-def _grows(callback: Namespace) -> bool:
-    found = pydoc.locate(callback.class_path)
-    return isinstance(found, type) and issubclass(found, GrowthCallback)

@@ -5,7 +5,7 @@ from torch import nn
 
 import lightning_ligo.flops
 from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.flops import TrainingFlops, flop_counter, kind_of
+from lightning_ligo.flops import StepFlops, flop_counter, kind_of
 from lightning_ligo.schedule import Growth
 from runs import FEATURES, LARGE, Plain, fit, plain
 
@@ -19,14 +19,14 @@ def of_net(width: int, depth: int, batch: int = 8) -> int:
     return 3 * 2 * batch * weights
 
 
-def train(counter: TrainingFlops, network: nn.Module, batch: torch.Tensor, size: int = 0) -> None:
+def train(counter: StepFlops, network: nn.Module, batch: torch.Tensor, size: int = 0) -> None:
     counter.start(batch, size)
     network(batch).sum().backward()
     counter.stop()
 
 
 def test_a_step_is_counted_forward_and_backward_and_known_afterwards():
-    counter, network = TrainingFlops(), nn.Linear(4, 5)
+    counter, network = StepFlops(), nn.Linear(4, 5)
     one = 2 * (2 * 8 * 4 * 5)  # forward, and backward to the weights
     for count in range(1, 4):
         train(counter, network, torch.ones(8, 4))
@@ -39,7 +39,7 @@ def test_a_step_is_counted_forward_and_backward_and_known_afterwards():
 
 def test_batches_of_ever_new_kinds_are_taken_as_the_average(monkeypatch):
     monkeypatch.setattr(lightning_ligo.flops, "MOST", 2)
-    counter, network = TrainingFlops(), nn.Linear(4, 5)
+    counter, network = StepFlops(), nn.Linear(4, 5)
     for length in (8, 16, 100):
         train(counter, network, torch.ones(length, 4))
     assert counter.totals == [2 * 2 * 4 * 5 * (8 + 16 + 12)]
@@ -59,7 +59,7 @@ def test_attention_is_counted_whichever_way_it_runs(dropout):
 
 
 def test_a_step_that_fails_is_not_counted_and_the_next_one_is():
-    counter, network = TrainingFlops(), nn.Linear(4, 5)
+    counter, network = StepFlops(), nn.Linear(4, 5)
     counter.start(torch.ones(8, 4), 0)
     network(torch.ones(8, 4))
     counter.abort()
@@ -69,7 +69,7 @@ def test_a_step_that_fails_is_not_counted_and_the_next_one_is():
 
 
 def test_counts_survive_as_plain_types():
-    first, second = TrainingFlops(), TrainingFlops()
+    first, second = StepFlops(), StepFlops()
     train(first, nn.Linear(4, 5), torch.ones(8, 4))
     second.load_state_dict(first.state_dict())
     train(second, nn.Linear(4, 5), torch.ones(8, 4))
@@ -86,7 +86,7 @@ def test_the_kind_of_a_batch_is_its_structure_with_shapes_and_dtypes():
 class Keep(Callback):
     def on_train_end(self, trainer, pl_module):
         self.growth = next(c for c in trainer.callbacks if isinstance(c, GrowthCallback))
-        self.totals = list(self.growth._flops.totals)
+        self.totals = list(self.growth.spending.training.totals)
         self.operator = [record["flops"]["operator"] for record in self.growth._records]
 
 
@@ -109,7 +109,7 @@ def test_the_operator_costs_a_step_of_the_large_network_and_the_growing(tmp_path
 def test_counting_changes_no_bit_of_the_training(tmp_path, monkeypatch):
     first, second = plain(), plain()
     fit(first, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lemon"))
-    monkeypatch.setattr(TrainingFlops, "start", lambda *_: None)
+    monkeypatch.setattr(StepFlops, "start", lambda *_: None)
     fit(second, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lemon"))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM
 
 import lightning_ligo as ligo
-from lightning_ligo.callbacks.report import methods_table
 from lightning_ligo.maps import Map
 from lightning_ligo.methods import method_named
+from lightning_ligo.methods_command import methods_table
 from networks import TOKENS, gpt2, output, randomised, vit
 
 X = torch.linspace(-2, 2, 20).sin().reshape(5, 4).double()

@@ -38,6 +38,7 @@ from lightning_ligo.callbacks.checks import (
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
+from lightning_ligo.callbacks.spending import Spending
 from lightning_ligo.checkpoint import (
     KEY,
     check_record,
@@ -48,7 +49,7 @@ from lightning_ligo.checkpoint import (
     sizes,
 )
 from lightning_ligo.fit import fit
-from lightning_ligo.flops import TrainingFlops, flop_counter
+from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.limits import refuse
 from lightning_ligo.method import Method
@@ -156,8 +157,7 @@ class GrowthCallback(Callback):
             LightningModule, nn.Module
         ] = {}  # small networks, if no one can build them
         self._records: list[dict[str, Any]] = []
-        self._curve: list[list[float | None]] = []  # step, metric, operations so far
-        self._flops = TrainingFlops()
+        self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
         self._larger: list[nn.Module] = []  # of the growths to come, on the meta device
@@ -194,6 +194,7 @@ class GrowthCallback(Callback):
                 self._larger.append(build(description, device="meta"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.spending.begin()
         size = self._size(pl_module)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
@@ -276,18 +277,27 @@ class GrowthCallback(Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
             self._grow(trainer, pl_module)
         self._ramping.advance(trainer.global_step)
-        self._flops.start(batch, self._size(pl_module))
+        self.spending.training.start(batch, self._size(pl_module))
 
     def on_before_optimizer_step(self, *args: Any) -> None:
-        self._flops.stop()
+        self.spending.training.stop()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._flops.stop()
+        self.spending.training.stop()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
+    ) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.spending.evaluation.start(batch, self._size(pl_module))
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.spending.evaluation.stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        first, names = not self._curve, validation_names(trainer)
+        first, names = not self.spending.curve, validation_names(trainer)
         if first and self.monitor is not None and self.monitor not in names:
             raise ValueError(
                 f"the validation did not log the metric {self.monitor!r} that GrowthCallback "
@@ -304,17 +314,19 @@ class GrowthCallback(Callback):
         if not self._records or not trainer.is_global_zero:
             return
         metrics = self._measured[1] if self._measured else {}
-        report = growth_report(self._records, self._flops.totals, metrics, _checkpoint(trainer))
-        folder = write_report(report, self._curve, trainer.log_dir or trainer.default_root_dir)
+        spent = self.spending.training.totals
+        report = growth_report(self._records, spent, metrics, _checkpoint(trainer))
+        into = trainer.log_dir or trainer.default_root_dir
+        folder = write_report(report, self.spending.curve, into)
         show_report(report, folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
-        self._flops.abort()
+        self.spending.abort()
         self._ramping.end()
         self._undo_patches()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._flops.abort()
+        self.spending.abort()
         self._ramping.end()
         self._undo_patches()
 
@@ -348,7 +360,8 @@ class GrowthCallback(Callback):
             ramp = Ramp(operator, large) if self.method.ramp else None
         with contained(trainer, pl_module, seed):
             set_network(pl_module, self.attribute, large)
-            after = evaluate(trainer) if trainer.enable_validation else {}
+            watching = self.spending.of_evaluation(size + 1)
+            after = evaluate(trainer, watching) if trainer.enable_validation else {}
         states = functools.partial(grow_states, operator, policy=self.moments)
         carried = swap(trainer, pl_module, self.attribute, large, parents, states)
         self._remember(pl_module, small)
@@ -379,6 +392,7 @@ class GrowthCallback(Callback):
             "flops": {"operator": flops},
             "seconds": time.monotonic() - started,
         })  # fmt: skip
+        self.spending.grew(trainer.global_step, flops)
         self._note(trainer, after)
         learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
         reasons = "; ".join(operator.inexact)
@@ -435,7 +449,7 @@ class GrowthCallback(Callback):
             if not trainer.enable_validation:
                 return {}
             with contained(trainer, pl_module, self.seed):
-                metrics = evaluate(trainer)
+                metrics = evaluate(trainer, self.spending.of_evaluation(self._size(pl_module)))
             self._note(trainer, metrics)
             return metrics
         return self._measured[1]
@@ -443,9 +457,7 @@ class GrowthCallback(Callback):
     def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """A point of the plot."""
         self._measured = trainer.global_step, metrics
-        operators = sum(record["flops"]["operator"] for record in self._records)
-        value = metrics.get(self._name(trainer, metrics) or "")
-        self._curve.append([trainer.global_step, value, sum(self._flops.totals) + operators])
+        self.spending.note(trainer.global_step, metrics.get(self._name(trainer, metrics) or ""))
 
     def _name(self, trainer: Trainer, metrics: dict[str, float]) -> str | None:
         """The metric that is reported."""
@@ -494,14 +506,12 @@ class GrowthCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "records": list(self._records),
-            "curve": list(self._curve),
-            "flops": self._flops.state_dict(),
+            "spending": self.spending.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._records = state_dict["records"]
-        self._curve = state_dict["curve"]
-        self._flops.load_state_dict(state_dict["flops"])
+        self.spending.load_state_dict(state_dict["spending"])
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -17,11 +17,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ligo.methods import METHODS
+from lightning_ligo.callbacks.spending import Point
 from lightning_ligo.rate import Rate
-
-Curve = Sequence[Sequence[float | None]]
-"""Points (optimizer step, validation metric or None, floating point operations spent so far)."""
 
 
 def growth_report(
@@ -53,12 +50,17 @@ def growth_report(
         "growths": growths,
         "checkpoint": checkpoint,
         "validation": metrics,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-            "lightning_ligo": _own_version(),
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "lightning_ligo": _own_version(),
     }
 
 
@@ -69,7 +71,9 @@ def _own_version() -> str:
         return "not installed"
 
 
-def write_report(report: dict[str, Any], curve: Curve, folder: str | os.PathLike[str]) -> Path:
+def write_report(
+    report: dict[str, Any], curve: Sequence[Point], folder: str | os.PathLike[str]
+) -> Path:
     """Write `growth_report.json`, `growth_report.md` and `growth.png` into the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,11 +83,11 @@ def write_report(report: dict[str, Any], curve: Curve, folder: str | os.PathLike
         ("growth_report.md", lambda path: path.write_text(markdown(report))),
         ("growth.png", lambda path: figure.savefig(path, format="png", dpi=150)),
     ):
-        _write_whole(folder / name, write)
+        write_whole(folder / name, write)
     return folder
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Nobody finds half a file, and a failure leaves the one before."""
     part = path.with_name(f".{path.name}.part")
     write(part)
@@ -127,7 +131,7 @@ def markdown(report: dict[str, Any]) -> str:
     heads = ["", *(f"growth {number}" for number, _ in enumerate(report["growths"], 1))]
     table = [heads, ["---"] * len(heads), *rows(report)]
     lines = [f"| {' | '.join(cell.strip() for cell in line)} |" for line in table]
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    used = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     final = ", ".join(f"{name} {_metric(value)}" for name, value in report["validation"].items())
     return "\n".join([
         "# Growth report",
@@ -139,7 +143,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Last validation: {final or 'none'}.",
         f"Checkpoint: {report['checkpoint'] or 'none'}.",
-        f"Versions: {versions}.",
+        f"Versions: {used}.",
         "",
         "![the run](growth.png)",
         "",
@@ -192,19 +196,21 @@ def _metric(value: float | None) -> str:
 # Plot ---------------------------------------------------------------------------------------------
 
 
-def plot(report: dict[str, Any], curve: Curve) -> Figure:
+def plot(report: dict[str, Any], curve: Sequence[Point]) -> Figure:
     """The validation metric and the operations spent over the steps, with the growths marked."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    measured = [(step, value) for step, value, _ in curve if value is not None]
+    measured = [(point.step, point.metric) for point in curve if point.metric is not None]
     names = [growth["metric"]["name"] for growth in report["growths"] if growth["metric"]["name"]]
     if measured:
         above.plot(*zip(*measured, strict=True), marker=".", color="tab:blue")
         above.set_ylabel(names[0] if names else "metric")
     else:
         above.text(0.5, 0.5, "no validation", ha="center", transform=above.transAxes)
-    below.plot([point[0] for point in curve], [point[2] for point in curve], color="tab:orange")
+    below.plot(
+        [point.step for point in curve], [point.training for point in curve], color="tab:orange"
+    )
     below.set_ylabel("training FLOPs")
     below.set_xlabel("optimizer step")
     for number, growth in enumerate(report["growths"], 1):
@@ -234,14 +240,3 @@ def _short(count: int) -> str:
                 f"{count / size:.2g}{letter}" if count < 10 * size else f"{count // size}{letter}"
             )
     return str(count)
-
-
-def methods_table() -> Table:
-    """The methods by name: what each does, whether it keeps the function, and where it is from."""
-    table = Table(title="Methods")
-    for column in ("method", "idea", "keeps the function", "source"):
-        table.add_column(column)
-    for method in METHODS.values():
-        keeps = "yes" if method.keeps_function else "no"
-        table.add_row(method.name, method.idea, keeps, method.source)
-    return table

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.callbacks.report import growth_report, markdown, plot, rows, write_report
+from lightning_ligo.callbacks.spending import Point
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
 from runs import LARGE, MIDDLE, fit, plain
@@ -27,7 +28,10 @@ RECORDS = [
     }
     for number in (1, 2)
 ]
-CURVE = [[50, 2.0, 5.0], [100, 1.5, 10.0], [100, 1.4, 17.0], [200, None, 40.0]]
+CURVE = [
+    Point(50, 2.0, 5, 1, 0.1), Point(100, 1.5, 10, 2, 0.2), Point(100, 1.4, 17, 3, 0.3),
+    Point(200, None, 40, 4, 0.4),
+]  # fmt: skip
 
 
 def test_the_report_is_the_records_with_what_came_after():

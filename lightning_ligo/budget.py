@@ -1,0 +1,119 @@
+"""What a run costs, and how many optimizer steps a budget of FLOPs pays for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lightning_ligo.schedule import Growth, Run, resolve
+
+VALIDATIONS = 20
+"""Of every run, at the most, at equal distances in its steps."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs of the parts of a run, of every size of its network, the smallest first."""
+
+    training: tuple[float, ...]  # of one optimizer step
+    evaluation: tuple[float, ...]  # of one validation
+    operator: float = 0.0  # of learning the operators of all growths
+
+    def of(self, size: int) -> Costs:
+        """The costs of a run that has that size from its start to its end."""
+        return Costs((self.training[size],), (self.evaluation[size],))
+
+
+def validated_at(steps: int) -> list[int]:
+    """The optimizer steps after which a run of so many steps is validated, the last one always.
+
+    >>> validated_at(44)
+    [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 44]
+    """
+    every = interval(steps)
+    return [*range(every, steps, every), steps]
+
+
+def interval(steps: int) -> int:
+    """The optimizer steps between two validations of a run of so many steps."""
+    return math.ceil(steps / VALIDATIONS)
+
+
+def moments(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> list[int]:
+    """The optimizer steps at which a run of so many steps grows.
+
+    Raises:
+        ValueError: for growths that are not within the run, or that it is not known of.
+    """
+    run = Run(steps=steps, epochs=math.inf, steps_per_epoch=steps_per_epoch)
+    found = []
+    for growth, step in zip(growths, resolve(growths, run), strict=True):
+        if step is None:
+            raise ValueError(
+                f"a growth is due at {growth.when}, of an unknown number of steps; give it a "
+                "fraction or a step"
+            )
+        found.append(step)
+    return found
+
+
+def passes(steps: int, grows_at: Sequence[int]) -> list[int]:
+    """How often a run of so many steps validates every size of its network.
+
+    At a growth the network before it is validated, unless it just was, and the one after it.
+
+    >>> passes(44, [7])  # after steps 3, 6 and 7; at once, and after steps 9, 12, ..., 42, 44
+    [3, 14]
+    """
+    validated, bounds = validated_at(steps), [0, *grows_at, steps]
+    return [
+        sum(first < step <= last for step in validated)
+        + (size > 0)
+        + (size < len(grows_at) and last not in validated)
+        for size, (first, last) in enumerate(pairwise(bounds))
+    ]
+
+
+def cost(steps: int, grows_at: Sequence[int], costs: Costs) -> float:
+    """The FLOPs of a run of so many steps: of training, of the operators and of validations."""
+    trained = [last - first for first, last in pairwise([0, *grows_at, steps])]
+    validated = passes(steps, grows_at)
+    return (
+        costs.operator
+        + sum(count * each for count, each in zip(trained, costs.training, strict=True))
+        + sum(count * each for count, each in zip(validated, costs.evaluation, strict=True))
+    )
+
+
+def steps_within(
+    budget: float, costs: Costs, growths: Sequence[Growth] = (), steps_per_epoch: float = math.inf
+) -> int:
+    """The most optimizer steps of a run that costs no more than the budget of FLOPs.
+
+    Raises:
+        ValueError: if the budget does not pay for all growths and a step after them.
+    """
+
+    def exceeds(steps: int) -> bool:
+        try:
+            return cost(steps, moments(steps, growths, steps_per_epoch), costs) > budget
+        except ValueError:  # the growths do not fit into so many steps
+            return steps * min(costs.training) > budget
+
+    high = 1
+    while not exceeds(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if exceeds(middle) else (middle, high)
+    if low == 0:
+        raise ValueError(
+            f"a budget of {budget:.3g} FLOPs does not pay for an optimizer step and its "
+            f"validation, {cost(1, moments(1, growths, steps_per_epoch), costs):.3g} FLOPs; train "
+            "longer"
+        )
+    moments(low, growths, steps_per_epoch)  # raises where the growths have no room
+    return low
