@@ -9,9 +9,6 @@ from itertools import pairwise
 
 from lightning_ligo.schedule import Growth, Run, resolve
 
-VALIDATIONS = 20
-"""Of every run, at the most, at equal distances in its steps."""
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -26,19 +23,13 @@ class Costs:
         return Costs((self.training[size],), (self.evaluation[size],))
 
 
-def validated_at(steps: int) -> list[int]:
-    """The optimizer steps after which a run of so many steps is validated, the last one always.
+def validated_at(steps: int, every: int) -> list[int]:
+    """The optimizer steps after which a run is validated, the last one always.
 
-    >>> validated_at(44)
-    [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 44]
+    >>> validated_at(44, every=10)
+    [10, 20, 30, 40, 44]
     """
-    every = interval(steps)
     return [*range(every, steps, every), steps]
-
-
-def interval(steps: int) -> int:
-    """The optimizer steps between two validations of a run of so many steps."""
-    return math.ceil(steps / VALIDATIONS)
 
 
 def moments(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> list[int]:
@@ -59,15 +50,15 @@ def moments(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> li
     return found
 
 
-def passes(steps: int, grows_at: Sequence[int]) -> list[int]:
+def passes(steps: int, grows_at: Sequence[int], every: int) -> list[int]:
     """How often a run of so many steps validates every size of its network.
 
     At a growth the network before it is validated, unless it just was, and the one after it.
 
-    >>> passes(44, [7])  # after steps 3, 6 and 7; at once, and after steps 9, 12, ..., 42, 44
-    [3, 14]
+    >>> passes(44, [17], every=10)  # after steps 10 and 17; at once, and after 20, 30, 40 and 44
+    [2, 5]
     """
-    validated, bounds = validated_at(steps), [0, *grows_at, steps]
+    validated, bounds = validated_at(steps, every), [0, *grows_at, steps]
     return [
         sum(first < step <= last for step in validated)
         + (size > 0)
@@ -76,10 +67,17 @@ def passes(steps: int, grows_at: Sequence[int]) -> list[int]:
     ]
 
 
-def cost(steps: int, grows_at: Sequence[int], costs: Costs) -> float:
-    """The FLOPs of a run of so many steps: of training, of the operators and of validations."""
+def cost(steps: int, grows_at: Sequence[int], costs: Costs, every: int) -> float:
+    """The FLOPs of a run of so many steps: of training, of the operators and of validations.
+
+    Args:
+        steps: of the optimizer.
+        grows_at: the steps of the growths.
+        costs: of the parts of the run.
+        every: the steps from one validation to the next.
+    """
     trained = [last - first for first, last in pairwise([0, *grows_at, steps])]
-    validated = passes(steps, grows_at)
+    validated = passes(steps, grows_at, every)
     return (
         costs.operator
         + sum(count * each for count, each in zip(trained, costs.training, strict=True))
@@ -88,7 +86,11 @@ def cost(steps: int, grows_at: Sequence[int], costs: Costs) -> float:
 
 
 def steps_within(
-    budget: float, costs: Costs, growths: Sequence[Growth] = (), steps_per_epoch: float = math.inf
+    budget: float,
+    costs: Costs,
+    every: int,
+    growths: Sequence[Growth] = (),
+    steps_per_epoch: float = math.inf,
 ) -> int:
     """The most optimizer steps of a run that costs no more than the budget of FLOPs.
 
@@ -98,7 +100,7 @@ def steps_within(
 
     def exceeds(steps: int) -> bool:
         try:
-            return cost(steps, moments(steps, growths, steps_per_epoch), costs) > budget
+            return cost(steps, moments(steps, growths, steps_per_epoch), costs, every) > budget
         except ValueError:  # the growths do not fit into so many steps
             return steps * min(costs.training) > budget
 
@@ -111,9 +113,8 @@ def steps_within(
         low, high = (low, middle) if exceeds(middle) else (middle, high)
     if low == 0:
         raise ValueError(
-            f"a budget of {budget:.3g} FLOPs does not pay for an optimizer step and its "
-            f"validation, {cost(1, moments(1, growths, steps_per_epoch), costs):.3g} FLOPs; train "
-            "longer"
+            f"a budget of {budget:.3g} FLOPs does not pay for a step of training, "
+            f"{costs.training[0]:.3g}, and its validation, {costs.evaluation[0]:.3g}; train longer"
         )
     moments(low, growths, steps_per_epoch)  # raises where the growths have no room
     return low

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 
@@ -30,6 +30,9 @@ from lightning_ligo.trial import (
 FRONTIER = (0.5, 1.0, 2.0)
 """Shares of the budget at which the large network is trained from scratch, each to its end."""
 
+VALIDATIONS = 20
+"""Of the run of the configuration itself; all others are validated after as many steps each."""
+
 
 # Rehearsals ---------------------------------------------------------------------------------------
 
@@ -40,14 +43,15 @@ def rehearsal(recipe: Recipe, method: str) -> Trial:
     grows_at = [1 + number * apart for number in range(len(recipe.growths))]
     steps = grows_at[-1] + apart
     learning = 1 if recipe.learning_steps(method) else None
-    return Trial(method, 0, None, 0, steps, recipe.grown(method, grows_at, steps, learning))
+    config = recipe.grown(method, grows_at, steps, every=1, learning_steps=learning)
+    return Trial(method, 0, None, 0, steps, config)
 
 
 def costs_of(recipe: Recipe, method: str, result: Result) -> Costs:
     """What the parts of a run by this method cost, as its rehearsal has measured them."""
     bounds = [0, *result.grew_at, result.steps]
     trained = [last - first for first, last in pairwise(bounds)]
-    validated = passes(result.steps, result.grew_at)
+    validated = passes(result.steps, result.grew_at, every=1)
     return Costs(
         training=_each(result.training, trained),
         evaluation=_each(result.evaluation, validated),
@@ -68,6 +72,7 @@ class Budget:
 
     flops: float
     costs: dict[str, Costs]  # of every method
+    every: int  # the steps from one validation to the next, in every run
     steps_per_epoch: float
 
 
@@ -78,8 +83,9 @@ def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -
         ValueError: for a run without a known end, and for growths that are not within it.
     """
     steps = recipe.steps(steps_per_epoch)
-    flops = cost(steps, moments(steps, recipe.growths, steps_per_epoch), costs[recipe.method])
-    return Budget(flops, costs, steps_per_epoch)
+    every = math.ceil(steps / VALIDATIONS)
+    grows_at = moments(steps, recipe.growths, steps_per_epoch)
+    return Budget(cost(steps, grows_at, costs[recipe.method], every), costs, every, steps_per_epoch)
 
 
 def trials_of(
@@ -97,20 +103,20 @@ def trials_of(
     Raises:
         ValueError: for a budget that is too small, and a method that has no room to let parts in.
     """
-    some = budget.costs[recipe.method]
+    some, every = budget.costs[recipe.method], budget.every
     last = len(recipe.networks) - 1
     runs = []
     for share in FRONTIER:
-        steps = steps_within(share * budget.flops, some.of(last))
-        runs.append((SCRATCH, share, steps, recipe.plain(last, steps)))
-    steps = steps_within(budget.flops, some.of(0))
-    runs.append((SMALL_ONLY, 1.0, steps, recipe.plain(0, steps)))
+        steps = steps_within(share * budget.flops, some.of(last), every)
+        runs.append((SCRATCH, share, steps, recipe.plain(last, steps, every)))
+    steps = steps_within(budget.flops, some.of(0), every)
+    runs.append((SMALL_ONLY, 1.0, steps, recipe.plain(0, steps, every)))
     for name in methods:
         growths, epoch = recipe.growths, budget.steps_per_epoch
-        steps = steps_within(budget.flops, budget.costs[name], growths, epoch)
+        steps = steps_within(budget.flops, budget.costs[name], every, growths, epoch)
         grows_at = moments(steps, growths, epoch)
         check_room(method_named(name).ramp, name, grows_at, steps)
-        runs.append((name, 1.0, steps, recipe.grown(name, grows_at, steps)))
+        runs.append((name, 1.0, steps, recipe.grown(name, grows_at, steps, every)))
     return [
         Trial(name, share, rate, number, steps, seeded(config, number, rate))
         for name, share, steps, config in runs
@@ -136,7 +142,7 @@ def run_all(
     """
     results: dict[Trial, Result] = {}
     failures: dict[Trial, str] = {}
-    waiting, running = [], dict[int, tuple[Trial, subprocess.Popen[bytes]]]()
+    waiting, running = [], dict[int, tuple[Trial, BaseProcess]]()
     for trial in trials:
         result = finished(trial, out)
         if result is None:
@@ -151,19 +157,19 @@ def run_all(
                 running[slot] = trial, start(trial, out, slot % devices if devices else None)
             time.sleep(0.1)
             for slot, (trial, process) in list(running.items()):
-                if process.poll() is None:
+                if process.is_alive():
                     continue
                 del running[slot]
                 result = finished(trial, out)
                 if result is None:
-                    failures[trial] = failure(trial, out)
+                    failures[trial] = failure(trial, out, process.exitcode)
                 else:
                     results[trial] = result
                 done(trial)
     finally:
         for _, process in running.values():
             process.terminate()
-            process.wait()
+            process.join()
     return results, failures
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
+import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
 )
 
-from lightning_ligo.budget import interval
 from lightning_ligo.callbacks.curve import CurveCallback
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.callbacks.report import write_whole
@@ -176,9 +177,22 @@ class Recipe:
         return int(min(limits))
 
     def grown(
-        self, method: str, grows_at: Sequence[int], steps: int, learning_steps: int | None = None
+        self,
+        method: str,
+        grows_at: Sequence[int],
+        steps: int,
+        every: int,
+        learning_steps: int | None = None,
     ) -> dict[str, Any]:
-        """Grow by a method at these steps; learn the operator for its own steps, or for others."""
+        """Grow by a method at these steps.
+
+        Args:
+            method: its name.
+            grows_at: the steps of the optimizer at which the run grows.
+            steps: of the optimizer, in all.
+            every: the steps from one validation to the next.
+            learning_steps: of the operator; those of the method by default.
+        """
         growing = copy.deepcopy(self.growing)
         options = growing["init_args"]
         for growth, step in zip(options["growths"], grows_at, strict=True):
@@ -188,17 +202,17 @@ class Recipe:
         if learning_steps is not None:
             options["steps"] = learning_steps
         options["monitor"] = self.monitor
-        return self._with([growing], steps)
+        return self._with([growing], steps, every)
 
-    def plain(self, size: int, steps: int) -> dict[str, Any]:
-        """Train the network of that size from the first step to the last."""
+    def plain(self, size: int, steps: int, every: int) -> dict[str, Any]:
+        """Train the network of that size from the first step to the last, and validate it."""
         kind = f"{CurveCallback.__module__}.{CurveCallback.__qualname__}"
         noting = {"class_path": kind, "init_args": {"monitor": self.monitor}}
-        config = self._with([noting], steps)
+        config = self._with([noting], steps, every)
         config["model"]["init_args"][self.attribute] = self.networks[size]
         return config
 
-    def _with(self, callbacks: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    def _with(self, callbacks: list[dict[str, Any]], steps: int, every: int) -> dict[str, Any]:
         config = copy.deepcopy(self.config)
         accumulate = config["trainer"].get("accumulate_grad_batches") or 1
         config["trainer"] |= QUIET | {
@@ -210,7 +224,7 @@ class Recipe:
             "max_time": None,
             "fast_dev_run": False,
             "check_val_every_n_epoch": None,
-            "val_check_interval": interval(steps) * accumulate,
+            "val_check_interval": every * accumulate,
         }
         return config
 
@@ -270,32 +284,46 @@ def finished(trial: Trial, out: Path) -> Result | None:
     return Result(**facts | {"curve": [Point(*point) for point in facts["curve"]]})
 
 
-def start(trial: Trial, out: Path, device: int | None) -> subprocess.Popen[bytes]:
+def start(trial: Trial, out: Path, device: int | None) -> BaseProcess:
     """Run the trial in a process of its own, on one CUDA device or on what it is configured for."""
     folder = out / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(trial.config)
     config["trainer"]["default_root_dir"] = str(folder)
     (folder / "fit.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    facts = {name: value for name, value in asdict(trial).items() if name != "config"}
-    (folder / "trial.json").write_text(json.dumps(facts, indent=2) + "\n")
-    environment = dict(os.environ)
-    if device is not None:
-        seen = environment.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen else [str(n) for n in range(torch.cuda.device_count())]
-        environment["CUDA_VISIBLE_DEVICES"] = names[device % len(names)]
+    process = _processes().Process(target=_run_alone, args=(folder, device))
+    process.start()
+    return process
+
+
+@functools.cache
+def _processes() -> Any:
+    """Processes that begin with all imports done, where the system can do that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _run_alone(folder: Path, device: int | None) -> None:
+    """In the new process: all that is printed goes to a file."""
     with open(folder / "log.txt", "wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lightning_ligo.trial", str(folder)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.argv = sys.argv[:1]  # the words of the comparison are none of the run
+    if device is not None:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[device] if seen else str(device)
+    run(folder)
 
 
-def failure(trial: Trial, out: Path) -> str:
+def failure(trial: Trial, out: Path, status: int | None) -> str:
     """The last line that a trial which failed has printed."""
     log = out / trial.name / "log.txt"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1].strip() if lines else 'it printed nothing'} ({log})"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'it printed nothing'} (exit status {status}, {log})"
 
 
 def run(folder: Path) -> Result:
@@ -324,8 +352,3 @@ def _plain(point: Point) -> Point:
     """JSON has no infinity: a metric that is no number has no value."""
     known = point.metric is not None and math.isfinite(point.metric)
     return point if known else point._replace(metric=None)
-
-
-if __name__ == "__main__":
-    path = Path(sys.argv.pop())
-    run(path)
