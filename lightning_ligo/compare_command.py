@@ -61,9 +61,9 @@ The same seed means the same data order and the same first weights; it is the co
 seed_everything, and seed of GrowthCallback and data, plus 0, 1, ... Every method, and {SCRATCH}, is
 trained at all learning rates, which take the place of the model's learning_rate, and is judged by
 the one with the lowest mean loss at the end. What GrowthCallback says of steps and learning_rate is
-for its own method. The run of the configuration is validated {VALIDATIONS} times, all others as
-often for as many steps; loggers, checkpoints and early stopping are left out. The metric is the
-monitor of GrowthCallback, or of a checkpoint; a loss.
+for its own method. The run of the configuration is validated {VALIDATIONS} times, all others after
+as many steps each; loggers, checkpoints and early stopping are left out. The metric is the monitor
+of GrowthCallback, or of a checkpoint; a loss, above 0 and better the lower it is.
 
 FOLDER gets compare.json, compare.md and compare.png: the loss of every method, what it spent, and
 what it saves against scratch, all counted and with the small network for free. The exit status is 1

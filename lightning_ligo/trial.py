@@ -23,6 +23,8 @@ from lightning.pytorch.callbacks import (
     DeviceStatsMonitor,
     EarlyStopping,
     LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
 )
 
 from lightning_ligo.callbacks.curve import CurveCallback
@@ -38,7 +40,14 @@ from lightning_ligo.schedule import Growth
 SCRATCH, SMALL_ONLY = "scratch", "small-only"
 """The large network from the start, and the small one to the end: runs that do not grow."""
 
-LEFT_OUT = (Checkpoint, EarlyStopping, LearningRateMonitor, DeviceStatsMonitor)
+LEFT_OUT = (
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+)
 """Callbacks that write, that need a logger, or that end a run before its schedule is complete."""
 
 

@@ -24,7 +24,6 @@ from lightning_ligo.compare import (
 )
 from lightning_ligo.compare_command import _configuration
 from lightning_ligo.compare_report import Comparison, facts, markdown, parts, plot, rows
-from lightning_ligo.frontier import Saving
 from lightning_ligo.trial import Recipe, Result, Trial
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "digits_vit.yaml"
@@ -79,14 +78,14 @@ def test_all_methods_have_the_same_budget_and_complete_schedules(recipe):
         ("scratch", 2.0): 7448 // 4,
         ("small-only", 1.0): 7448,
         ("ligo", 1.0): 1140,
-        ("lemon", 1.0): 1433,  # 573 of 1 and 860 of 8; one more step would be 7461
+        ("lemon", 1.0): 1431,  # 572 of 1 and 859 of 8 are 7444; one more step would be 7452
     }
     for trial in trials:
         assert trial.config["trainer"]["max_steps"] == trial.steps
         assert trial.config["trainer"]["val_check_interval"] == 57
     (lemon,) = (trial for trial in trials if trial.method == "lemon")
     (growth,) = lemon.config["trainer"]["callbacks"][-1]["init_args"]["growths"]
-    assert growth["step"] == 573  # 40 % of its own steps
+    assert growth["step"] == 572  # 40 % of its own steps
 
 
 def test_every_run_has_all_rates_and_the_same_seeds_and_data(recipe):
@@ -118,7 +117,7 @@ def test_a_rehearsal_grows_at_once_and_tells_what_each_part_costs(recipe):
     done = Result(2, [1], [3, 20], [5, 60], 7, [], 19, "cpu")  # large is validated twice
     assert costs_of(recipe, "ligo", done) == Costs((3, 20), (5, 30), 700)
     trial = rehearsal(recipe, "msg")
-    assert trial.steps == 202 and trial.config["trainer"]["max_steps"] == 202
+    assert trial.steps == 1 + 101 == trial.config["trainer"]["max_steps"]
 
 
 class Process:
@@ -160,11 +159,8 @@ def test_a_run_that_fails_loses_no_other_and_what_is_finished_is_kept(tmp_path, 
 
 
 def test_the_rate_with_the_best_mean_is_taken_and_an_incomplete_one_is_not():
-    losses = {(0.1, 0): 1.0, (0.1, 1): 3.0, (0.2, 0): 1.8, (0.2, 1): 1.8, (0.3, 0): 0.1}
-    results = {
-        Trial("lemon", 1.0, rate, seed, 2, {}): result(loss)
-        for (rate, seed), loss in losses.items()
-    }
+    runs = [(0.1, 0, 1.0), (0.1, 1, 3.0), (0.2, 0, 1.8), (0.2, 1, 1.8), (0.3, 0, 0.1)]
+    results = {Trial("lemon", 1.0, rate, seed, 2, {}): result(loss) for rate, seed, loss in runs}
     (best,) = entries_of(results, seeds=2)
     assert (best.rate, best.losses, best.loss) == (0.2, [1.8, 1.8], 1.8)
     assert best.tried == ((0.1, 2.0), (0.2, 1.8))
@@ -232,7 +228,7 @@ def test_the_table_says_everything_of_every_method():
     ]  # fmt: skip
     assert table["lemon"] == [
         "own", "2", "2.0000 (1.0000 to 3.0000)", "1e+03", "100", "200", "600", "100", "+0.00 %",
-        "50 % (60 % to > 50 %)", "58 % (66 % to > 58 %)", "3",
+        "50 % (40 % to > 50 %)", "57 % (49 % to > 57 %)", "3",
     ]  # fmt: skip
     text = markdown(told)
     assert "| small-only | own | 2 | 5.1000 (5.0000 to 5.2000) |" in text
@@ -288,8 +284,8 @@ CUT_DOWN = ["--trainer.max_epochs", "1", "--trainer.callbacks.steps", "3",
 
 
 def test_a_method_that_cannot_grow_the_plan_is_refused_before_anything_trains(tmp_path):
-    words = ["--config", str(RECIPE), "--methods", "hypercloning", "--out", str(tmp_path)]
-    said = refused(*words, *CUT_DOWN)
+    method = ["--trainer.callbacks.method", "hypercloning"]
+    said = refused("--config", str(RECIPE), "--out", str(tmp_path), *method)
     assert "nothing was trained, as methods fail" in said
     assert "hypercloning: ValueError: growth 1" in said and "does not say how to deepen" in said
     assert all("rehearsal" in folder.name for folder in tmp_path.iterdir())
@@ -314,10 +310,9 @@ def test_digits_are_compared_from_end_to_end_and_once(tmp_path, monkeypatch, cap
         assert flops["all"] == spent
         one = step + of_vit(270, 64, 4, training=False)  # a step and its validation
         assert -one <= spent - share * found["budget"] <= 0, method
-        if method == "scratch":
-            assert flops["large"] % step == 0
-    assert entries["ligo", 1.0]["flops"]["all"] == found["budget"]
-    assert entries["ligo", 1.0]["flops"]["operator"] > 3 * step > 0
+        assert flops["large"] % step == 0
+        assert flops["small"] % of_vit(32, 32, 2, training=True) == 0
+    assert entries["ligo", 1.0]["flops"]["operator"] > 3 * step
     assert entries["lemon", 1.0]["flops"]["operator"] == 0
     assert entries["small-only", 1.0]["flops"]["large"] == 0
     for text in (printed, (tmp_path / "compare.md").read_text()):
@@ -334,7 +329,3 @@ def of_vit(images, width, depth, training):
     scores, patches = depth * 2 * 16**2 * width, 2 * 16 * 4 * width
     forward = weights + 2 * scores + patches
     return images * (3 * forward - patches + scores if training else forward)
-
-
-def test_a_bound_is_told_as_one():
-    assert str(Saving(0.4, ">")) == "> 40 %"
