@@ -31,8 +31,9 @@ Saved is 1 - FLOPs / FLOPs that {SCRATCH} needs for the same loss, between its r
 the budget, the logarithm of one linear in that of the other; where {SCRATCH} does not reach the
 loss it is a bound. All counted: the small network, the operator, the large network and all
 validations; small free: without what was spent before the last growth, as the paper counts. In
-parentheses: the least and the most over the seeds, each against {SCRATCH} of the same seed. Seconds are of training with its validations, beside the other runs that
-went at the same time."""
+parentheses: the least and the most over the seeds, each against {SCRATCH} of the same seed.
+
+Seconds are of training with its validations, beside other runs where several went at once."""
 
 HEADS = ("method", "rate", "steps", "loss", "FLOPs", "small", "operator", "large", "evaluation",
          "off budget", "saved, all counted", "saved, small free", "seconds")  # fmt: skip
