@@ -336,8 +336,17 @@ def failure(trial: Trial, out: Path, status: int | None) -> str:
 
 
 def run(folder: Path) -> Result:
-    """Run the trial of a folder, and write what it did into it."""
+    """Run the trial of a folder, and write what it did into it.
+
+    Raises:
+        RuntimeError: for a run that something has ended before its last step.
+    """
     trainer = GrowthCLI(["fit", "--config", str(folder / "fit.yaml")]).trainer
+    if trainer.global_step != trainer.max_steps:
+        raise RuntimeError(
+            f"the run ended after {trainer.global_step} of {trainer.max_steps} optimizer steps, "
+            "and its schedule is not complete; leave out what stops it"
+        )
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     (noting,) = (each for each in callbacks if isinstance(each, (GrowthCallback, CurveCallback)))
     spending, device = noting.spending, trainer.strategy.root_device
