@@ -92,6 +92,7 @@ def _silence(trainer: Trainer, stack: ExitStack) -> None:
            ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")},
     )  # fmt: skip
     hold(trainer.state)
+    hold(trainer.strategy, _model=trainer.lightning_module)  # no DDP, which counts its backwards
     hold(trainer)
     trainer.loggers = [_Silent(trainer.log_dir) for _ in trainer.loggers]
     trainer.callbacks = [_mute(each) for each in trainer.callbacks]  # type: ignore[attr-defined]

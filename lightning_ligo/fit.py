@@ -65,13 +65,15 @@ def fit(
     learning_rate: float,
     warmup: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    average: Callable[[Tensor], Tensor] | None = None,
 ) -> Fit:
     """Minimise ``loss(large, batch)`` over the operator's coefficients.
 
     The parameters of ``large`` are replaced by the generated ones while the loss is computed, and
     are themselves never changed; the small weights are fixed. AdamW (0.9, 0.95) without decay,
     gradients clipped to norm 1, the rate rising over ``warmup`` steps and then falling linearly to
-    zero. ``on_step(step, loss)`` is called after every step, from 1.
+    zero. ``on_step(step, loss)`` is called after every step, from 1. Where several processes learn
+    one operator, each on batches of its own, ``average`` takes a tensor to its mean over them.
 
     Raises:
         FloatingPointError: if the loss is not finite; the operator is then of no use, all else is
@@ -97,6 +99,9 @@ def fit(
                 f"the batches ended after {step} of {steps} steps; give an iterator that goes on"
             ) from None
         value, found = gradients(operator, large, loss, data, coefficients)
+        if average is not None:
+            value = average(value)
+            found = tuple(gradient if gradient is None else average(gradient) for gradient in found)
         losses.append(float(value))
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(

@@ -59,6 +59,7 @@ class StepFlops:
         self.totals: list[int] = []  # for every size
         self._kinds: list[dict[str, int]] = []  # for every size: kind of batch -> operations
         self._running: tuple[FlopCounterMode, int, str] | None = None
+        self.ranks = 1  # processes that do the same, each on batches of its own
 
     def start(self, batch: Any, size: int) -> None:
         """Just before a batch is used by the network of that size."""
@@ -67,9 +68,9 @@ class StepFlops:
             self._kinds.append({})
         kinds, kind = self._kinds[size], kind_of(batch)
         if kind in kinds:
-            self.totals[size] += kinds[kind]
+            self.totals[size] += self.ranks * kinds[kind]
         elif len(kinds) >= MOST:
-            self.totals[size] += sum(kinds.values()) // len(kinds)
+            self.totals[size] += self.ranks * sum(kinds.values()) // len(kinds)
         else:
             counter = flop_counter()
             counter.__enter__()
@@ -81,12 +82,12 @@ class StepFlops:
             (counter, size, kind), self._running = self._running, None
             counter.__exit__(None, None, None)
             self._kinds[size][kind] = counter.get_total_flops()
-            self.totals[size] += self._kinds[size][kind]
+            self.totals[size] += self.ranks * self._kinds[size][kind]
 
     def abort(self) -> None:
         """Stop without counting, as the step failed."""
         if self._running is not None:
-            (counter, _, _), self._running = self._running, None
+            (counter, *_), self._running = self._running, None
             counter.__exit__(None, None, None)
 
     def state_dict(self) -> dict[str, Any]:

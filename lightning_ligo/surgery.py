@@ -6,12 +6,14 @@ schedulers stay the objects they were; what changes are the parameters in their 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Adagrad, Optimizer
 
@@ -64,14 +66,48 @@ def swap(
             }
         carried += len(states)
     _fill_groups(trainer, pl_module, groups, outer)
+    _wrap_again(trainer, pl_module)
     for parameter in grown.values():
         parameter.grad = None
     pl_module._metric_attributes = None  # the names of torchmetrics, which Lightning caches
     check_every_parameter_once(trainer, pl_module)
+    check_ranks_are_alike(trainer, pl_module)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelSummary):
             callback.on_fit_start(trainer, pl_module)
     return carried
+
+
+def _wrap_again(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Let DDP reduce the gradients of the parameters that there are now; rank 0's are for all."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = pl_module  # the old wrapper, and its buckets, are freed
+        strategy._pl_static_graph_delay_done = False
+        strategy.configure_ddp()
+
+
+def check_ranks_are_alike(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Assert that all ranks hold the same parameters and buffers, by a hash of them.
+
+    Raises:
+        RuntimeError: naming the ranks that differ from rank 0.
+    """
+    if trainer.world_size == 1:
+        return
+    digest = hashlib.sha256()
+    for name, tensor in sorted(pl_module.state_dict().items()):
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + raw.numpy().tobytes())
+    mine = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+    every = trainer.strategy.all_gather(mine.to(trainer.strategy.root_device))
+    differ = [str(rank) for rank, theirs in enumerate(every) if not torch.equal(theirs, every[0])]
+    if differ:
+        raise RuntimeError(
+            f"after the growth at step {trainer.global_step} the weights of ranks "
+            f"{', '.join(differ)} are not those of rank 0, so the run would train several "
+            "networks; look for randomness that is not seeded, in the network's constructor"
+        )
 
 
 def set_network(pl_module: LightningModule, attribute: str, network: nn.Module) -> None:
@@ -83,6 +119,8 @@ def set_network(pl_module: LightningModule, attribute: str, network: nn.Module) 
 def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Parents) -> nn.Module:
     """Make `large` like `small`: device, dtypes, what is frozen, and what is in evaluation mode."""
     inner = dict(small.named_parameters())
+    synced = getattr(trainer.strategy, "_layer_sync", None)
+    large = synced.apply(large) if synced is not None else large
     large = trainer.precision_plugin.convert_module(large).to(trainer.strategy.root_device)
     for name, parameter in large.named_parameters():
         parent = inner[parents[name][0]]

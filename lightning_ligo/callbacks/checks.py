@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import nn
 
 from lightning_ligo.axes import OUTPUT
@@ -27,10 +27,18 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
     Raises:
         ValueError: naming what was found.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+    strategy = trainer.strategy
+    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not known or isinstance(strategy, DeepSpeedStrategy):
         raise ValueError(
-            f"growth under {type(trainer.strategy).__name__} is not supported yet; train on one "
-            "device: Trainer(devices=1, strategy='auto')"
+            f"growth under {type(strategy).__name__} is not supported; train with strategy='ddp' "
+            "or on one device, or grow between two runs with lightning_ligo.grow"
+        )
+    if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+        raise ValueError(
+            f"the processes of the DDPStrategy are made by {strategy._start_method}, and the one "
+            "that makes them, which goes on after fit, would be left with the small network; use "
+            "strategy='ddp'"
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     count = sum(isinstance(callback, growing) for callback in callbacks)

@@ -24,7 +24,7 @@ class CurveCallback(Callback):
         self.spending = Spending()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.spending.begin()
+        self.spending.begin(trainer.world_size)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

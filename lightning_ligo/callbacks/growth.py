@@ -194,7 +194,7 @@ class GrowthCallback(Callback):
                 self._larger.append(build(description, device="meta"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.spending.begin()
+        self.spending.begin(trainer.world_size)
         size = self._size(pl_module)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
@@ -311,14 +311,13 @@ class GrowthCallback(Callback):
             self._measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir  # all ranks agree on it
         if not self._records or not trainer.is_global_zero:
             return
         metrics = self._measured[1] if self._measured else {}
         spent = self.spending.training.totals
         report = growth_report(self._records, spent, metrics, _checkpoint(trainer))
-        into = trainer.log_dir or trainer.default_root_dir
-        folder = write_report(report, self.spending.curve, into)
-        show_report(report, folder)
+        show_report(report, write_report(report, self.spending.curve, folder))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
         self.spending.abort()
@@ -440,8 +439,10 @@ class GrowthCallback(Callback):
                 learning_rate=self.learning_rate,
                 warmup=min(self.method.warmup, self.steps // 2),
                 on_step=on_step,
+                average=functools.partial(trainer.strategy.reduce, reduce_op="mean"),
             )
-        return learned.losses, counter.get_total_flops() * self.steps
+        flops = counter.get_total_flops() * self.steps * trainer.world_size
+        return learned.losses, flops
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The validation metrics of the network as it is, from the last validation if it was."""

@@ -32,8 +32,9 @@ class Spending:
         self.curve: list[Point] = []
         self._began: float | None = None
 
-    def begin(self) -> None:
-        """At the start of training, or where a run goes on from a checkpoint."""
+    def begin(self, ranks: int) -> None:
+        """At the start of training, or where a run goes on from a checkpoint, on so many ranks."""
+        self.training.ranks = self.evaluation.ranks = ranks
         self._began = time.monotonic() - (self.curve[-1].seconds if self.curve else 0.0)
 
     def grew(self, step: int, operator: int) -> None:

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_ligo.callbacks import GrowthCallback
@@ -128,10 +128,19 @@ def test_an_override_that_does_not_fit(tmp_path, override, message):
     assert module.calls == 0
 
 
-def test_a_strategy_that_is_not_supported_yet(tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (FSDPStrategy, "growth under FSDPStrategy is not supported; train with strategy='ddp'"),
+        (DeepSpeedStrategy, "growth under DeepSpeedStrategy is not supported; train with"),
+        (DDPStrategy, "processes of the DDPStrategy are made by fork, and the one that makes them"),
+    ],
+)
+def test_a_strategy_that_is_not_supported(tmp_path, strategy, message):
     run = trainer(tmp_path, callback())
-    run.strategy.__class__ = DDPStrategy  # a real one would start processes
-    with pytest.raises(ValueError, match="growth under DDPStrategy is not supported yet; train on"):
+    run.strategy.__class__ = strategy  # a real one would start processes
+    run.strategy._start_method = "fork"
+    with pytest.raises(ValueError, match=message):
         run.callbacks[0].on_fit_start(run, plain())
 
 
