@@ -1,4 +1,4 @@
-import torch
+import os
 
 # The networks of the tests are so small that a second thread costs more than it gives.
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that tests start
