@@ -228,7 +228,9 @@ def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
         if number and source == (number - 1) * small // large:
             continue  # a new layer
         names = row.small_names[source], name
-        if _constants(traced[0], names[0]) != _constants(traced[1], names[1]):
+        here = _constants(traced[0], names[0])
+        after = source == small - 1 and here == _constants(traced[1], row.large_names[-1])
+        if here != _constants(traced[1], names[1]) and not after:  # what follows the last layer
             return names
     return None
 
