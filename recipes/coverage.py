@@ -11,7 +11,8 @@ the same kernels, and with heads and groups no fewer and no narrower. Each netwo
 the next larger one; pairs of the same shapes are run once. The families of Hugging Face are those
 of `recipes/families.py`.
 
-Every result is a line of `runs/coverage/results.jsonl`, and of the table in
+Networks of which the large one has over 100 million parameters are paired on the meta device, those of
+which the small one has, for small images where the family allows it. Every result is a line of `runs/coverage/results.jsonl`, and of the table in
 `runs/coverage/coverage.md`.
 """
 
@@ -44,7 +45,7 @@ REAL = 100_000_000  # parameters; a large network with more is paired on the met
 PROVED = 700_000_000  # parameters; a small network with more, too, and not proved
 CLASSES = 1000
 SHARE = 40  # pairs that a process runs before it makes room for another one
-PIXELS = (64, 128)  # images of networks that take any size
+PIXELS = (64, 112, 128)  # images of networks that take any size, or can be built for these
 
 
 @dataclass(frozen=True)
@@ -177,38 +178,46 @@ def _longer(large: list[tuple[int, ...]], small: list[tuple[int, ...]]) -> bool:
 # Networks ---------------------------------------------------------------------------------------
 
 
-def timm_network(name: str, device: str = "cpu") -> nn.Module:
+def timm_network(name: str, device: str = "cpu", **options: Any) -> nn.Module:
     """A network with random weights and a classifier, also where timm's has none."""
+    options |= {"pretrained": False, "num_classes": CLASSES}
     try:
         with torch.device(device):
-            return timm.create_model(name, pretrained=False, num_classes=CLASSES)
+            return timm.create_model(name, **options)
     except (NotImplementedError, RuntimeError):  # its constructor reads values
-        return timm.create_model(name, pretrained=False, num_classes=CLASSES).to(device)
+        return timm.create_model(name, **options).to(device)
 
 
-def _networks(pair: Pair, device: str) -> tuple[nn.Module, nn.Module]:
+def _networks(pair: Pair, device: str, **options: Any) -> tuple[nn.Module, nn.Module]:
     if pair.source == "timm":
-        return timm_network(pair.small, device), timm_network(pair.large, device)
+        names = (pair.small, pair.large)
+        small, large = (timm_network(name, device, **options) for name in names)
+        return small, large
     with torch.device(device):
         family = FAMILIES[pair.module]
         return family.build("small"), family.build("large")
 
 
-def _inputs(pair: Pair, small: nn.Module) -> dict[str, Tensor]:
-    """A random input: an image as small as the network takes, which is on the meta device."""
-    generator = torch.Generator().manual_seed(0)
-    if pair.source == "hf":
-        return FAMILIES[pair.module].inputs()
+def _inputs(pair: Pair, small: nn.Module) -> tuple[dict[str, Any], Tensor]:
+    """What to build the networks with, and an image as small as they then take.
+
+    ``small`` is on the meta device. Networks that are costly to prove are built for smaller images
+    where their family allows it.
+    """
     channels, height, width = small.pretrained_cfg["input_size"]
+    costly = sum(p.numel() for p in small.parameters()) > REAL
     for pixels in sorted({*(min(size, height) for size in PIXELS), height}):
-        images = torch.randn(1, channels, pixels, width * pixels // height, generator=generator)
-        try:
-            with torch.no_grad():
-                small(images.to("meta"))
-        except (RuntimeError, AssertionError, ValueError):
-            continue
-        break
-    return {"x": images}
+        images = torch.empty(1, channels, pixels, width * pixels // height, device="meta")
+        for options in ({}, {"img_size": pixels}) if costly else ({},):
+            try:
+                with torch.no_grad():
+                    for network in _networks(pair, "meta", **options) if options else (small,):
+                        network.eval()(images)
+            except Exception:  # every family refuses what it cannot take in its own way
+                continue
+            generator = torch.Generator().manual_seed(0)
+            return options, torch.randn(images.shape, generator=generator)
+    raise ValueError(f"{pair.small} takes no image of {height} pixels")
 
 
 # One pair ---------------------------------------------------------------------------------------
@@ -222,11 +231,16 @@ def run(pair: Pair) -> Result:
         small, large = _networks(pair, "meta")
         sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
         result.parameters = (sizes[0], sizes[1])
-        inputs = _inputs(pair, small.eval())
-        if pair.source == "hf" or sizes[1] <= REAL:
-            small, large = _networks(pair, "cpu")
-        elif sizes[0] <= PROVED:
-            small = timm_network(pair.small)
+        options: dict[str, Any] = {}
+        if pair.source == "hf":
+            inputs = FAMILIES[pair.module].inputs()
+        else:
+            options, images = _inputs(pair, small.eval())
+            inputs = {"x": images}
+        real = pair.source == "hf" or sizes[1] <= REAL
+        small, large = _networks(pair, "cpu" if real else "meta", **options)
+        if not real and sizes[0] <= PROVED:
+            small = timm_network(pair.small, **options)
         small, large = small.eval(), large.eval()
         torch.manual_seed(0)
         start = time.perf_counter()
