@@ -11,9 +11,9 @@ the same kernels, and with heads and groups no fewer and no narrower. Each netwo
 the next larger one; pairs of the same shapes are run once. The families of Hugging Face are those
 of `recipes/families.py`.
 
-Networks of which the large one has over 100 million parameters are paired on the meta device, those of
-which the small one has, for small images where the family allows it. Every result is a line of `runs/coverage/results.jsonl`, and of the table in
-`runs/coverage/coverage.md`.
+Networks of which the large one has over 100 million parameters are paired on the meta device, those
+of which the small one has, for small images where the family allows it. Every result is a line of
+`runs/coverage/results.jsonl`, and of the table in `runs/coverage/coverage.md`.
 """
 
 from __future__ import annotations

@@ -27,10 +27,12 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
         bend(ledger.dims(tensors[0]))
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
     bends = name not in LINEAR and len(moving) == 1
-    ledger.curve(out, name if bends and name not in IDEMPOTENT else None)
+    gates = name in ("mul", "div") and len(moving) > 1
+    curves = bends and name not in IDEMPOTENT
+    ledger.curve(out, "a product of activations" if gates else name if curves else None)
     if bends:
         ledger.compute((), [name])
-    if name in ("mul", "div") and len(moving) > 1:
+    if gates:
         for first, second in zip(*(ledger.dims(tensor)[::-1] for tensor in moving), strict=False):
             bend([first if any(item.flow for item in second) else []])
     numbers = [number for arg in args[:2] if (number := _number(ledger, arg))]
