@@ -158,6 +158,46 @@ def test_layers_of_a_list_that_do_unlike_things_are_no_stack():
     assert grown(Listed, 3, 5) == (pytest.approx(0, abs=1e-12), ())
 
 
+def test_a_norm_at_the_end_of_a_branch_writes_by_its_gain_and_its_shift():
+    """As in Swin V2."""
+
+    class Block(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.one, self.norm = nn.Linear(8, 8), norm
+
+        def forward(self, x):
+            return x + self.norm(self.one(x).mT).mT
+
+    class Net(nn.Module):
+        def __init__(self, norm, depth):
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.blocks = nn.Sequential(*(Block(norm()) for _ in range(depth)))
+
+        def forward(self, x):
+            return self.head(self.blocks(self.stem(x)[:, None]))[:, 0]
+
+    norms = (
+        lambda: Last(nn.LayerNorm(8)), lambda: nn.BatchNorm1d(8), lambda: nn.GroupNorm(2, 8),
+        lambda: Last(nn.RMSNorm(8)),
+    )  # fmt: skip
+    for norm in norms:
+        change, inexact = grown(lambda depth, norm=norm: Net(norm, depth), 2, 5)
+        assert change < 1e-10 and inexact == (), norm()
+
+
+class Last(nn.Module):
+    """A norm over channels that stand before positions."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.mT).mT
+
+
 def gated(x):
     return x * torch.sigmoid(x.mean(-1, keepdim=True))
 

@@ -55,9 +55,9 @@ def writers(
             ledger.add(moving)
         return union
     if name in NORMS:  # gain and shift, or what was normed where there are none
-        return _union(ledger, [t for t in args[1:3] if isinstance(t, Tensor)]) or _union(
-            ledger, moving
-        )
+        first = 2 if isinstance(args[1], (list, tuple)) else 1  # behind the shape of a layer norm
+        affine = [t for t in args[first : first + 2] if isinstance(t, Tensor)]
+        return _union(ledger, affine) or _union(ledger, moving)
     if name in PRODUCTS and fixed and moving:
         return _union(ledger, fixed)
     if not known and moving and (own := _union(ledger, fixed) & ledger.shapes.keys()):
