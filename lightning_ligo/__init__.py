@@ -4,6 +4,7 @@ from lightning_ligo.axes import Axes, Axis
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.checkpoint import rebuild
 from lightning_ligo.cost import Cost, estimate
+from lightning_ligo.decision import Plateau, Slope
 from lightning_ligo.fit import Fit, fit, grow
 from lightning_ligo.growth import Operator
 from lightning_ligo.method import Depth, Method, Width
@@ -34,8 +35,10 @@ __all__ = [
     "Method",
     "Operator",
     "Plan",
+    "Plateau",
     "Ramp",
     "Rate",
+    "Slope",
     "Width",
     "build",
     "describe",

@@ -138,6 +138,13 @@ class Recipe:
                        GrowthCallback, *LEFT_OUT)]  # fmt: skip
         options = self.growing["init_args"]
         self.growths = [Growth(**growth) for growth in options["growths"]]
+        for number, growth in enumerate(self.growths, 1):
+            if growth.is_decided:
+                raise ValueError(
+                    f"growth {number} is due when the run decides it, and what every run of a "
+                    "comparison may spend is shared out before it begins; give the growth a step, "
+                    "an epoch or a fraction, such as one at which a run has decided it"
+                )
         self.method: str = options["method"]
         self.attribute: str = options["attribute"]
         self.monitor = _monitor(options["monitor"], callbacks)

@@ -40,7 +40,7 @@ def test_growths_that_are_done_are_not_checked_again():
 @pytest.mark.parametrize(
     ("when", "message"),
     [
-        ({}, "found none of them; give exactly one of step, epoch and fraction"),
+        ({}, "found none of them; give exactly one of step, epoch, .* flops and file"),
         ({"step": 1, "epoch": 1}, "found step=1, epoch=1; give exactly one"),
         ({"fraction": 0.0}, "give a fraction between 0 and 1"),
         ({"fraction": 1.0}, "give a fraction between 0 and 1"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -35,6 +35,7 @@ from lightning_ligo.callbacks.checks import (
     check_trainer,
     find_network,
 )
+from lightning_ligo.callbacks.deciding import Deciding, check_decisions
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
@@ -165,6 +166,7 @@ class GrowthCallback(Callback):
         self._examined = False
         self._ramping = Ramping(self.method.ramp)
         self._rates = Rates()
+        self._deciding = Deciding()
 
     # Before training ------------------------------------------------------------------------------
 
@@ -209,6 +211,8 @@ class GrowthCallback(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
+            check_decisions(trainer, self.growths, size)
+            self._deciding.begin(trainer, self.growths[size:])
             check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
 
     def _examine(
@@ -297,20 +301,39 @@ class GrowthCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        first, names = not self.spending.curve, validation_names(trainer)
-        if first and self.monitor is not None and self.monitor not in names:
-            raise ValueError(
-                f"the validation did not log the metric {self.monitor!r} that GrowthCallback "
-                f"monitors; it logged: {', '.join(names) or 'nothing'}"
-            )
+        size = self._size(pl_module)
+        if not self.spending.curve:
+            asked = {each.monitored.monitor for each in self.growths[size:] if each.monitored}
+            self._check_logged(trainer, asked | ({self.monitor} if self.monitor else set()))
         if not trainer.sanity_checking:
-            self._note(trainer, validation_metrics(trainer))
+            metrics = validation_metrics(trainer)
+            self._note(trainer, metrics)
+            rule = self.growths[size].monitored if size in self.due else None
+            if rule is not None and rule.monitor in metrics:
+                value, spent = metrics[rule.monitor], self.spending.curve[-1].training
+                self._deciding.watch(trainer, self.growths[size], value, spent)
+
+    def _check_logged(self, trainer: Trainer, asked: set[str]) -> None:
+        names = validation_names(trainer)
+        for name in sorted(asked):
+            if name not in names:
+                raise ValueError(
+                    f"the validation did not log the metric {name!r} that GrowthCallback "
+                    f"monitors; it logged: {', '.join(names) or 'nothing'}"
+                )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._records:
             self._measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        size = self._size(pl_module)
+        if size in self.due and self.growths[size].is_decided:
+            rank_zero_warn(
+                f"The run has ended before growth {size + 1} of {len(self.growths)}, at "
+                f"{self.growths[size].when}: {self._deciding.verdict.why}"
+                + (", decided by the last one" if self._deciding.verdict.due else "")
+            )
         folder = trainer.log_dir or trainer.default_root_dir  # all ranks agree on it
         if not self._records or not trainer.is_global_zero:
             return
@@ -332,9 +355,11 @@ class GrowthCallback(Callback):
     # Growth ---------------------------------------------------------------------------------------
 
     def _is_due(self, trainer: Trainer, size: int) -> bool:
-        if size not in self.due:
+        if size not in self.due or self._ramping.is_running(trainer.global_step):
             return False
         growth, step = self.growths[size], self.due[size]
+        if growth.is_decided:
+            return self._deciding.is_due(trainer, growth, self.spending.total)
         if growth.epoch is not None:
             return trainer.current_epoch >= growth.epoch
         return step is not None and trainer.global_step >= step
@@ -366,13 +391,16 @@ class GrowthCallback(Callback):
         self._remember(pl_module, small)
         if ramp is not None:
             self._ramping.begin(ramp, trainer.global_step)
-        rate = self.growths[size].rate
+        growth = self.growths[size]
+        rate, why = growth.rate, self._deciding.verdict.why if growth.is_decided else growth.when
+        self._deciding.grew(trainer, growth)
         self._rates.begin(rate, trainer.global_step, large, operator)
         name = self._name(trainer, before)
         value, grown_value = before.get(name or ""), after.get(name or "")
         coefficients, steps = operator.coefficients, len(losses)
         self._records.append({
             "step": trainer.global_step,
+            "reason": why,
             "method": self.method.name,
             "parameters": {"small": _count(small), "large": _count(large)},
             "axes": {axis: list(lengths) for axis, lengths in plan.axes.items()},
@@ -508,11 +536,13 @@ class GrowthCallback(Callback):
         return {
             "records": list(self._records),
             "spending": self.spending.state_dict(),
+            "deciding": self._deciding.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._records = state_dict["records"]
         self.spending.load_state_dict(state_dict["spending"])
+        self._deciding.load_state_dict(state_dict["deciding"])
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -29,9 +29,13 @@ class Ramping:
         """
         return self._ramp is None and since is not None and step < since + self.steps
 
+    def is_running(self, step: int) -> bool:
+        """Whether parts are still to be let in at this step."""
+        return self._ramp is not None and step < self._since + self.steps
+
     def advance(self, step: int) -> None:
         """Let in as much as is due at this step."""
-        if self._ramp is not None and step < self._since + self.steps:
+        if self._ramp is not None and self.is_running(step):
             self._ramp.to((step - self._since) / self.steps)
         elif self._ramp is not None:
             self._ramp.end()

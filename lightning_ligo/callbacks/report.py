@@ -108,6 +108,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
     return [
         line("step", lambda g: f"{g['step']:,}"),
+        line("reason", lambda g: g["reason"]),
         line("method", lambda g: g["method"]),
         line("parameters", lambda g: _arrow(g["parameters"].values())),
         *(line(f"depth of {n}", lambda g, n=n: _arrow(g["stacks"].get(n))) for n in stacks),  # type: ignore[misc]

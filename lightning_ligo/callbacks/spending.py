@@ -32,6 +32,11 @@ class Spending:
         self.curve: list[Point] = []
         self._began: float | None = None
 
+    @property
+    def total(self) -> int:
+        """FLOPs of all that was done: training, learning operators, and validations."""
+        return sum(self.training.totals) + self.operator + sum(self.evaluation.totals)
+
     def begin(self, ranks: int) -> None:
         """At the start of training, or where a run goes on from a checkpoint, on so many ranks."""
         self.training.ranks = self.evaluation.ranks = ranks

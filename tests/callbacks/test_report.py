@@ -15,6 +15,7 @@ from runs import LARGE, MIDDLE, fit, plain
 RECORDS = [
     {
         "step": 100 * number,
+        "reason": f"step {100 * number}",
         "method": "ligo",
         "parameters": {"small": 1000 * number, "large": 4000 * number},
         "axes": {"embed": [32, 64]},
