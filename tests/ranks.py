@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_ligo import METHODS, Growth, GrowthCallback
-from runs import BATCH, ITEMS, LARGE, MIDDLE, Plain, items, trainer
+from lightning_ligo import METHODS, Growth, GrowthCallback, Plateau
+from runs import BATCH, CLASSES, FEATURES, ITEMS, LARGE, MIDDLE, Plain, items, trainer
 
 RANKS = 2
 
@@ -41,10 +41,10 @@ class Even(Plain):
         return torch.optim.SGD(self.parameters(), self.rate, momentum=0.9)
 
 
-def fit(folder, module=None, *, ranks=RANKS, strategy=None, checkpoint=None, **options):
+def fit(folder, module=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **options):
     """Train a network that grows, on one process or on all; the module and its Trainer."""
     seed_everything(0)
-    module = Even() if module is None else module
+    module = module()
     settings = {name: options.pop(name) for name in ("method", "steps") if name in options}
     growths = options.pop("growths", [Growth(LARGE, step=4)])
     callback = GrowthCallback(growths, **settings)
@@ -93,6 +93,29 @@ def resumed(folder):
     return grown(folder, epochs=3, method="lemon", checkpoint=folder / "kept" / "end.ckpt")
 
 
+class Apart(Even):
+    """Every rank logs a metric of its own; one process logs their mean: 3, 2.5, 3.5, 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.validations = 0
+
+    def on_validation_epoch_end(self):
+        each = [(4.0, 2.0), (3.0, 2.0), (2.0, 5.0), (1.0, 5.0)][min(self.validations, 3)]
+        alone = self.trainer.world_size == 1
+        value = sum(each) / 2 if alone else each[self.global_rank]
+        self.log("apart", value, sync_dist=False)
+        self.validations += 1
+
+
+class Touch(Callback):
+    """Makes a file after three steps."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 3 and trainer.is_global_zero:
+            Path(trainer.default_root_dir, "now").touch()
+
+
 class Broken(Even):
     """Its loss is not a number on the last rank while the operator is learned."""
 
@@ -102,7 +125,7 @@ class Broken(Even):
         return loss * math.nan if large and self.global_rank == RANKS - 1 else loss
 
 
-def refused(folder, module=None, **options):
+def refused(folder, module=Even, **options):
     try:
         fit(folder, module, **options)
     except Exception as error:
@@ -110,12 +133,21 @@ def refused(folder, module=None, **options):
     return "nothing was refused"
 
 
+STEP = 2 * BATCH * (3 * (2 * 8 * 16 + 8 * CLASSES) + 2 * 8 * FEATURES)
+"""FLOPs of the small network on all ranks; nothing goes back to the features."""
 TWO = [Growth(MIDDLE, step=3), Growth(LARGE, step=7)]
 CASES = {
     "lemon": functools.partial(grown, method="lemon"),
     "ligo": functools.partial(grown, method="ligo", steps=5),
     "two growths": functools.partial(grown, method="lemon", growths=TWO),
     "ramp": functools.partial(grown, method=replace(METHODS["msg"], ramp=5)),
+    "plateau": functools.partial(
+        grown, module=Apart, method="lemon", val_check_interval=2,
+        growths=[Growth(LARGE, plateau=Plateau("apart", patience=1))]),
+    "flops": functools.partial(
+        grown, method="lemon", growths=[Growth(LARGE, flops=4 * STEP + 1)]),
+    "file": functools.partial(
+        grown, method="lemon", growths=[Growth(LARGE, file="now")], callbacks=[Touch()]),
     "accumulated": functools.partial(grown, method="lemon", accumulate_grad_batches=2),
     "unused": functools.partial(
         grown, method="ligo", steps=2, strategy={"find_unused_parameters": True}),
@@ -126,7 +158,7 @@ CASES = {
     "bf16": functools.partial(grown, method="ligo", steps=2, precision="bf16-mixed"),
     "uninterrupted": functools.partial(grown, method="lemon", epochs=3),
     "resumed": resumed,
-    "not a number": lambda folder: refused(folder, Broken(), method="ligo", steps=3),
+    "not a number": lambda folder: refused(folder, Broken, method="ligo", steps=3),
 }  # fmt: skip
 
 

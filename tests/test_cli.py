@@ -9,9 +9,11 @@ from lightning.pytorch import Trainer
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli import GrowthCLI, main
 from lightning_ligo.data.digits import DigitsDataModule
+from lightning_ligo.decision import Plateau, Slope
 from lightning_ligo.modules import ImageClassifier
 from lightning_ligo.nets import build, merge
 from lightning_ligo.rate import Rate
+from lightning_ligo.schedule import Growth
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 VIT = {
@@ -114,6 +116,31 @@ def test_a_growth_is_configured_in_yaml_alone(config):
     assert isinstance(cli.model, ImageClassifier)
     assert isinstance(cli.datamodule, DigitsDataModule)
     assert cli.model.hparams["network"] == VIT
+
+
+@pytest.mark.parametrize(
+    ("when", "growth"),
+    [
+        (
+            {"plateau": {"monitor": "val_acc", "patience": 2, "mode": "max"}},
+            {"plateau": Plateau("val_acc", patience=2, mode="max")},
+        ),
+        (
+            {"slope": {"monitor": "val_loss", "threshold": -0.0475}},
+            {"slope": Slope("val_loss", -0.0475)},
+        ),
+        ({"flops": 2e17}, {"flops": 2e17}),
+        ({"file": "grow.now"}, {"file": "grow.now"}),
+    ],
+)
+def test_what_decides_a_growth_is_configured_in_yaml(config, when, growth):
+    to = {"init_args": {"embed_dim": 16}}
+    callback = {"class_path": "GrowthCallback", "init_args": {"growths": [{"to": to, **when}]}}
+    settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
+    Path(config).write_text(yaml.safe_dump(settings))
+    cli = GrowthCLI(["-c", config], run=False)
+    (callback,) = [c for c in cli.trainer.callbacks if isinstance(c, GrowthCallback)]
+    assert callback.growths == [Growth(to, **growth)]
 
 
 def test_a_run_writes_a_checkpoint_that_every_command_and_python_can_open(config, capsys):

@@ -63,10 +63,8 @@ def test_a_slope_is_that_of_the_scaling_law(threshold, parameters):
         loss, learned = scaling_law(parameters, steps)
         return -0.76 * learned / loss
 
-    crossing = next(steps for steps in at if slope(steps) < min(map(slope, at)) / 2)
-    crossing = next(steps for steps in at if steps > crossing and slope(steps) > threshold)
-    low, high = 1, len(curve)
-    rule = Slope("val_loss", threshold)
+    crossing = next(steps for steps in at if slope(steps) > threshold)
+    rule, low, high = Slope("val_loss", threshold), 1, len(curve)
     while low < high:  # once it is time, it stays
         middle = (low + high) // 2
         low, high = (low, middle) if rule.verdict(curve[:middle]).due else (middle + 1, high)

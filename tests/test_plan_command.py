@@ -234,6 +234,16 @@ def test_all_growths_of_a_run_are_planned_in_order_and_proved(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
+def test_a_growth_that_the_run_decides_is_planned_without_a_step(capsys):
+    rule = {"monitor": "val_loss", "patience": 2}
+    config = run_yaml(to(16, 2, plateau=rule), to(32, 2, step=4))
+    first, second = planned(capsys, *config)
+    assert (first["when"], first["step"]) == ("a plateau of val_loss (patience 2)", None)
+    assert second["step"] == 4
+    text = printed(capsys, *config)
+    assert text.startswith("Growth 1, at a plateau of val_loss (patience 2)\n")
+
+
 def test_options_of_fit_change_the_run(capsys):
     config = run_yaml(to(16, 2, fraction=0.5))
     options = ["--trainer.callbacks.method", "lemon", "--data.batch_size", "100"]

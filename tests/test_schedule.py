@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from lightning_ligo.decision import Plateau, Slope
 from lightning_ligo.schedule import Growth, Run, resolve
 
 RUN = Run(steps=100, epochs=10, steps_per_epoch=10)
@@ -33,6 +34,22 @@ def test_a_run_without_end_takes_steps_and_epochs():
     assert resolve([grow(epoch=2)], ENDLESS) == [None]
 
 
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ({"plateau": Plateau("loss", patience=5)}, "a plateau of loss (patience 5)"),
+        ({"slope": Slope("loss", -0.05)}, "a slope of loss above -0.05"),
+        ({"flops": 2e17}, "2e+17 FLOPs"),
+        ({"file": "grow.now"}, "the file grow.now"),
+    ],
+)
+def test_what_the_run_decides_has_no_step_and_may_stand_among_steps(when, words):
+    decided = grow(**when)
+    assert decided.is_decided and decided.when == words
+    assert resolve([decided, grow(step=3), grow(fraction=0.4)], RUN) == [None, 3, 40]
+    assert resolve([decided], ENDLESS) == [None]
+
+
 def test_growths_that_are_done_are_not_checked_again():
     assert resolve([grow(step=500), grow(step=60)], RUN, done=1) == [60]
 
@@ -44,6 +61,10 @@ def test_growths_that_are_done_are_not_checked_again():
         ({"step": 1, "epoch": 1}, "found step=1, epoch=1; give exactly one"),
         ({"fraction": 0.0}, "give a fraction between 0 and 1"),
         ({"fraction": 1.0}, "give a fraction between 0 and 1"),
+        ({"step": 1, "file": "grow"}, "found step=1, file=grow; give exactly one"),
+        ({"flops": 0.0}, "flops=0.0 is not within a run; give what it may have spent, such as"),
+        ({"flops": math.inf}, "flops=inf is not within a run"),
+        ({"file": " "}, "has no file to wait for; give its name"),
         ({"step": -1}, "step -1 is before the run"),
         ({"epoch": -1}, "epoch -1 is before the run"),
     ],
@@ -62,6 +83,10 @@ def test_a_growth_without_one_moment_is_refused(when, message):
         ([grow(fraction=0.5)], ENDLESS, "fraction 0.5 of the run, and this run has no known end"),
         ([grow(step=30), grow(epoch=3)], RUN, r"growth 1 \(step 30\) and growth 2 \(epoch 3\) are"),
         ([grow(step=30), grow(step=20)], RUN, "at step 30, after growth 2 .* in the order"),
+        ([grow(step=9), grow(flops=1), grow(step=9)], RUN, "growth 1 .step 9. and growth 3 .step"),
+        ([grow(flops=2e9), grow(flops=1e9)], RUN, r"at 2e\+09, 1e\+09 FLOPs, .*; give each more"),
+        ([grow(flops=1e9), grow(flops=1e9)], RUN, "give each more than the one before"),
+        ([grow(step=1), grow(slope=Slope("loss", -1))], RUN, "growth 2 .*; give a slope to growth"),
         ([grow(epoch=3), grow(epoch=3)], ENDLESS, "epochs 3, 3; give each a later epoch"),
         ([grow(epoch=3), grow(epoch=1)], ENDLESS, "epochs 3, 1; give each a later epoch"),
     ],

@@ -113,6 +113,10 @@ def test_what_cannot_be_compared_is_refused(config):
     assert "no description of its network in its argument 'network', found None" in refused(
         changed(config, "model", network=None)
     )
+    (growth,) = config["trainer"]["callbacks"][-1]["init_args"]["growths"]
+    rule = {"monitor": "val_loss", "patience": 2, "min_delta": 0.0, "mode": "min"}
+    decided = changed(config, "growth", growths=[growth | {"fraction": None, "plateau": rule}])
+    assert "growth 1 is due when the run decides it" in refused(decided)
     assert "ckpt_path is 'a.ckpt'" in refused(changed(config, "run", ckpt_path="a.ckpt"))
     unmonitored = changed(changed(config, "growth", monitor=None), "checkpoint", monitor=None)
     assert "no metric is monitored" in refused(unmonitored)

@@ -332,7 +332,7 @@ class GrowthCallback(Callback):
             rank_zero_warn(
                 f"The run has ended before growth {size + 1} of {len(self.growths)}, at "
                 f"{self.growths[size].when}: {self._deciding.verdict.why}"
-                + (", decided by the last one" if self._deciding.verdict.due else "")
+                + (", after which no batch came" if self._deciding.verdict.due else "")
             )
         folder = trainer.log_dir or trainer.default_root_dir  # all ranks agree on it
         if not self._records or not trainer.is_global_zero:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ranks import CASES, RANKS, grown
+from ranks import CASES, RANKS, STEP, grown
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,21 @@ def test_two_ranks_are_one_process_with_the_batches_of_both(results, name, tmp_p
     assert tensors(together).keys() == expected.keys()
     for key, weight in tensors(together).items():
         torch.testing.assert_close(weight, expected[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "reason"),
+    [
+        ("plateau", 6, "apart has not been below 2.5 for 1 of 1 validations"),
+        ("flops", 5, f"{5 * STEP:.4g} of {4 * STEP + 1:g} FLOPs were spent"),
+        ("file", 3, "there was a file"),
+    ],
+)
+def test_all_ranks_decide_as_one(results, name, step, reason):
+    """By the mean of a metric that is another on every rank, by what all spend, by one file."""
+    for result in results[name]:
+        (record,) = result["records"]
+        assert record["step"] == step and record["reason"].startswith(reason)
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_cut_off(results):

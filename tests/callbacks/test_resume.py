@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 import lightning_ligo as ligo
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.checkpoint import rebuild
+from lightning_ligo.decision import Plateau
 from lightning_ligo.schedule import Growth
 from runs import (
     BATCH,
@@ -78,6 +79,16 @@ def twice():
     return GrowthCallback([Growth(MIDDLE, step=5), Growth(LARGE, step=14)], steps=3)
 
 
+def decided():
+    """After the third epoch, as no loss is lower by ten than the first."""
+    plateau = Plateau("val_loss", patience=2, min_delta=10.0)
+    return GrowthCallback([Growth(LARGE, plateau=plateau)], steps=3)
+
+
+def spent():
+    return GrowthCallback([Growth(MIDDLE, flops=1.5e5), Growth(LARGE, flops=8e5)], steps=3)
+
+
 def fit(module, folder, callback, *more, epochs=4, ckpt_path=None, **options):
     saves = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, **options)
     run = trainer(folder, callback, saves, *more, epochs=epochs, enable_checkpointing=True)
@@ -93,12 +104,13 @@ def assert_equal(module, other):
         assert torch.equal(mine, theirs), name
 
 
-@pytest.mark.parametrize("callback", [growths, twice])
+@pytest.mark.parametrize("callback", [growths, twice, decided, spent])
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, callback, epoch):
     whole, resumed = plain(), plain(1)
     first, second = States(), States()
     fit(whole, tmp_path, callback(), first)
+    assert (tmp_path / "growth_report.json").exists()
     checkpoint = tmp_path / f"epoch={epoch}.ckpt"
     fit(resumed, tmp_path / "again", callback(), second, ckpt_path=checkpoint)
     assert_equal(resumed, whole)
