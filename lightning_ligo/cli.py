@@ -49,6 +49,13 @@ Growth is a callback of the Trainer; `to` holds what changes in the network:
               - fraction: 0.4
                 to: {{init_args: {{embed_dim: 64, depth: 4, num_heads: 4}}}}
 
+In place of the fraction of the run: step: 1000, epoch: 3, or what the run decides:
+
+    plateau: {{monitor: val_loss, patience: 3}}           it has not got better for so long
+    slope: {{monitor: val_loss, threshold: -0.0475}}      it falls too slowly for its FLOPs
+    flops: 2e17                                         so many are spent
+    file: grow.now                                      touched in the log folder, by hand
+
 Classes with a short name: {", ".join(known.__name__ for known in SHORT_NAMES[:4])},
 {", ".join(known.__name__ for known in SHORT_NAMES[4:])}, and Lightning's and PyTorch's.
 Your own are named by their import path. Their options: lightning-ligo fit --model.help NAME,

@@ -47,8 +47,9 @@ Train one configuration by several methods at equal FLOPs, and against training 
 The budget is what the run of the configuration itself spends: training at every size, learning the
 operators, and all validations. Every method gets as many steps as that pays for, with a schedule
 over exactly these; a growth at a fraction of the run is at that fraction of its steps, one at a
-step or an epoch stays there. Two runs that do not grow are always of the comparison: `{SCRATCH}`,
-the large network at {SHARES} times the budget, and `{SMALL_ONLY}`, the small one at all of it.
+step or an epoch stays there, and one that the run decides is refused. Two runs that do not grow are
+always of the comparison: `{SCRATCH}`, the large network at {SHARES} times the budget, and
+`{SMALL_ONLY}`, the small one at all of it.
 """
 
 EPILOG = f"""\

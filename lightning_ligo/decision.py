@@ -95,9 +95,9 @@ class Slope:
         -0.0475  before a growth to twice the width
         -0.0575  before a growth to twice the depth
 
-    which the paper's curves of GPT-2, small and large, agree with. For other losses, other growths
-    and other batch sizes there is no published number: read yours off the curves of two runs. What
-    multiplies all losses or all FLOPs, such as another base of the logarithm, changes nothing.
+    and curves of GPT-2 in two sizes are said to agree. For other losses and other growths there is
+    no published number: read yours off the curves of two runs. What multiplies all losses or all
+    FLOPs, such as another base of the logarithm, changes nothing.
 
     It is for the first growth of a run that begins with untrained weights, as the slope belongs to
     a curve from the first step on.
@@ -111,10 +111,11 @@ class Slope:
         ValueError: for a threshold that is not below 0, and fewer than 1 validations.
 
     Source: Shen et al., Staged Training for Transformer Language Models (ICML 2022), with the
-    constants and the window of its code (`remove_oracle.ipynb`). There curves are smoothed by a
-    running mean over 5 validations, and searched from their steepest point on, in hindsight. Ours,
-    so that a run can decide: the slope is that of the chord from the value 5 validations ago, and
-    it must have been at the threshold or below before it rises above.
+    constants and the window of its code (`remove_oracle.ipynb` of allenai/staged-training). There
+    curves are smoothed by a running mean over 5 validations, and searched from their steepest point
+    on, in hindsight. Ours, so that a run can decide: the slope is that of the chord from the value
+    5 validations ago, and it must have been at the threshold or below before it rises above. Theirs
+    also moves the learning rate's schedule at the growth; here it goes on.
     """
 
     monitor: str

@@ -61,7 +61,7 @@ memory, and whether the order of an axis means nothing is then not proved.
 With --json there is {{"growths": [...]}}, and of each growth:
   small, large    descriptions of the networks (class_path, init_args); small may be null
   number, when    which growth of a run it is, and when it is due; else null
-  step            the optimizer step of that, if it is known; else null
+  step            the optimizer step of that, if it is known and not decided by the run; else null
   axes, stacks    those that grow, and all stacks: name -> [small, large] length or depth
   parameters      small, large: how many
   shared          heads of keys and values -> how many each of them becomes, as they were shared

@@ -111,7 +111,7 @@ def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
     for number, growth in enumerate(report["growths"]):
         assert set(growth) == {
             "step", "method", "parameters", "axes", "stacks", "operator", "metric", "flops",
-            "seconds", "inexact", "moments", "rate",
+            "seconds", "inexact", "moments", "rate", "reason",
         }  # fmt: skip
         small, large = counts[number], counts[number + 1]
         assert growth["parameters"] == {"small": small, "large": large}
