@@ -113,7 +113,9 @@ class Touch(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 3 and trainer.is_global_zero:
-            Path(trainer.default_root_dir, "now").touch()
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "now").touch()
 
 
 class Broken(Even):

@@ -26,15 +26,11 @@ class Deciding:
         """Begin to decide on a growth."""
         self.verdict = Verdict(False, "there was nothing to decide by yet")
         self._validations: list[Seen] = []  # since the growth before
+        self._file: Path | None = None  # that is waited for
 
-    def begin(self, trainer: Trainer, growths: Sequence[Growth]) -> None:
-        """At the start of training, on all ranks, with the growths to come."""
+    def begin(self, trainer: Trainer) -> None:
+        """At the start of training, on all ranks."""
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        for growth in growths:
-            if growth.file is not None and trainer.is_global_zero:
-                path = self._folder / growth.file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rank_zero_info(f"A growth waits for the file {path}: touch it to grow")
 
     def watch(self, trainer: Trainer, growth: Growth, value: float, flops: int) -> None:
         """A validation has ended; what decides is the mean over the ranks."""
@@ -54,10 +50,13 @@ class Deciding:
             why = f"{flops:.4g} of {growth.flops:g} FLOPs were spent"
             self._decide(trainer, Verdict(flops >= growth.flops, why))
         elif growth.file is not None:
-            path = self._folder / growth.file
-            here = trainer.is_global_zero and path.exists()
+            if self._file is None:
+                self._file = self._folder / growth.file
+                rank_zero_info(f"A growth waits for the file {self._file}: touch it to grow")
+            here = trainer.is_global_zero and self._file.exists()
             found = trainer.strategy.reduce_boolean_decision(here, all=False)
-            self._decide(trainer, Verdict(found, f"there was {'a' if found else 'no'} file {path}"))
+            why = f"there was {'a' if found else 'no'} file {self._file}"
+            self._decide(trainer, Verdict(found, why))
         return self.verdict.due
 
     def _decide(self, trainer: Trainer, verdict: Verdict) -> None:
@@ -65,10 +64,10 @@ class Deciding:
         if verdict.due:
             rank_zero_info(f"A growth is decided at step {trainer.global_step}: {verdict.why}")
 
-    def grew(self, trainer: Trainer, growth: Growth) -> None:
+    def grew(self, trainer: Trainer) -> None:
         """The network has grown; the file that asked for it is removed."""
-        if growth.file is not None and trainer.is_global_zero:
-            (self._folder / growth.file).unlink(missing_ok=True)
+        if self._file is not None and trainer.is_global_zero:
+            self._file.unlink(missing_ok=True)
         self._forget()
 
     def state_dict(self) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class GrowthCallback(Callback):
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
             check_decisions(trainer, self.growths, size)
-            self._deciding.begin(trainer, self.growths[size:])
+            self._deciding.begin(trainer)
             check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
 
     def _examine(
@@ -393,7 +393,7 @@ class GrowthCallback(Callback):
             self._ramping.begin(ramp, trainer.global_step)
         growth = self.growths[size]
         rate, why = growth.rate, self._deciding.verdict.why if growth.is_decided else growth.when
-        self._deciding.grew(trainer, growth)
+        self._deciding.grew(trainer)
         self._rates.begin(rate, trainer.global_step, large, operator)
         name = self._name(trainer, before)
         value, grown_value = before.get(name or ""), after.get(name or "")
