@@ -84,7 +84,8 @@ class GrowthCallback(Callback):
     the module logs, counts and draws is not disturbed. At the end of `fit` a report is printed and
     written into the log folder: `growth_report.json`, `growth_report.md`, `growth.png`.
 
-    All that can be known to fail is refused before the first optimizer step.
+    All that can be known to fail is refused before the first optimizer step. A run that ends before
+    a growth that it was to decide warns of it and says what was missing.
 
     Example:
         >>> large = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4}}
