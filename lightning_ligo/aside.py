@@ -25,6 +25,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
+from lightning_ligo.sharded import at_rest
+
 
 @contextmanager
 def contained(trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterator[None]:
@@ -42,6 +44,7 @@ def contained(trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterat
         stack.enter_context(isolated_random(seed))
         keeper = _Keeper()
         stack.callback(keeper.restore)
+        stack.enter_context(at_rest(pl_module))
         keeper.keep_module(pl_module)
         if trainer.datamodule is not None:  # type: ignore[attr-defined]
             keeper.keep_data(trainer.datamodule)  # type: ignore[attr-defined]

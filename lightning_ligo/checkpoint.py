@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ligo.aside import isolated_random
 from lightning_ligo.nets import build, is_description, merge
@@ -47,6 +47,8 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     attribute, size = record["attribute"], record["size"]
     description = record["networks"][size]
     network = module.get_submodule(attribute)
+    if "state_dict" not in checkpoint:  # a sharded strategy has loaded it, of any size
+        return _check_size(network, attribute, description)
     wanted = _shapes(checkpoint["state_dict"], f"{attribute}.")
     entry = described(module, attribute)
     if _shapes(network.state_dict()) != wanted or entry not in (None, description):
@@ -69,6 +71,17 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if entry is not None:
             module.hparams[attribute] = description
     set_record(module, record)
+
+
+def _check_size(network: nn.Module, attribute: str, description: dict[str, Any] | None) -> None:
+    if description is None:
+        return
+    if _shapes(network.state_dict()) != _shapes(build(description, device="meta").state_dict()):
+        raise ValueError(
+            f"the checkpoint holds a network {attribute!r} of another size than the module's, and "
+            "a strategy that shards loads only what fits; give the Trainer the GrowthCallback of "
+            f"the run that wrote it, or make the module with {description}"
+        )
 
 
 def described(module: LightningModule, attribute: str) -> dict[str, Any] | None:

@@ -15,9 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Optimizer
 
 from lightning_ligo.moments import States
+from lightning_ligo.sharded import is_sharded, placed, shard, whole
 
 Parents = Mapping[str, Sequence[str]]
 """Large parameter name -> the small ones it comes from; the first is the one it takes after."""
@@ -53,10 +55,15 @@ def swap(
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
         for held in groups
     ]
+    _wrap_again(trainer, pl_module, attribute)
     grown, carried = dict(large.named_parameters()), 0
     for optimizer in trainer.optimizers:
         states = grow_states(
-            {n: optimizer.state[p] for n, p in inner.items() if p in optimizer.state}
+            {
+                name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
+                for name, parameter in inner.items()
+                if parameter in optimizer.state
+            }
         )
         for parameter in inner.values():
             optimizer.state.pop(parameter, None)
@@ -66,29 +73,31 @@ def swap(
             }
         carried += len(states)
     _fill_groups(trainer, pl_module, groups, outer)
-    _wrap_again(trainer, pl_module)
     for parameter in grown.values():
         parameter.grad = None
     pl_module._metric_attributes = None  # the names of torchmetrics, which Lightning caches
     check_every_parameter_once(trainer, pl_module)
-    check_ranks_are_alike(trainer, pl_module)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelSummary):
             callback.on_fit_start(trainer, pl_module)
     return carried
 
 
-def _wrap_again(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Let DDP reduce the gradients of the parameters that there are now; rank 0's are for all."""
+def _wrap_again(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
+    """Let DDP reduce the gradients of the parameters that there are now, or share them out."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = pl_module  # the old wrapper, and its buckets, are freed
         strategy._pl_static_graph_delay_done = False
-        strategy.configure_ddp()
+        strategy.configure_ddp()  # rank 0's parameters and buffers are for all
+        check_ranks_are_alike(trainer, pl_module.state_dict())
+    elif is_sharded(trainer):  # afterwards each rank has a part only; buffers stay its own
+        check_ranks_are_alike(trainer, dict(pl_module.get_submodule(attribute).named_parameters()))
+        shard(trainer, pl_module, attribute)
 
 
-def check_ranks_are_alike(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Assert that all ranks hold the same parameters and buffers, by a hash of them.
+def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
+    """Assert that all ranks hold the same tensors, by a hash of them.
 
     Raises:
         RuntimeError: naming the ranks that differ from rank 0.
@@ -96,7 +105,7 @@ def check_ranks_are_alike(trainer: Trainer, pl_module: LightningModule) -> None:
     if trainer.world_size == 1:
         return
     digest = hashlib.sha256()
-    for name, tensor in sorted(pl_module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(name.encode() + raw.numpy().tobytes())
     mine = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
@@ -161,9 +170,11 @@ def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[
 
 
 def _laid_out(value: Any, parameter: nn.Parameter) -> Any:
-    """State in the memory format of its parameter, as fused optimizers take for granted."""
+    """State shared out as its parameter, or in its memory format, which fused optimizers expect."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
+    if isinstance(parameter, DTensor):
+        return placed(value, parameter)
     if value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

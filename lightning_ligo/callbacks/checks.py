@@ -11,7 +11,13 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from torch import nn
 
 from lightning_ligo.axes import OUTPUT
@@ -28,11 +34,13 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
         ValueError: naming what was found.
     """
     strategy = trainer.strategy
-    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
     if not known or isinstance(strategy, DeepSpeedStrategy):
+        shards = isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy))
+        other = "ModelParallelStrategy" if shards else "strategy='ddp'"
         raise ValueError(
-            f"growth under {type(strategy).__name__} is not supported; train with strategy='ddp' "
-            "or on one device, or grow between two runs with lightning_ligo.grow"
+            f"growth under {type(strategy).__name__} is not supported; train with {other} or on "
+            "one device, or grow between two runs with lightning_ligo.grow"
         )
     if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
         raise ValueError(

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.aside import (
@@ -63,6 +65,16 @@ from lightning_ligo.plan import Plan
 from lightning_ligo.ramp import Ramp, check_ramp
 from lightning_ligo.rate import Rate
 from lightning_ligo.schedule import Growth, Run, resolve
+from lightning_ligo.sharded import (
+    blank,
+    check_same_shapes,
+    check_sharded,
+    gathered,
+    is_sharded,
+    peek,
+    reshard,
+    shard,
+)
 from lightning_ligo.surgery import (
     check_every_parameter_once,
     check_optimizers_can_change,
@@ -158,11 +170,12 @@ class GrowthCallback(Callback):
         self._kept: dict[
             LightningModule, nn.Module
         ] = {}  # small networks, if no one can build them
+        self._blanks: dict[LightningModule, nn.Module] = {}  # what sharded networks were before
         self._records: list[dict[str, Any]] = []
         self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
-        self._larger: list[nn.Module] = []  # of the growths to come, on the meta device
+        self._larger: dict[int, nn.Module] = {}  # of the growths to come, on the meta device
         self._plans: dict[int, Plan] = {}
         self._examined = False
         self._ramping = Ramping(self.method.ramp)
@@ -182,6 +195,8 @@ class GrowthCallback(Callback):
         if record is None:
             record = {"attribute": self.attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
+        if is_sharded(trainer):
+            self._keep_blank(pl_module)
         self._patch(trainer, "load_checkpoint", self._load_checkpoint)
         if stage == "fit":
             self._patch(trainer, "setup_optimizers", self._setup_optimizers)
@@ -191,12 +206,15 @@ class GrowthCallback(Callback):
         check_trainer(trainer, type(self))
         check_module(pl_module)
         check_network(pl_module, self.attribute)
-        self._larger, self._examined = [], False
+        if is_sharded(trainer):
+            self._check_sharding(trainer, pl_module)
+        self._larger, self._examined = {}, False
         for number, description in self.coming(pl_module):
             with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
-                self._larger.append(build(description, device="meta"))
+                self._larger[number] = build(description, device="meta")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reshard(pl_module)  # after the sanity check
         self.spending.begin(trainer.world_size)
         size = self._size(pl_module)
         check_optimizers_can_change(trainer.optimizers)
@@ -220,10 +238,11 @@ class GrowthCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Pair the network with all that it will become, on what it is called with in training."""
-        network = smaller = find_network(pl_module, self.attribute)
+        network = smaller = self._plain(pl_module, find_network(pl_module, self.attribute))
         with contained(trainer, pl_module, self.seed):
+            set_network(pl_module, self.attribute, network)
             args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
-            for number, larger in enumerate(self._larger, self._size(pl_module) + 1):
+            for number, larger in self._larger.items():
                 with of_growth(number, self.growths[number - 1]):
                     self._plans[number] = self.paired(smaller, larger, args, kwargs)
                 smaller = larger
@@ -234,11 +253,12 @@ class GrowthCallback(Callback):
                 plan = pair(small, network, *args, override=self.override, **kwargs)
         if masks or entries:
             operator, record = Operator(plan, small, self.method), self._records[-1]
+            network = find_network(pl_module, self.attribute)
             if masks:
                 self._ramping.begin(Ramp(operator, network), record["step"])
             if entries:
                 self._rates.rewarm(Rate(**record["rate"]), record["step"], network, operator)
-        self._larger, self._examined = [], True
+        self._larger, self._examined = {}, True
 
     def _lost(self, trainer: Trainer) -> tuple[bool, bool]:
         """Whether masks, and which entries are new, of the last growth are to be found again."""
@@ -373,7 +393,7 @@ class GrowthCallback(Callback):
         description = self._sizes(pl_module)[size + 1]
         bar_is_shown = _shows_progress(trainer)
         before = self._measure(trainer, pl_module)
-        small = find_network(pl_module, self.attribute)
+        small = self._plain(pl_module, find_network(pl_module, self.attribute))
         with contained(trainer, pl_module, seed):
             assert description is not None
             operator = Operator(plan, small, self.method, seed)
@@ -388,6 +408,8 @@ class GrowthCallback(Callback):
             watching = self.spending.of_evaluation(size + 1)
             after = evaluate(trainer, watching) if trainer.enable_validation else {}
         states = functools.partial(grow_states, operator, policy=self.moments)
+        if is_sharded(trainer):
+            self._blanks[pl_module] = blank(large)
         carried = swap(trainer, pl_module, self.attribute, large, parents, states)
         self._remember(pl_module, small)
         if ramp is not None:
@@ -531,6 +553,48 @@ class GrowthCallback(Callback):
         assert record is not None
         return sizes(record["networks"][0], self.growths)
 
+    # Sharded networks -----------------------------------------------------------------------------
+
+    def _keep_blank(self, pl_module: LightningModule) -> None:
+        """Remember what the network is like before it is sharded, if it is there by now."""
+        network = dict(pl_module.named_modules()).get(self.attribute)
+        if network is not None and not any(isinstance(p, DTensor) for p in network.parameters()):
+            self._blanks[pl_module] = blank(network)
+
+    def _check_sharding(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what the module cannot shard, by having it shard networks without weights."""
+        check_sharded(pl_module, self.attribute)
+        if self.method.ramp:
+            raise ValueError(
+                f"method {self.method.name!r} masks parameters while the network runs, which is "
+                f"not supported under {type(trainer.strategy).__name__}; take another method"
+            )
+        network = find_network(pl_module, self.attribute)
+        numbered = self.coming(pl_module)
+        if pl_module not in self._blanks:
+            description = self._sizes(pl_module)[self._size(pl_module)]
+            if description is None:
+                raise ValueError(
+                    f"self.{self.attribute} was sharded before GrowthCallback saw it, and a copy "
+                    "that is not sharded is needed for a growth; make it in the module's __init__, "
+                    "and start with a newly made module, or describe it in an argument of the "
+                    "module"
+                )
+            with isolated_random(self.seed):
+                self._blanks[pl_module] = blank(build(description))
+        try:
+            for number, description in numbered:
+                with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
+                    set_network(pl_module, self.attribute, build(description, device="meta"))
+                    shard(trainer, pl_module, self.attribute)
+        finally:
+            set_network(pl_module, self.attribute, network)
+
+    def _plain(self, pl_module: LightningModule, network: nn.Module) -> nn.Module:
+        """The network itself, or a plain copy of it where it is sharded."""
+        form = self._blanks.get(pl_module)
+        return network if form is None else gathered(form, network)
+
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -555,13 +619,43 @@ class GrowthCallback(Callback):
         self, original: Callable[..., dict[str, Any]], trainer: Trainer, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """In place of the strategy's: the module is given the network of the checkpoint's size."""
-        checkpoint, pl_module = original(*args, **kwargs), trainer.lightning_module
+        if is_sharded(trainer):
+            self._resize_sharded(trainer, *args, **kwargs)
+            return original(*args, **kwargs)
+        checkpoint = original(*args, **kwargs)
+        self._resize(trainer.lightning_module, checkpoint)
+        return checkpoint
+
+    def _resize_sharded(
+        self, trainer: Trainer, path: str | Path, weights_only: bool | None = None
+    ) -> None:
+        """Before the strategy loads weights and optimizer state, which it does at once."""
+        pl_module = trainer.lightning_module
+        network = find_network(pl_module, self.attribute)
+        checkpoint = peek(Path(trainer.strategy.broadcast(path)), weights_only)
+        self._resize(pl_module, checkpoint)
+        resized = find_network(pl_module, self.attribute)
+        if resized is not network:
+            self._keep_blank(pl_module)
+            plain = trainer.precision_plugin.convert_module(resized)
+            plain.to(trainer.strategy.root_device)
+            shard(trainer, pl_module, self.attribute)
+        check_same_shapes(pl_module, checkpoint)
+        if trainer.state.fn != "fit":
+            if resized is not network:  # what an earlier fit has left would be loaded too
+                trainer.strategy._reset_optimizers_and_schedulers()
+        elif resized is not network or self._groups is not None:
+            trainer.strategy.setup_optimizers(trainer)
+        self._larger = {n: each for n, each in self._larger.items() if n > self._size(pl_module)}
+
+    def _resize(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Give the module the network that the checkpoint holds the weights of."""
         record = check_record(checkpoint, self.attribute, self.growths)
         network, standing = find_network(pl_module, self.attribute), record_of(pl_module)
         assert standing is not None
         if record is None:
             if standing["size"] == 0:
-                return checkpoint
+                return
             record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
         base, all_sizes = standing["networks"][0], sizes(record["networks"][0], self.growths)
         if base not in all_sizes:
@@ -575,9 +669,8 @@ class GrowthCallback(Callback):
         rebuild(pl_module, {**checkpoint, KEY: record})
         replaced = find_network(pl_module, self.attribute) is not network
         if replaced and standing["size"] == 0 and record["networks"][0] is None:
-            self._kept[pl_module] = network
+            self._kept[pl_module] = self._plain(pl_module, network)
         self._groups = record.get("groups")
-        return checkpoint
 
     def _setup_optimizers(
         self, original: Callable[[Trainer], None], trainer: Trainer, *_: Any

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_ligo.growth import Operator
 from lightning_ligo.rate import Rate
+from lightning_ligo.sharded import placed
 
 
 class Rates:
@@ -45,7 +46,7 @@ class Rates:
         self._rate, self._since = rate, since
         new = operator.new_entries() if rate.steps else {}
         self._new = {
-            parameter: new[name].to(parameter.device)
+            parameter: placed(new[name], parameter)
             for name, parameter in network.named_parameters()
             if name in new and bool(new[name].any())
         }
