@@ -16,12 +16,28 @@ from pathlib import Path
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_ligo import METHODS, Growth, GrowthCallback, Plateau
-from runs import BATCH, CLASSES, FEATURES, ITEMS, LARGE, MIDDLE, Plain, items, trainer
+from lightning_ligo import METHODS, Growth, GrowthCallback, Plateau, Rate, describe, rebuild
+from lightning_ligo.nets import build
+from runs import (
+    BATCH,
+    CLASSES,
+    FEATURES,
+    ITEMS,
+    LARGE,
+    MIDDLE,
+    SMALL,
+    Net,
+    Plain,
+    items,
+    net,
+    trainer,
+)  # fmt: skip
 
 RANKS = 2
 
@@ -37,21 +53,24 @@ class Even(Plain):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.loss(batch)[1], sync_dist=True)
 
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.loss(batch)[1], sync_dist=True)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.rate, momentum=0.9)
 
 
-def fit(folder, module=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **options):
+def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **options):
     """Train a network that grows, on one process or on all; the module and its Trainer."""
     seed_everything(0)
-    module = module()
+    module = kind()
     settings = {name: options.pop(name) for name in ("method", "steps") if name in options}
     growths = options.pop("growths", [Growth(LARGE, step=4)])
     callback = GrowthCallback(growths, **settings)
     run = trainer(
         folder, callback, *options.pop("callbacks", []), epochs=options.pop("epochs", 2),
         devices=ranks,
-        strategy="auto" if ranks == 1 else ddp(**(strategy or {})),
+        strategy="auto" if ranks == 1 else (strategy or ddp)(),
         **options,
     )  # fmt: skip
     run.fit(module, loader(0, BATCH, ranks), loader(1, ITEMS, ranks), ckpt_path=checkpoint)
@@ -69,8 +88,19 @@ def ddp(**options):
     return DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), **options)
 
 
+def sharding(**options):
+    return ModelParallelStrategy(
+        **{"data_parallel_size": RANKS, "tensor_parallel_size": 1, **options},
+        process_group_backend="gloo", timeout=timedelta(seconds=60),
+    )  # fmt: skip
+
+
 def weights(module):
-    return {name: tensor.tolist() for name, tensor in module.state_dict().items()}
+    return {name: whole(tensor).tolist() for name, tensor in module.state_dict().items()}
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def grown(folder, **options):
@@ -85,12 +115,12 @@ def grown(folder, **options):
     }
 
 
-def resumed(folder):
+def resumed(folder, **options):
     """A run that is cut off after its growth and goes on from its last checkpoint."""
     saved = ModelCheckpoint(folder / "kept", filename="end", save_on_train_epoch_end=True)
-    options = {"method": "lemon", "enable_checkpointing": True, "callbacks": [saved]}
-    fit(folder, epochs=2, growths=[Growth(LARGE, step=4)], **options)
-    return grown(folder, epochs=3, method="lemon", checkpoint=folder / "kept" / "end.ckpt")
+    fit(folder, method="lemon", enable_checkpointing=True, callbacks=[saved], **options)
+    checkpoint = folder / "kept" / "end.ckpt"
+    return grown(folder, epochs=3, method="lemon", checkpoint=checkpoint, **options)
 
 
 class Apart(Even):
@@ -127,9 +157,132 @@ class Broken(Even):
         return loss * math.nan if large and self.global_rank == RANKS - 1 else loss
 
 
-def refused(folder, module=Even, **options):
+class Sharded(Even):
+    """Shards its network if there are ranks, and leaves one that is sharded."""
+
+    def configure_model(self):
+        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            for block in self.network.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.network, mesh=mesh)
+
+
+class ShardedAdamW(Sharded):
+    configure_optimizers = Plain.configure_optimizers
+
+
+class ShardedDescribed(Sharded):
+    """Describes its network; says in its checkpoints of which size it is."""
+
+    def __init__(self, network=SMALL):
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = build(network)
+
+    def on_load_checkpoint(self, checkpoint):
+        rebuild(self, checkpoint)
+
+
+class Once(Sharded):
+    """Shards the network that it has at first and no other."""
+
+    def configure_model(self):
+        if not getattr(self, "is_configured", False):
+            super().configure_model()
+        self.is_configured = True
+
+
+class Twice(Sharded):
+    """Shards its stem each time, which can be done once."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(FEATURES, FEATURES)
+
+    def configure_model(self):
+        fully_shard(self.stem, mesh=self.device_mesh["data_parallel"])
+        super().configure_model()
+
+
+class Whole(Sharded):
+    """Shards itself, with its network."""
+
+    def configure_model(self):
+        if not isinstance(self, FSDPModule):
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+class Late(ShardedDescribed):
+    """Makes its network where it shards it."""
+
+    def __init__(self, network=SMALL):
+        super().__init__(network)
+        self.network = None
+
+    def configure_model(self):
+        if self.network is None:
+            seed_everything(0)
+            self.network = build(self.hparams.network)
+        super().configure_model()
+
+
+class LateAndUnknown(Late):
+    """The same, and no one else can make it."""
+
+    def __init__(self):
+        super().__init__()
+        self.hparams.pop("network")
+
+    def configure_model(self):
+        self.network = Net() if self.network is None else self.network
+        super().configure_model()
+
+
+class Uneven(Net):
+    """Built with other weights on every rank."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        nn.init.constant_(self.head.bias, float(os.environ["RANK"]))
+
+
+def evaluated(folder, kind, strategy):
+    """The validation loss of every epoch, and the test loss of its checkpoint, before and after."""
+    saved = ModelCheckpoint(folder / "kept", save_top_k=-1, monitor="val_loss")
+    module, run = fit(
+        folder, kind, method="lemon", growths=[Growth(LARGE, epoch=1)], strategy=strategy,
+        enable_checkpointing=True, callbacks=[saved],
+    )  # fmt: skip
+    data, pairs = loader(1, ITEMS, RANKS), []
+    for path, loss in saved.best_k_models.items():
+        for each in (module, kind()):
+            (found,) = run.test(each, data, ckpt_path=path, verbose=False)
+            pairs.append((loss.item(), found["test_loss"], each.network.embed.out_features))
+    return {"pairs": pairs}
+
+
+def unrecorded(folder, strategy):
+    """Resume with one block from a checkpoint that has four, of a run that knew no growth."""
+    module, run = (
+        ShardedDescribed(DEEPER),
+        trainer(folder, epochs=1, devices=RANKS, strategy=strategy()),
+    )
+    run.fit(module, loader(0, BATCH, RANKS))
+    run.save_checkpoint(folder / "deeper.ckpt")
+    return refused(folder, Sharded, checkpoint=folder / "deeper.ckpt", strategy=strategy)
+
+
+def unwatched(folder):
+    """Test, without GrowthCallback, one block on a checkpoint that has grown to four."""
+    _, run = fit(
+        folder, ShardedDescribed, growths=[Growth(DEEPER, step=4)], method="lemon",
+        strategy=sharding,
+    )  # fmt: skip
+    run.save_checkpoint(folder / "deeper.ckpt")
+    run = trainer(folder, devices=RANKS, strategy=sharding())
     try:
-        fit(folder, module, **options)
+        run.test(ShardedDescribed(), loader(1, ITEMS, RANKS), ckpt_path=folder / "deeper.ckpt")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was refused"
@@ -137,6 +290,17 @@ def refused(folder, module=Even, **options):
 
 STEP = 2 * BATCH * (3 * (2 * 8 * 16 + 8 * CLASSES) + 2 * 8 * FEATURES)
 """FLOPs of the small network on all ranks; nothing goes back to the features."""
+def refused(folder, kind=Even, **options):
+    try:
+        fit(folder, kind, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+DEEPER = net(8, 4)
+WARMED = [Growth(MIDDLE, step=3), Growth(LARGE, step=7, rate=Rate(0.5, rewarm=4, peak=1.2))]
+one_file = functools.partial(sharding, save_distributed_checkpoint=False)
 TWO = [Growth(MIDDLE, step=3), Growth(LARGE, step=7)]
 CASES = {
     "lemon": functools.partial(grown, method="lemon"),
@@ -144,7 +308,7 @@ CASES = {
     "two growths": functools.partial(grown, method="lemon", growths=TWO),
     "ramp": functools.partial(grown, method=replace(METHODS["msg"], ramp=5)),
     "plateau": functools.partial(
-        grown, module=Apart, method="lemon", val_check_interval=2,
+        grown, kind=Apart, method="lemon", val_check_interval=2,
         growths=[Growth(LARGE, plateau=Plateau("apart", patience=1))]),
     "flops": functools.partial(
         grown, method="lemon", growths=[Growth(LARGE, flops=4 * STEP + 1)]),
@@ -152,15 +316,41 @@ CASES = {
         grown, method="lemon", growths=[Growth(LARGE, file="now")], callbacks=[Touch()]),
     "accumulated": functools.partial(grown, method="lemon", accumulate_grad_batches=2),
     "unused": functools.partial(
-        grown, method="ligo", steps=2, strategy={"find_unused_parameters": True}),
+        grown, method="ligo", steps=2, strategy=lambda: ddp(find_unused_parameters=True)),
     "static": functools.partial(
-        grown, method="ligo", steps=2, strategy={"static_graph": True}),
+        grown, method="ligo", steps=2, strategy=lambda: ddp(static_graph=True)),
     "view": functools.partial(
-        grown, method="ligo", steps=2, strategy={"gradient_as_bucket_view": True}),
+        grown, method="ligo", steps=2, strategy=lambda: ddp(gradient_as_bucket_view=True)),
     "bf16": functools.partial(grown, method="ligo", steps=2, precision="bf16-mixed"),
     "uninterrupted": functools.partial(grown, method="lemon", epochs=3),
-    "resumed": resumed,
+    "resumed": functools.partial(resumed, growths=[Growth(LARGE, step=4)]),
     "not a number": lambda folder: refused(folder, Broken, method="ligo", steps=3),
+    "sharded": functools.partial(grown, kind=Sharded, method="ligo", steps=5, strategy=sharding),
+    "sharded, Adam": functools.partial(
+        grown, kind=ShardedAdamW, method="lemon", growths=WARMED, strategy=sharding),
+    "sharded, made late": functools.partial(
+        grown, kind=Late, method="stack+lemon", strategy=sharding),
+    "sharded, bf16": functools.partial(
+        grown, kind=Sharded, method="ligo", steps=2, precision="bf16-true", strategy=sharding),
+    "sharded, uninterrupted": functools.partial(
+        grown, kind=ShardedAdamW, method="lemon", growths=WARMED, epochs=3, strategy=sharding),
+    "sharded, resumed": functools.partial(
+        resumed, kind=ShardedAdamW, growths=WARMED, strategy=sharding),
+    "sharded, resumed from a file": functools.partial(
+        resumed, kind=ShardedAdamW, growths=WARMED, strategy=one_file),
+    "tested": functools.partial(evaluated, kind=Sharded, strategy=sharding),
+    "tested from files": functools.partial(evaluated, kind=ShardedDescribed, strategy=one_file),
+    "unrecorded": functools.partial(unrecorded, strategy=sharding),
+    "unrecorded file": functools.partial(unrecorded, strategy=one_file),
+    "unwatched": unwatched,
+    "uneven": lambda folder: refused(
+        folder, Sharded, method="random", strategy=sharding,
+        growths=[Growth(describe(Uneven, width=24, depth=2), step=4)]),
+    "once": lambda folder: refused(folder, Once, strategy=sharding),
+    "twice": lambda folder: refused(folder, Twice, strategy=sharding),
+    "around": lambda folder: refused(folder, Whole, strategy=sharding),
+    "late": lambda folder: refused(folder, LateAndUnknown, strategy=sharding),
+    "masked": lambda folder: refused(folder, Sharded, method="msg", strategy=sharding),
 }  # fmt: skip
 
 
