@@ -33,6 +33,14 @@ def is_sharded(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
+def shares(trainer: Trainer) -> int:
+    """How many parts a batch has; the ranks of one tensor parallel group get the same."""
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        return strategy.device_mesh["data_parallel"].size()
+    return trainer.world_size
+
+
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
     """Have all parameters sharded, before and after; a forward alone leaves some of them whole."""

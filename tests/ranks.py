@@ -20,6 +20,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_ligo import METHODS, Growth, GrowthCallback, Plateau, Rate, describe, rebuild
@@ -66,6 +71,7 @@ def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **opt
     module = kind()
     settings = {name: options.pop(name) for name in ("method", "steps") if name in options}
     growths = options.pop("growths", [Growth(LARGE, step=4)])
+    shares = options.pop("shares", ranks)
     callback = GrowthCallback(growths, **settings)
     run = trainer(
         folder, callback, *options.pop("callbacks", []), epochs=options.pop("epochs", 2),
@@ -73,15 +79,15 @@ def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **opt
         strategy="auto" if ranks == 1 else (strategy or ddp)(),
         **options,
     )  # fmt: skip
-    run.fit(module, loader(0, BATCH, ranks), loader(1, ITEMS, ranks), ckpt_path=checkpoint)
+    run.fit(module, loader(0, BATCH, shares), loader(1, ITEMS, shares), ckpt_path=checkpoint)
     return module, run
 
 
-def loader(seed, batch, ranks):
+def loader(seed, batch, shares):
     """Batches in order, each shared by the ranks; Lightning's own sampler would shuffle them."""
     data, rank = items(seed), int(os.environ.get("RANK", 0))
-    sampler = DistributedSampler(data, ranks, rank, shuffle=False)
-    return DataLoader(data, batch // ranks, sampler=sampler)
+    sampler = DistributedSampler(data, shares, rank % shares, shuffle=False)
+    return DataLoader(data, batch // shares, sampler=sampler)
 
 
 def ddp(**options):
@@ -170,6 +176,17 @@ class Sharded(Even):
 
 class ShardedAdamW(Sharded):
     configure_optimizers = Plain.configure_optimizers
+
+
+class Split(ShardedAdamW):
+    """Splits the products of its blocks besides."""
+
+    def configure_model(self):
+        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
+            for block in self.network.blocks:
+                plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+                parallelize_module(block, self.device_mesh["tensor_parallel"], plan)
+        super().configure_model()
 
 
 class ShardedDescribed(Sharded):
@@ -301,6 +318,8 @@ def refused(folder, kind=Even, **options):
 DEEPER = net(8, 4)
 WARMED = [Growth(MIDDLE, step=3), Growth(LARGE, step=7, rate=Rate(0.5, rewarm=4, peak=1.2))]
 one_file = functools.partial(sharding, save_distributed_checkpoint=False)
+UNEVEN = net(20, 2)
+split = functools.partial(sharding, data_parallel_size=1, tensor_parallel_size=2)
 TWO = [Growth(MIDDLE, step=3), Growth(LARGE, step=7)]
 CASES = {
     "lemon": functools.partial(grown, method="lemon"),
@@ -332,8 +351,17 @@ CASES = {
         grown, kind=Late, method="stack+lemon", strategy=sharding),
     "sharded, bf16": functools.partial(
         grown, kind=Sharded, method="ligo", steps=2, precision="bf16-true", strategy=sharding),
+    "sharded, bf16, still": functools.partial(
+        grown, kind=functools.partial(Sharded, rate=0.0), method="lemon",
+        growths=[Growth(UNEVEN, step=4)], precision="bf16-true", strategy=sharding),
     "sharded, uninterrupted": functools.partial(
         grown, kind=ShardedAdamW, method="lemon", growths=WARMED, epochs=3, strategy=sharding),
+    "split": functools.partial(
+        grown, kind=Split, method="ligo", steps=3, growths=WARMED, shares=1, strategy=split),
+    "split, uninterrupted": functools.partial(
+        grown, kind=Split, method="lemon", growths=WARMED, shares=1, epochs=3, strategy=split),
+    "split, resumed": functools.partial(
+        resumed, kind=Split, growths=WARMED, shares=1, strategy=split),
     "sharded, resumed": functools.partial(
         resumed, kind=ShardedAdamW, growths=WARMED, strategy=sharding),
     "sharded, resumed from a file": functools.partial(

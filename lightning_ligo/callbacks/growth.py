@@ -74,6 +74,7 @@ from lightning_ligo.sharded import (
     peek,
     reshard,
     shard,
+    shares,
 )
 from lightning_ligo.surgery import (
     check_every_parameter_once,
@@ -215,7 +216,7 @@ class GrowthCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
-        self.spending.begin(trainer.world_size)
+        self.spending.begin(shares(trainer))
         size = self._size(pl_module)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)

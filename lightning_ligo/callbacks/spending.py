@@ -37,9 +37,9 @@ class Spending:
         """FLOPs of all that was done: training, learning operators, and validations."""
         return sum(self.training.totals) + self.operator + sum(self.evaluation.totals)
 
-    def begin(self, ranks: int) -> None:
-        """At the start of training, or where a run goes on from a checkpoint, on so many ranks."""
-        self.training.ranks = self.evaluation.ranks = ranks
+    def begin(self, shares: int) -> None:
+        """At the start of training, or where it goes on; batches have this many parts, of ranks."""
+        self.training.ranks = self.evaluation.ranks = shares
         self._began = time.monotonic() - (self.curve[-1].seconds if self.curve else 0.0)
 
     def grew(self, step: int, operator: int) -> None:

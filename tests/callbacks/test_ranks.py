@@ -1,14 +1,19 @@
-"""Growth on two processes, which DDP keeps alike: the oracle is one process with both batches."""
+"""Growth on two processes, alike or sharded: the oracle is one process with both batches."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
-from ranks import CASES, RANKS, STEP, grown
+from lightning_ligo import grow
+from lightning_ligo.nets import build
+from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, resumed
+from runs import FEATURES
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +38,28 @@ def tensors(result):
     return {name: torch.tensor(values) for name, values in result["weights"].items()}
 
 
-GROWN = [name for name in CASES if name != "not a number"]
+GROWN = [name for name, case in CASES.items() if getattr(case, "func", None) in (grown, resumed)]
+RESUMED = {
+    "resumed": "uninterrupted",
+    "sharded, resumed": "sharded, uninterrupted",
+    "sharded, resumed from a file": "sharded, uninterrupted",
+    "split, resumed": "split, uninterrupted",
+}
 
 
 @pytest.mark.parametrize("name", GROWN)
-def test_all_ranks_train_one_network_under_ddp(results, name):
+def test_all_ranks_train_one_network(results, name):
     first, second = results[name]
     assert first == second
     assert first["records"]
 
 
-@pytest.mark.parametrize("name", [name for name in GROWN if name not in ("bf16", "resumed")])
+EQUAL = [name for name in GROWN if "bf16" not in name and "resumed" not in name]
+
+
+@pytest.mark.parametrize("name", EQUAL)
 def test_two_ranks_are_one_process_with_the_batches_of_both(results, name, tmp_path):
-    options = {k: v for k, v in CASES[name].keywords.items() if k != "strategy"}
+    options = {k: v for k, v in CASES[name].keywords.items() if k not in ("strategy", "shares")}
     alone = grown(tmp_path, ranks=1, **options)
     together = results[name][0]
     assert together["steps"] == alone["steps"]
@@ -71,13 +85,52 @@ def test_all_ranks_decide_as_one(results, name, step, reason):
         assert record["step"] == step and record["reason"].startswith(reason)
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_cut_off(results):
-    for resumed, whole in zip(results["resumed"], results["uninterrupted"], strict=True):
-        assert tensors(resumed).keys() == tensors(whole).keys()
-        for key, weight in tensors(resumed).items():
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_ends_as_one_that_was_not_cut_off(results, name):
+    for mine, whole in zip(results[name], results[RESUMED[name]], strict=True):
+        assert tensors(mine).keys() == tensors(whole).keys()
+        for key, weight in tensors(mine).items():
             assert torch.equal(weight, tensors(whole)[key]), key
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(results):
     for message in results["not a number"]:
         assert message.startswith("FloatingPointError: the loss is nan at step 1 of 3")
+
+
+def test_a_sharded_network_in_bf16_is_grown_in_float32_and_then_rounded(results):
+    weights = tensors(results["sharded, bf16, still"][0])
+    seed_everything(0)
+    small, large = Even().network.to(torch.bfloat16).float(), build(UNEVEN)
+    grow(small, large, torch.randn(4, FEATURES), method="lemon")
+    assert weights.keys() == {f"network.{name}" for name in large.state_dict()}
+    for name, weight in large.state_dict().items():
+        assert torch.equal(weights[f"network.{name}"], weight.to(torch.bfloat16).float()), name
+
+
+@pytest.mark.parametrize("name", ["tested", "tested from files"])
+def test_checkpoints_of_both_sizes_are_tested_in_modules_of_either(results, name):
+    for result in results[name]:
+        assert "error" not in result, result["error"]
+        assert [width for *_, width in result["pairs"]] == [8, 8, 24, 24]
+        for validated, tested, _ in result["pairs"]:
+            assert tested == pytest.approx(validated, rel=1e-6)
+
+
+REFUSED = {
+    "unrecorded": r"18 of the checkpoint's weights .* network\.blocks\.1\.fc1\.bias: \(16,\)",
+    "unrecorded file": r"18 of the checkpoint's weights .* network\.blocks\.1\.fc1\.bias: \(16,\)",
+    "unwatched": "the checkpoint holds a network 'network' of another size than the module's",
+    "uneven": "after the growth at step 4 the weights of ranks 1 are not those of rank 0",
+    "once": r"growth 1 .* 30 parameters of self\.network are not sharded, such as embed\.weight",
+    "twice": r"growth 1 .* configure_model of Twice is called again .* and failed \(AssertionError",
+    "around": "configure_model of FSDPWhole calls fully_shard on self, which holds the network",
+    "late": r"self\.network was sharded before GrowthCallback saw it",
+    "masked": "method 'msg' masks parameters .* not supported under ModelParallelStrategy",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_sharded_or_loaded_is_refused(results, name):
+    for message in results[name]:
+        assert re.search(f"(Value|Runtime)Error: .*{REFUSED[name]}", message), message
