@@ -47,8 +47,10 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     attribute, size = record["attribute"], record["size"]
     description = record["networks"][size]
     network = module.get_submodule(attribute)
-    if "state_dict" not in checkpoint:  # a sharded strategy has loaded it, of any size
-        return _check_size(network, attribute, description)
+    if "state_dict" not in checkpoint:  # a strategy that shards has loaded what fits of it
+        _check_size(network, attribute, description)
+        set_record(module, record)
+        return
     wanted = _shapes(checkpoint["state_dict"], f"{attribute}.")
     entry = described(module, attribute)
     if _shapes(network.state_dict()) != wanted or entry not in (None, description):

@@ -345,19 +345,14 @@ CASES = {
     "resumed": functools.partial(resumed, growths=[Growth(LARGE, step=4)]),
     "not a number": lambda folder: refused(folder, Broken, method="ligo", steps=3),
     "sharded": functools.partial(grown, kind=Sharded, method="ligo", steps=5, strategy=sharding),
-    "sharded, Adam": functools.partial(
-        grown, kind=ShardedAdamW, method="lemon", growths=WARMED, strategy=sharding),
     "sharded, made late": functools.partial(
         grown, kind=Late, method="stack+lemon", strategy=sharding),
     "sharded, bf16": functools.partial(
-        grown, kind=Sharded, method="ligo", steps=2, precision="bf16-true", strategy=sharding),
-    "sharded, bf16, still": functools.partial(
         grown, kind=functools.partial(Sharded, rate=0.0), method="lemon",
         growths=[Growth(UNEVEN, step=4)], precision="bf16-true", strategy=sharding),
     "sharded, uninterrupted": functools.partial(
-        grown, kind=ShardedAdamW, method="lemon", growths=WARMED, epochs=3, strategy=sharding),
-    "split": functools.partial(
-        grown, kind=Split, method="ligo", steps=3, growths=WARMED, shares=1, strategy=split),
+        grown, kind=ShardedAdamW, method="lemon", growths=WARMED, epochs=3,
+        num_sanity_val_steps=1, strategy=sharding),
     "split, uninterrupted": functools.partial(
         grown, kind=Split, method="lemon", growths=WARMED, shares=1, epochs=3, strategy=split),
     "split, resumed": functools.partial(

@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
-    FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
 from torch import nn
 
 from lightning_ligo.axes import OUTPUT
+from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
 from lightning_ligo.surgery import listed
 
@@ -36,11 +36,10 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
     strategy = trainer.strategy
     known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
     if not known or isinstance(strategy, DeepSpeedStrategy):
-        shards = isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy))
-        other = "ModelParallelStrategy" if shards else "strategy='ddp'"
         raise ValueError(
-            f"growth under {type(strategy).__name__} is not supported; train with {other} or on "
-            "one device, or grow between two runs with lightning_ligo.grow"
+            f"growth under {type(strategy).__name__} is not supported; train with strategy='ddp', "
+            "with ModelParallelStrategy, or on one device, or grow between two runs with "
+            "lightning_ligo.grow"
         )
     if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
         raise ValueError(
@@ -61,6 +60,19 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
                 f"{type(callback).__name__} keeps the parameters of the small network and cannot "
                 "follow a growth; train without it"
             )
+
+
+def check_masks(trainer: Trainer, method: Method) -> None:
+    """Refuse a method with masks where a rank has only a part of what they mask.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    if method.ramp:
+        raise ValueError(
+            f"method {method.name!r} masks parameters while the network runs, which is not "
+            f"supported under {type(trainer.strategy).__name__}; take another method"
+        )
 
 
 def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:

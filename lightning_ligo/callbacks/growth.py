@@ -15,7 +15,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.aside import (
@@ -31,6 +30,7 @@ from lightning_ligo.aside import (
     validation_names,
 )
 from lightning_ligo.callbacks.checks import (
+    check_masks,
     check_module,
     check_network,
     check_outputs,
@@ -41,6 +41,7 @@ from lightning_ligo.callbacks.deciding import Deciding, check_decisions
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
+from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.spending import Spending
 from lightning_ligo.checkpoint import (
     KEY,
@@ -66,10 +67,7 @@ from lightning_ligo.ramp import Ramp, check_ramp
 from lightning_ligo.rate import Rate
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.sharded import (
-    blank,
     check_same_shapes,
-    check_sharded,
-    gathered,
     is_sharded,
     peek,
     reshard,
@@ -171,7 +169,7 @@ class GrowthCallback(Callback):
         self._kept: dict[
             LightningModule, nn.Module
         ] = {}  # small networks, if no one can build them
-        self._blanks: dict[LightningModule, nn.Module] = {}  # what sharded networks were before
+        self._sharding = Sharding()
         self._records: list[dict[str, Any]] = []
         self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
@@ -197,7 +195,7 @@ class GrowthCallback(Callback):
             record = {"attribute": self.attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
         if is_sharded(trainer):
-            self._keep_blank(pl_module)
+            self._sharding.see(pl_module, dict(pl_module.named_modules()).get(self.attribute))
         self._patch(trainer, "load_checkpoint", self._load_checkpoint)
         if stage == "fit":
             self._patch(trainer, "setup_optimizers", self._setup_optimizers)
@@ -208,11 +206,17 @@ class GrowthCallback(Callback):
         check_module(pl_module)
         check_network(pl_module, self.attribute)
         if is_sharded(trainer):
-            self._check_sharding(trainer, pl_module)
+            check_masks(trainer, self.method)
+            with isolated_random(self.seed):
+                description = self._sizes(pl_module)[self._size(pl_module)]
+                self._sharding.check(pl_module, self.attribute, description)
         self._larger, self._examined = {}, False
         for number, description in self.coming(pl_module):
             with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
                 self._larger[number] = build(description, device="meta")
+                if is_sharded(trainer):
+                    trial = build(description, device="meta")
+                    self._sharding.try_out(trainer, pl_module, self.attribute, trial)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
@@ -239,7 +243,8 @@ class GrowthCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Pair the network with all that it will become, on what it is called with in training."""
-        network = smaller = self._plain(pl_module, find_network(pl_module, self.attribute))
+        network = find_network(pl_module, self.attribute)
+        network = smaller = self._sharding.plain(pl_module, network)
         with contained(trainer, pl_module, self.seed):
             set_network(pl_module, self.attribute, network)
             args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
@@ -394,7 +399,7 @@ class GrowthCallback(Callback):
         description = self._sizes(pl_module)[size + 1]
         bar_is_shown = _shows_progress(trainer)
         before = self._measure(trainer, pl_module)
-        small = self._plain(pl_module, find_network(pl_module, self.attribute))
+        small = self._sharding.plain(pl_module, find_network(pl_module, self.attribute))
         with contained(trainer, pl_module, seed):
             assert description is not None
             operator = Operator(plan, small, self.method, seed)
@@ -410,7 +415,7 @@ class GrowthCallback(Callback):
             after = evaluate(trainer, watching) if trainer.enable_validation else {}
         states = functools.partial(grow_states, operator, policy=self.moments)
         if is_sharded(trainer):
-            self._blanks[pl_module] = blank(large)
+            self._sharding.see(pl_module, large)
         carried = swap(trainer, pl_module, self.attribute, large, parents, states)
         self._remember(pl_module, small)
         if ramp is not None:
@@ -554,48 +559,6 @@ class GrowthCallback(Callback):
         assert record is not None
         return sizes(record["networks"][0], self.growths)
 
-    # Sharded networks -----------------------------------------------------------------------------
-
-    def _keep_blank(self, pl_module: LightningModule) -> None:
-        """Remember what the network is like before it is sharded, if it is there by now."""
-        network = dict(pl_module.named_modules()).get(self.attribute)
-        if network is not None and not any(isinstance(p, DTensor) for p in network.parameters()):
-            self._blanks[pl_module] = blank(network)
-
-    def _check_sharding(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what the module cannot shard, by having it shard networks without weights."""
-        check_sharded(pl_module, self.attribute)
-        if self.method.ramp:
-            raise ValueError(
-                f"method {self.method.name!r} masks parameters while the network runs, which is "
-                f"not supported under {type(trainer.strategy).__name__}; take another method"
-            )
-        network = find_network(pl_module, self.attribute)
-        numbered = self.coming(pl_module)
-        if pl_module not in self._blanks:
-            description = self._sizes(pl_module)[self._size(pl_module)]
-            if description is None:
-                raise ValueError(
-                    f"self.{self.attribute} was sharded before GrowthCallback saw it, and a copy "
-                    "that is not sharded is needed for a growth; make it in the module's __init__, "
-                    "and start with a newly made module, or describe it in an argument of the "
-                    "module"
-                )
-            with isolated_random(self.seed):
-                self._blanks[pl_module] = blank(build(description))
-        try:
-            for number, description in numbered:
-                with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
-                    set_network(pl_module, self.attribute, build(description, device="meta"))
-                    shard(trainer, pl_module, self.attribute)
-        finally:
-            set_network(pl_module, self.attribute, network)
-
-    def _plain(self, pl_module: LightningModule, network: nn.Module) -> nn.Module:
-        """The network itself, or a plain copy of it where it is sharded."""
-        form = self._blanks.get(pl_module)
-        return network if form is None else gathered(form, network)
-
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -637,7 +600,7 @@ class GrowthCallback(Callback):
         self._resize(pl_module, checkpoint)
         resized = find_network(pl_module, self.attribute)
         if resized is not network:
-            self._keep_blank(pl_module)
+            self._sharding.see(pl_module, resized)
             plain = trainer.precision_plugin.convert_module(resized)
             plain.to(trainer.strategy.root_device)
             shard(trainer, pl_module, self.attribute)
@@ -670,7 +633,7 @@ class GrowthCallback(Callback):
         rebuild(pl_module, {**checkpoint, KEY: record})
         replaced = find_network(pl_module, self.attribute) is not network
         if replaced and standing["size"] == 0 and record["networks"][0] is None:
-            self._kept[pl_module] = self._plain(pl_module, network)
+            self._kept[pl_module] = self._sharding.plain(pl_module, network)
         self._groups = record.get("groups")
 
     def _setup_optimizers(

@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(results):
 
 
 def test_a_sharded_network_in_bf16_is_grown_in_float32_and_then_rounded(results):
-    weights = tensors(results["sharded, bf16, still"][0])
+    weights = tensors(results["sharded, bf16"][0])
     seed_everything(0)
     small, large = Even().network.to(torch.bfloat16).float(), build(UNEVEN)
     grow(small, large, torch.randn(4, FEATURES), method="lemon")
