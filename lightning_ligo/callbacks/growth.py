@@ -95,6 +95,9 @@ class GrowthCallback(Callback):
     the module logs, counts and draws is not disturbed. At the end of `fit` a report is printed and
     written into the log folder: `growth_report.json`, `growth_report.md`, `growth.png`.
 
+    Under ModelParallelStrategy the module's `configure_model` is called again to shard the large
+    network: it must shard whatever is at `attribute`, and leave what is sharded already.
+
     All that can be known to fail is refused before the first optimizer step. A run that ends before
     a growth that it was to decide warns of it and says what was missing.
 
