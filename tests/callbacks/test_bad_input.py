@@ -131,7 +131,7 @@ def test_an_override_that_does_not_fit(tmp_path, override, message):
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        (FSDPStrategy, "growth under FSDPStrategy .* 'ddp', with ModelParallelStrategy, or on one"),
+        (FSDPStrategy, "growth under FSDPStrategy .*'ddp', with ModelParallelStrategy, or on one"),
         (DeepSpeedStrategy, "growth under DeepSpeedStrategy is not supported; train with"),
         (DDPStrategy, "processes of the DDPStrategy are made by fork, and the one that makes them"),
     ],
