@@ -307,6 +307,8 @@ def unwatched(folder):
 
 STEP = 2 * BATCH * (3 * (2 * 8 * 16 + 8 * CLASSES) + 2 * 8 * FEATURES)
 """FLOPs of the small network on all ranks; nothing goes back to the features."""
+
+
 def refused(folder, kind=Even, **options):
     try:
         fit(folder, kind, **options)
