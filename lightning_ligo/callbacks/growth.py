@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -41,13 +40,12 @@ from lightning_ligo.callbacks.deciding import Deciding, check_decisions
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
+from lightning_ligo.callbacks.resuming import Resuming
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.spending import Spending
 from lightning_ligo.checkpoint import (
     KEY,
-    check_record,
     described,
-    rebuild,
     record_of,
     set_record,
     sizes,
@@ -67,11 +65,8 @@ from lightning_ligo.ramp import Ramp, check_ramp
 from lightning_ligo.rate import Rate
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.sharded import (
-    check_same_shapes,
     is_sharded,
-    peek,
     reshard,
-    shard,
     shares,
 )
 from lightning_ligo.surgery import (
@@ -79,7 +74,6 @@ from lightning_ligo.surgery import (
     check_optimizers_can_change,
     conform,
     group_names,
-    regroup,
     set_network,
     swap,
 )
@@ -164,15 +158,12 @@ class GrowthCallback(Callback):
                 f"{self.learning_rate}; give 0 or more steps and a rate above 0"
             )
         self._patched: list[tuple[object, str]] = []
-        self._groups: list[list[list[str]]] | None = None
         self._forget()
 
     def _forget(self) -> None:
         """Start a new run."""
-        self._kept: dict[
-            LightningModule, nn.Module
-        ] = {}  # small networks, if no one can build them
         self._sharding = Sharding()
+        self._resuming = Resuming(self.attribute, self.growths, self.seed, self._sharding)
         self._records: list[dict[str, Any]] = []
         self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
@@ -199,9 +190,9 @@ class GrowthCallback(Callback):
         set_record(pl_module, record)
         if is_sharded(trainer):
             self._sharding.see(pl_module, dict(pl_module.named_modules()).get(self.attribute))
-        self._patch(trainer, "load_checkpoint", self._load_checkpoint)
+        self._patch(trainer, "load_checkpoint", self._resuming.load_checkpoint)
         if stage == "fit":
-            self._patch(trainer, "setup_optimizers", self._setup_optimizers)
+            self._patch(trainer, "setup_optimizers", self._resuming.setup_optimizers)
             self._patch(trainer, "optimizer_step", self._rates.step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -225,6 +216,7 @@ class GrowthCallback(Callback):
         reshard(pl_module)  # after the sanity check
         self.spending.begin(shares(trainer))
         size = self._size(pl_module)
+        self._larger = {n: large for n, large in self._larger.items() if n > size}  # if resumed
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
         self._rates.resume([Rate(**record["rate"]) for record in self._records])
@@ -258,7 +250,11 @@ class GrowthCallback(Callback):
             masks, entries = self._lost(trainer)
             if masks or entries:
                 description = self._sizes(pl_module)[self._size(pl_module) - 1]
-                small = build(description, device="meta") if description else self._kept[pl_module]
+                small = (
+                    build(description, device="meta")
+                    if description
+                    else self._resuming.kept[pl_module]
+                )
                 plan = pair(small, network, *args, override=self.override, **kwargs)
         if masks or entries:
             operator, record = Operator(plan, small, self.method), self._records[-1]
@@ -541,7 +537,7 @@ class GrowthCallback(Callback):
             pl_module.hparams[self.attribute] = networks[size]
         if size == 1 and networks[0] is None:
             small.zero_grad()
-            self._kept[pl_module] = small.cpu()
+            self._resuming.kept[pl_module] = small.cpu()
         set_record(pl_module, {**record, "size": size, "networks": networks})
 
     def _size(self, pl_module: LightningModule) -> int:
@@ -581,89 +577,6 @@ class GrowthCallback(Callback):
     ) -> None:
         if self._size(pl_module) > 0:
             checkpoint.setdefault(KEY, {})["groups"] = group_names(trainer, pl_module)
-
-    def _load_checkpoint(
-        self, original: Callable[..., dict[str, Any]], trainer: Trainer, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """In place of the strategy's: the module is given the network of the checkpoint's size."""
-        if is_sharded(trainer):
-            self._resize_sharded(trainer, *args, **kwargs)
-            return original(*args, **kwargs)
-        checkpoint = original(*args, **kwargs)
-        self._resize(trainer.lightning_module, checkpoint)
-        return checkpoint
-
-    def _resize_sharded(
-        self, trainer: Trainer, path: str | Path, weights_only: bool | None = None
-    ) -> None:
-        """Before the strategy loads weights and optimizer state, which it does at once."""
-        pl_module = trainer.lightning_module
-        network = find_network(pl_module, self.attribute)
-        checkpoint = peek(Path(trainer.strategy.broadcast(path)), weights_only)
-        self._resize(pl_module, checkpoint)
-        resized = find_network(pl_module, self.attribute)
-        if resized is not network:
-            self._sharding.see(pl_module, resized)
-            plain = trainer.precision_plugin.convert_module(resized)
-            plain.to(trainer.strategy.root_device)
-            shard(trainer, pl_module, self.attribute)
-        check_same_shapes(pl_module, checkpoint)
-        if trainer.state.fn != "fit":
-            if resized is not network:  # what an earlier fit has left would be loaded too
-                trainer.strategy._reset_optimizers_and_schedulers()
-        elif resized is not network or self._groups is not None:
-            trainer.strategy.setup_optimizers(trainer)
-        self._larger = {n: each for n, each in self._larger.items() if n > self._size(pl_module)}
-
-    def _resize(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Give the module the network that the checkpoint holds the weights of."""
-        record = check_record(checkpoint, self.attribute, self.growths)
-        network, standing = find_network(pl_module, self.attribute), record_of(pl_module)
-        assert standing is not None
-        if record is None:
-            if standing["size"] == 0:
-                return
-            record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
-        base, all_sizes = standing["networks"][0], sizes(record["networks"][0], self.growths)
-        if base not in all_sizes:
-            raise ValueError(
-                f"the network {self.attribute!r} of the module is {base}, which is no size of the "
-                f"run that wrote the checkpoint: {all_sizes}; make the module as it was in that "
-                "run"
-            )
-        if record["size"] == 0 and pl_module in self._kept:
-            set_network(pl_module, self.attribute, self._kept.pop(pl_module))
-        rebuild(pl_module, {**checkpoint, KEY: record})
-        replaced = find_network(pl_module, self.attribute) is not network
-        if replaced and standing["size"] == 0 and record["networks"][0] is None:
-            self._kept[pl_module] = self._sharding.plain(pl_module, network)
-        self._groups = record.get("groups")
-
-    def _setup_optimizers(
-        self, original: Callable[[Trainer], None], trainer: Trainer, *_: Any
-    ) -> None:
-        """In place of the strategy's: a resumed run has the optimizers that it began with.
-
-        They are made for the small network, as they were, and then hold the parameters of the
-        large one in the groups and the order of the checkpoint, in which their state is loaded.
-        """
-        pl_module, groups = trainer.lightning_module, self._groups
-        self._groups = None
-        if groups is None:
-            return original(trainer)
-        large, small = find_network(pl_module, self.attribute), self._kept.get(pl_module)
-        if small is None:
-            description = self._sizes(pl_module)[0]
-            assert description is not None
-            with isolated_random(self.seed):
-                small = build(description)
-        set_network(pl_module, self.attribute, small.to(pl_module.device))
-        try:
-            original(trainer)
-        finally:
-            set_network(pl_module, self.attribute, large)
-            small.cpu()
-        regroup(trainer, pl_module, groups)
 
     def _patch(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:
         original = getattr(trainer.strategy, name)

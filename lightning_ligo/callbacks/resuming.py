@@ -1,0 +1,124 @@
+"""The network and the optimizers of a run that goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lightning_ligo.aside import isolated_random
+from lightning_ligo.callbacks.checks import find_network
+from lightning_ligo.callbacks.sharding import Sharding
+from lightning_ligo.checkpoint import KEY, check_record, rebuild, record_of, sizes
+from lightning_ligo.nets import build
+from lightning_ligo.schedule import Growth
+from lightning_ligo.sharded import check_same_shapes, is_sharded, peek, shard
+from lightning_ligo.surgery import regroup, set_network
+
+
+class Resuming:
+    """Gives a module the network of the size that a checkpoint holds, and its optimizers.
+
+    Args:
+        attribute: where the network is in the module.
+        growths: those of the run.
+        seed: of what is random in a network that is built.
+        sharding: what the network is like where it is not sharded.
+    """
+
+    def __init__(
+        self, attribute: str, growths: Sequence[Growth], seed: int, sharding: Sharding
+    ) -> None:
+        self._attribute = attribute
+        self._growths = growths
+        self._seed = seed
+        self._sharding = sharding
+        self._groups: list[list[list[str]]] | None = None  # of the optimizers, by name
+        self.kept: dict[LightningModule, nn.Module] = {}  # small networks that no one can build
+
+    def load_checkpoint(
+        self, original: Callable[..., dict[str, Any]], trainer: Trainer, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """In place of the strategy's: the module is given the network of the checkpoint's size."""
+        if is_sharded(trainer):
+            self._resize_sharded(trainer, *args, **kwargs)
+            return original(*args, **kwargs)
+        checkpoint = original(*args, **kwargs)
+        self._resize(trainer.lightning_module, checkpoint)
+        return checkpoint
+
+    def _resize_sharded(
+        self, trainer: Trainer, path: str | Path, weights_only: bool | None = None
+    ) -> None:
+        """Before the strategy loads weights and optimizer state, which it does at once."""
+        pl_module = trainer.lightning_module
+        network = find_network(pl_module, self._attribute)
+        checkpoint = peek(Path(trainer.strategy.broadcast(path)), weights_only)
+        self._resize(pl_module, checkpoint)
+        resized = find_network(pl_module, self._attribute)
+        if resized is not network:
+            self._sharding.see(pl_module, resized)
+            plain = trainer.precision_plugin.convert_module(resized)
+            plain.to(trainer.strategy.root_device)
+            shard(trainer, pl_module, self._attribute)
+        check_same_shapes(pl_module, checkpoint)
+        if trainer.state.fn != "fit":
+            if resized is not network:  # what an earlier fit has left would be loaded too
+                trainer.strategy._reset_optimizers_and_schedulers()
+        elif resized is not network or self._groups is not None:
+            trainer.strategy.setup_optimizers(trainer)
+
+    def _resize(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Give the module the network that the checkpoint holds the weights of."""
+        record = check_record(checkpoint, self._attribute, self._growths)
+        network, standing = find_network(pl_module, self._attribute), record_of(pl_module)
+        assert standing is not None
+        if record is None:
+            if standing["size"] == 0:
+                return
+            record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
+        base, all_sizes = standing["networks"][0], sizes(record["networks"][0], self._growths)
+        if base not in all_sizes:
+            raise ValueError(
+                f"the network {self._attribute!r} of the module is {base}, which is no size of the "
+                f"run that wrote the checkpoint: {all_sizes}; make the module as it was in that "
+                "run"
+            )
+        if record["size"] == 0 and pl_module in self.kept:
+            set_network(pl_module, self._attribute, self.kept.pop(pl_module))
+        rebuild(pl_module, {**checkpoint, KEY: record})
+        replaced = find_network(pl_module, self._attribute) is not network
+        if replaced and standing["size"] == 0 and record["networks"][0] is None:
+            self.kept[pl_module] = self._sharding.plain(pl_module, network)
+        self._groups = record.get("groups")
+
+    def setup_optimizers(
+        self, original: Callable[[Trainer], None], trainer: Trainer, *_: Any
+    ) -> None:
+        """In place of the strategy's: a resumed run has the optimizers that it began with.
+
+        They are made for the small network, as they were, and then hold the parameters of the
+        large one in the groups and the order of the checkpoint, in which their state is loaded.
+        """
+        pl_module, groups = trainer.lightning_module, self._groups
+        self._groups = None
+        if groups is None:
+            return original(trainer)
+        large, small = find_network(pl_module, self._attribute), self.kept.get(pl_module)
+        if small is None:
+            record = record_of(pl_module)
+            assert record is not None
+            description = sizes(record["networks"][0], self._growths)[0]
+            assert description is not None
+            with isolated_random(self._seed):
+                small = build(description)
+        set_network(pl_module, self._attribute, small.to(pl_module.device))
+        try:
+            original(trainer)
+        finally:
+            set_network(pl_module, self._attribute, large)
+            small.cpu()
+        regroup(trainer, pl_module, groups)
