@@ -12,7 +12,8 @@ the next larger one; pairs of the same shapes are run once. The families of Hugg
 of `recipes/families.py`.
 
 Networks of which the large one has over 100 million parameters are paired on the meta device, those
-of which the small one has, for small images where the family allows it. Every result is a line of
+of which the small one has, for small images where the family allows it; a small network with over
+700 million is proved with two of its layers. Every result is a line of
 `runs/coverage/results.jsonl`, and of the table in `runs/coverage/coverage.md`.
 """
 
@@ -42,7 +43,7 @@ from recipes.families import FAMILIES
 
 KEPT = 1e-4  # relative change of the output in float32
 REAL = 100_000_000  # parameters; a large network with more is paired on the meta device
-PROVED = 700_000_000  # parameters; a small network with more, too, and not proved
+PROVED = 700_000_000  # parameters; a small network with more is proved with two layers only
 CLASSES = 1000
 SHARE = 40  # pairs that a process runs before it makes room for another one
 PIXELS = (64, 112, 128)  # images of networks that take any size, or can be built for these
@@ -250,6 +251,8 @@ def run(pair: Pair) -> Result:
         result.stacks = sum(one != other for one, other in plan.stacks.values())
         result.inexact = list(plan.inexact)
         result.proof = max(plan.proofs.values(), default=None)
+        if sizes[0] > PROVED and result.axes:
+            result.proof = _proof_of_two_layers(pair, inputs, options)
         if not any(p.is_meta for p in (*small.parameters(), *large.parameters())):
             result.kept = _kept(noisy(small), large, plan, inputs)
             if not result.kept <= KEPT and not plan.inexact:  # rounding, or not finite
@@ -258,6 +261,18 @@ def run(pair: Pair) -> Result:
     except Exception as error:
         result.reason = f"{type(error).__name__}: {error}"
     return result
+
+
+def _proof_of_two_layers(
+    pair: Pair, inputs: dict[str, Tensor], options: dict[str, Any]
+) -> float | None:
+    """The proof of networks that are too large for it, with two layers, if these can be built."""
+    try:
+        small = timm_network(pair.small, depth=2, **options)
+        large = timm_network(pair.large, "meta", depth=2, **options)
+    except TypeError:
+        return None
+    return max(ligo.pair(small.eval(), large.eval(), **inputs).proofs.values(), default=None)
 
 
 @torch.no_grad()
