@@ -170,12 +170,9 @@ def _disordered(ours: Axes, axes: Axes) -> Iterator[str]:
         lists.setdefault(path, []).append(name)
     for path, names in lists.items():
         order = [
-            (theirs.layers[number * theirs.depth // stack.depth], stack.layers[number])
+            (ours.stacks[name].layers[source], axes.stacks[name].layers[number])
             for name in names
-            for stack, theirs in [(axes.stacks[name], ours.stacks[name])]
-            for number in range(stack.depth)
-            if number == 0
-            or number * theirs.depth // stack.depth != (number - 1) * theirs.depth // stack.depth
+            for source, number in _old(ours.stacks[name].depth, axes.stacks[name].depth)
         ]
         kept = [large for _, large in sorted(order)]
         if kept != sorted(kept):
@@ -223,16 +220,21 @@ def _of_buffers(plan: Plan, axes: Axes, small: nn.Module, large: nn.Module) -> I
 def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
     """The first layer behind which the networks compute with other numbers, where it is kept."""
     small, large = len(row.small_names), len(row.large_names)
-    for number, name in enumerate(row.large_names):
-        source = number * small // large
-        if number and source == (number - 1) * small // large:
-            continue  # a new layer
-        names = row.small_names[source], name
+    for source, number in _old(small, large):
+        names = row.small_names[source], row.large_names[number]
         here = _constants(traced[0], names[0])
         after = source == small - 1 and here == _constants(traced[1], row.large_names[-1])
         if here != _constants(traced[1], names[1]) and not after:  # what follows the last layer
             return names
     return None
+
+
+def _old(small: int, large: int) -> Iterator[tuple[int, int]]:
+    """The layers of a small stack and where they stand in the large one, new ones behind each."""
+    sources = [number * small // large for number in range(large)]
+    for number, source in enumerate(sources):
+        if number == 0 or source != sources[number - 1]:
+            yield source, number
 
 
 def _constants(tracer: Tracer, name: str) -> list[Any]:

@@ -143,6 +143,12 @@ class Ledger:
             for owner in item.owners:
                 self.uses.append(Use(owner, item.factor, role, reads))
 
+    def write(self, tensors: Sequence[Tensor]) -> None:
+        """Note that parameters are put where activations are: joined with them, or into them."""
+        if not all(map(self.static, tensors)):
+            for tensor in tensors:
+                self.record(tensor, "produces")
+
     def consume(self, weights: Dim, inputs: Dim) -> None:
         """Note that a weight's dimension is contracted with what flows in."""
         reads = [item.flow for item in ends(inputs)]

@@ -367,11 +367,11 @@ def summary(results: list[Result]) -> str:
         exact = [result for result in grown if not result.inexact]
         kept = sum(result.kept <= KEPT for result in exact)
         paired = sum(result.paired for result in mine)
-        proved = sum(result.paired and (result.proof or 0) <= TOLERANCE for result in mine)
-        unproved = sum(result.paired and result.proof is None for result in mine)
+        proved = sum(result.proof is not None and result.proof <= TOLERANCE for result in mine)
+        deeper = sum(result.paired and not result.axes for result in mine)
         lines.append(
             f"| {source} | {len(mine)} | {paired} ({paired / len(mine):.1%}) | "
-            f"{proved - unproved} (and {unproved} with nothing to prove) | {len(grown)} | "
+            f"{proved} (and {deeper} with nothing to prove) | {len(grown)} | "
             f"{kept} of {len(exact)} | {len(grown) - len(exact)} |"
         )
     return "\n".join(lines)

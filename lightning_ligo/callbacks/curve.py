@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_ligo.aside import contained, evaluate, validation_metrics
-from lightning_ligo.callbacks.spending import Spending
+from lightning_ligo.callbacks.spending import Counting, Spending
+from lightning_ligo.sharded import shares
 
 
-class CurveCallback(Callback):
+class CurveCallback(Counting):
     """Count FLOPs and note a validation metric, as GrowthCallback does in a run that grows.
 
     The metric is measured at the end of training too, if the last step was not validated.
@@ -24,27 +25,12 @@ class CurveCallback(Callback):
         self.spending = Spending()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.spending.begin(trainer.world_size)
+        self.spending.begin(shares(trainer))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.spending.training.start(batch, 0)
-
-    def on_before_optimizer_step(self, *args: Any) -> None:
-        self.spending.training.stop()
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.training.stop()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
-    ) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.spending.evaluation.start(batch, 0)
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.evaluation.stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

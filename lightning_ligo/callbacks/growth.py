@@ -42,7 +42,7 @@ from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
 from lightning_ligo.callbacks.resuming import Resuming
 from lightning_ligo.callbacks.sharding import Sharding
-from lightning_ligo.callbacks.spending import Spending
+from lightning_ligo.callbacks.spending import Counting, Spending
 from lightning_ligo.checkpoint import (
     KEY,
     described,
@@ -79,7 +79,7 @@ from lightning_ligo.surgery import (
 )
 
 
-class GrowthCallback(Callback):
+class GrowthCallback(Counting):
     """Replace a network by a larger one, grown from it, while `fit` goes on.
 
     At the start of the batch at which a growth is due, and before that batch is used, the large
@@ -202,7 +202,7 @@ class GrowthCallback(Callback):
         if is_sharded(trainer):
             check_masks(trainer, self.method)
             with isolated_random(self.seed):
-                description = self._sizes(pl_module)[self._size(pl_module)]
+                description = self._sizes(pl_module)[self.size(pl_module)]
                 self._sharding.check(pl_module, self.attribute, description)
         self._larger, self._examined = {}, False
         for number, description in self.coming(pl_module):
@@ -215,7 +215,7 @@ class GrowthCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
         self.spending.begin(shares(trainer))
-        size = self._size(pl_module)
+        size = self.size(pl_module)
         self._larger = {n: large for n, large in self._larger.items() if n > size}  # if resumed
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
@@ -249,7 +249,7 @@ class GrowthCallback(Callback):
                 smaller = larger
             masks, entries = self._lost(trainer)
             if masks or entries:
-                description = self._sizes(pl_module)[self._size(pl_module) - 1]
+                description = self._sizes(pl_module)[self.size(pl_module) - 1]
                 small = (
                     build(description, device="meta")
                     if description
@@ -303,31 +303,16 @@ class GrowthCallback(Callback):
     ) -> None:
         if self._larger or (not self._examined and any(self._lost(trainer))):
             self._examine(trainer, pl_module, batch, batch_idx)
-        size = self._size(pl_module)
+        size = self.size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
             self._grow(trainer, pl_module)
         self._ramping.advance(trainer.global_step)
-        self.spending.training.start(batch, self._size(pl_module))
-
-    def on_before_optimizer_step(self, *args: Any) -> None:
-        self.spending.training.stop()
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.training.stop()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
-    ) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.spending.evaluation.start(batch, self._size(pl_module))
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.evaluation.stop()
+        self.spending.training.start(batch, self.size(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        size = self._size(pl_module)
+        size = self.size(pl_module)
         if not self.spending.curve:
             asked = {each.monitored.monitor for each in self.growths[size:] if each.monitored}
             self._check_logged(trainer, asked | ({self.monitor} if self.monitor else set()))
@@ -353,7 +338,7 @@ class GrowthCallback(Callback):
             self._measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        size = self._size(pl_module)
+        size = self.size(pl_module)
         if size in self.due and self.growths[size].is_decided:
             rank_zero_warn(
                 f"The run has ended before growth {size + 1} of {len(self.growths)}, at "
@@ -393,7 +378,7 @@ class GrowthCallback(Callback):
     def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ramping.end()
         started = time.monotonic()
-        size = self._size(pl_module)
+        size = self.size(pl_module)
         seed, plan = self.seed * 65537 + size, self._plans[size + 1]
         description = self._sizes(pl_module)[size + 1]
         bar_is_shown = _shows_progress(trainer)
@@ -506,7 +491,7 @@ class GrowthCallback(Callback):
             if not trainer.enable_validation:
                 return {}
             with contained(trainer, pl_module, self.seed):
-                metrics = evaluate(trainer, self.spending.of_evaluation(self._size(pl_module)))
+                metrics = evaluate(trainer, self.spending.of_evaluation(self.size(pl_module)))
             self._note(trainer, metrics)
             return metrics
         return self._measured[1]
@@ -540,7 +525,7 @@ class GrowthCallback(Callback):
             self._resuming.kept[pl_module] = small.cpu()
         set_record(pl_module, {**record, "size": size, "networks": networks})
 
-    def _size(self, pl_module: LightningModule) -> int:
+    def size(self, pl_module: LightningModule) -> int:
         """How many growths the network has been through."""
         record = record_of(pl_module)
         assert record is not None
@@ -549,7 +534,7 @@ class GrowthCallback(Callback):
     def coming(self, pl_module: LightningModule) -> list[tuple[int, dict[str, Any]]]:
         """The growths that are still to come: the number, from 1, and the large network of each."""
         numbered = enumerate(self._sizes(pl_module))
-        done = self._size(pl_module)
+        done = self.size(pl_module)
         return [(number, to) for number, to in numbered if number > done and to is not None]
 
     def _sizes(self, pl_module: LightningModule) -> list[dict[str, Any] | None]:
@@ -575,7 +560,7 @@ class GrowthCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._size(pl_module) > 0:
+        if self.size(pl_module) > 0:
             checkpoint.setdefault(KEY, {})["groups"] = group_names(trainer, pl_module)
 
     def _patch(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:

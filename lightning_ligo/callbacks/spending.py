@@ -79,6 +79,31 @@ class Spending:
         self.curve = [Point(*point) for point in state["curve"]]
 
 
+class Counting(Callback):
+    """Counts the validations of a run, and its steps from where a subclass starts to."""
+
+    spending: Spending
+
+    def size(self, pl_module: LightningModule) -> int:
+        """The size that the network has, of those of the run."""
+        return 0
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self.spending.training.stop()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.spending.training.stop()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
+    ) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.spending.evaluation.start(batch, self.size(pl_module))
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.spending.evaluation.stop()
+
+
 class _OfEvaluation(Callback):
     def __init__(self, flops: StepFlops, size: int) -> None:
         self.flops = flops

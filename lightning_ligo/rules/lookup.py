@@ -41,7 +41,7 @@ def index_put(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     into, indices, values = args[:3]
     masked = any(entries is not None and entries.dtype == torch.bool for entries in indices)
     length = values.shape[0] if masked and values.dim() else 1
-    _write(ledger, into, values)
+    ledger.write([into, values])
     broadcast([_indexed(ledger, into, indices, length), ledger.dims(values)])
     return ledger.dims(into)
 
@@ -54,19 +54,12 @@ def write_at(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: T
     if len(args) < 4 or not isinstance(args[3], Tensor):
         return dims
     written = list(ledger.dims(args[3]))
-    _write(ledger, args[0], args[3])
+    ledger.write([args[0], args[3]])
     for number, (mine, theirs) in enumerate(zip(dims, written, strict=True)):
         if number == axis or size(mine) != size(theirs):
             pin([*mine, *theirs], TABLE)
             written[number] = []
     return broadcast([dims, written])
-
-
-def _write(ledger: Ledger, *tensors: Tensor) -> None:
-    """Parameters that are written where activations are, or into them, are written there."""
-    if not all(map(ledger.static, tensors)):
-        for tensor in tensors:
-            ledger.record(tensor, "produces")
 
 
 def _indexed(ledger: Ledger, x: Tensor, indices: Sequence[Any], selected: int) -> list[Dim]:

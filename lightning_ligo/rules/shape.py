@@ -111,7 +111,7 @@ def pad(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor
 def cat(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
     parts = [part for part in args[0] if part.numel()]
-    _write(ledger, parts)
+    ledger.write(parts)
     dims = [list(ledger.dims(part)) for part in parts]
     joined = concatenate([theirs[axis] for theirs in dims])
     for theirs in dims:
@@ -122,16 +122,9 @@ def cat(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor
 @rule("stack")
 def stack(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
-    _write(ledger, args[0])
+    ledger.write(args[0])
     dims = broadcast([list(ledger.dims(part)) for part in args[0]])
     return [*dims[:axis], ledger.new(out.shape[axis], pinned="it is stacked"), *dims[axis:]]
-
-
-def _write(ledger: Ledger, parts: Sequence[Tensor]) -> None:
-    """Parameters that are concatenated with activations are written there."""
-    if not all(ledger.static(part) for part in parts):
-        for part in parts:
-            ledger.record(part, "produces")
 
 
 @rule("repeat")
