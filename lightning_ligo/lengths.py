@@ -35,7 +35,8 @@ def lengths_of(
     """The (small, large) length of every axis, and for how many heads one of the small stands.
 
     Where the small network has no axis of a name it is 1, as of a single head, unless all
-    dimensions that carry it are as long there.
+    dimensions that carry it are as long there. An axis of buffers alone that are not saved, such
+    as the windows of a mask, has the length that the large network was built with in both.
 
     Keys and values of grouped-query attention have fewer heads than queries. Where the large
     network groups fewer queries, the small one is first read as one whose shared heads are
@@ -69,6 +70,11 @@ def lengths_of(
 def _length_in(
     name: str, ours: Axes, theirs: Axes, small: Shapes, large: Shapes, same: Counterparts
 ) -> int:
+    if not any(
+        use.axis == name for pattern in large for dim in theirs.dims.get(pattern, ())
+        for use in uses_of(dim)
+    ):  # fmt: skip
+        return theirs.axes[name].length
     if name in same:
         return ours.axes[same[name][0]].length
     one = any(
