@@ -16,6 +16,7 @@ from lightning_ligo.plan import Plan, Row
 from lightning_ligo.proof import TOLERANCE
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import passed
+from lightning_ligo.stretch import grid
 from lightning_ligo.trace import Tracer
 
 TAKEN = {
@@ -120,7 +121,8 @@ def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
         for kind in sorted(axis.over & {"length", "softmax", "sum"} if not axis.inner else ()):
             yield f"{name} grows under {TAKEN[kind]}, which counts every copy"
         if axis.stretch == "interpolate":
-            yield f"{name} grows from {length} to {longer} positions, which are interpolated"
+            how = "interpolated" if grid(length, longer) else "the mean of all where they are new"
+            yield f"{name} grows from {length} to {longer} positions, which are {how}"
         if axis.stretch == "copy":
             yield f"{name} grows from {length} to {longer} by copies, which are ranked together"
         if name in axes.tied:

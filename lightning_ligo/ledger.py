@@ -11,6 +11,7 @@ from lightning_ligo.factors import Dim, Factor, Flow, Item, Owner, ends, pin, si
 
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
+SELECTED = "its entries are selected by position"
 RANKED = "it is ranked"
 STAYS = "you said that it stays"
 

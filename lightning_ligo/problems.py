@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from torch import Size, Tensor
 
 from lightning_ligo.axes import UNUSED, Axes, Axis, Product, uses_of
+from lightning_ligo.ledger import SELECTED
 from lightning_ligo.lengths import Counterparts, Shapes
 from lightning_ligo.plan import Lengths
 from lightning_ligo.plan import length as length_of
@@ -80,9 +81,17 @@ def changed_output(small: Tensor, large: Tensor, ours: Axes, theirs: Axes) -> li
 
 
 def _stretches(axis: Axis, small: int) -> bool:
-    """Whether an axis whose entries are told apart can still become longer."""
-    found = axis.stretch in ("append", "copy") or (axis.stretch and grid(small, axis.length))
-    return bool(found) and not axis.name.endswith("heads")
+    """Whether an axis whose entries are told apart can still become longer.
+
+    Positions can if they are a grid, or tokens, one of which is selected.
+    """
+    if axis.stretch is None or axis.name.endswith("heads"):
+        return False
+    return (
+        axis.stretch != "interpolate"
+        or axis.pinned == SELECTED
+        or grid(small, axis.length) is not None
+    )
 
 
 def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:

@@ -37,11 +37,12 @@ def interpolate(x: Tensor, dim: int, length: int) -> Tensor:
     """Positions of a larger grid, bicubic as timm's ``resample_abs_pos_embed``.
 
     Class and register tokens, which come first, stay as they are; BEiT's three further relations
-    come last.
+    come last. Where there is no grid, they are tokens, and more are appended.
     """
     small = x.shape[dim]
     found = grid(small, length)
-    assert found is not None, (small, length)
+    if found is None:
+        return append(x, dim, length)
     extra, before, after = found
     last = extra if before % 2 and after % 2 and extra == 3 else 0
     kept = x.narrow(dim, small - last, last) if last else x.narrow(dim, 0, extra)

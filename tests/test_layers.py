@@ -22,8 +22,8 @@ ALLOWED = {
     "streams": {"axes", "stacks"},
     "stretch": set(),
     "lengths": {"axes", "flows", "plan"},
-    "problems": {"axes", "lengths", "plan", "stretch"},
-    "conditions": {"axes", "lengths", "plan", "proof", "stacks", "streams", "trace"},
+    "problems": {"axes", "ledger", "lengths", "plan", "stretch"},
+    "conditions": {"axes", "lengths", "plan", "proof", "stacks", "streams", "stretch", "trace"},
     "pairing": {
         "axes",
         "conditions",

@@ -1,6 +1,7 @@
 from functools import cache, partial
 
 import pytest
+import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
@@ -117,6 +118,34 @@ def test_positions_are_interpolated_as_timm_does():
     torch.testing.assert_close(large.pos_embed[..., :32], expected)
     plan = ligo.pair(small, large, large_inputs=images, **IMAGES)
     assert plan.inexact == ("positions grows from 17 to 65 positions, which are interpolated",)
+
+
+def test_more_tokens_are_the_mean_of_all_and_the_first_stay():
+    small, large = randomised(vit(reg_tokens=2)), vit(reg_tokens=5)
+    plan = ligo.pair(small, large, **IMAGES)
+    words = "grows from 2 to 5 positions, which are the mean of all where they are new"
+    assert any(words in reason for reason in plan.inexact)
+    ligo.grow(small, large, method="lemon", **IMAGES)
+    torch.testing.assert_close(large.reg_token[:, :2], small.reg_token)
+    mean = small.reg_token.mean(1, keepdim=True).expand(1, 3, -1)
+    torch.testing.assert_close(large.reg_token[:, 2:], mean)
+
+
+def test_a_larger_window_has_a_smaller_mask_of_windows():
+    swin = partial(timm.models.SwinTransformer, img_size=16, patch_size=2, in_chans=1,
+                   num_classes=10, embed_dim=16, depths=(2,), num_heads=(2,))  # fmt: skip
+    small, large = randomised(swin(window_size=2)), swin(window_size=4)
+    masks = [network.layers[0].blocks[1].attn_mask for network in (small, large)]
+    assert [tuple(mask.shape) for mask in masks] == [(16, 4, 4), (4, 16, 16)]
+    images = torch.randn(2, 1, 16, 16)
+    assert ligo.pair(small, large, images).axes == {"layers.0.blocks.*.attn.positions": (9, 49)}
+    built = masks[1].clone()
+    ligo.grow(small, large, images, method="lemon")
+    assert torch.equal(large.layers[0].blocks[1].attn_mask, built)
+    tables = [n.layers[0].blocks[0].attn.relative_position_bias_table for n in (small, large)]
+    image = tables[0].T.reshape(1, 2, 3, 3)
+    resized = nn.functional.interpolate(image, size=(7, 7), mode="bicubic", antialias=True)
+    torch.testing.assert_close(tables[1], resized.reshape(2, 49).T)
 
 
 def test_equal_sizes_leave_every_parameter_bit_equal():

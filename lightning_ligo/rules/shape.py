@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, broadcast, concatenate, pin, regroup, take
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import SELECTED, Ledger
 from lightning_ligo.rules.table import position, rule, untouched
 
 
@@ -53,7 +53,7 @@ def expand(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
 def select(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(ledger.dims(args[0]))
     selected = dims.pop(position(args[1], len(dims)))
-    ledger.tell_apart(out, selected, "its entries are selected by position")
+    ledger.tell_apart(out, selected, SELECTED)
     return dims
 
 
