@@ -77,6 +77,10 @@ class Depths(nn.Module):
         mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
         return mix is not None and mix.dim() == 2
 
+    def learns(self, row: Row) -> bool:
+        """Whether the mix of a parameter's layers is learned."""
+        return key_of(row.pattern) in self.mixes
+
     def silent(self, stack: str) -> list[bool]:
         """For every layer of a large stack, whether it writes nothing at the start."""
         small, large = self.plan.depths[stack]

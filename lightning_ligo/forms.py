@@ -161,22 +161,28 @@ def _stretch(x: Tensor, dim: int, first: int, many: int, step: int) -> Tensor:
     return x.narrow(dim, first, 1).expand(*x.shape[:dim], many, *x.shape[dim + 1 :])
 
 
-def plus_thin(copy: Tensor, left: Tensor, right: Tensor, x: Tensor, dim: int) -> Tensor:
-    """``copy`` plus two thin products: a dimension of (g, ..., S, ...) times V, (r, S), then U."""
+def thinned(right: Tensor, x: Tensor, dim: int) -> Tensor:
+    """A dimension of (g, ..., S, ...) times V, which is (r, S) or (g, r, S)."""
     behind = math.prod(x.shape[dim + 1 :])
     if behind == 1:
-        rows = x.reshape(x.shape[0], -1, x.shape[dim]) @ right.mT
-        added = torch.baddbmm(copy.reshape(*rows.shape[:2], -1), rows, _layers(left, rows).mT)
+        thin = x.reshape(len(x), -1, x.shape[dim]) @ right.mT
     elif dim == 1:
-        rows = right @ x.reshape(*x.shape[:2], behind)
-        added = torch.baddbmm(copy.reshape(len(rows), -1, behind), _layers(left, rows), rows)
+        thin = right @ x.reshape(*x.shape[:2], behind)
     else:
-        return copy + along(left, along(right, x, dim), dim)
-    return added.reshape(copy.shape)
+        return along(right, x, dim)
+    return thin.reshape(*x.shape[:dim], right.shape[-2], *x.shape[dim + 1 :])
 
 
-def _layers(matrix: Tensor, like: Tensor) -> Tensor:
-    return matrix.expand(len(like), -1, -1)
+def plus_thin(layer: Tensor, left: Tensor, thin: Tensor, dim: int) -> Tensor:
+    """(..., L, ...) of one layer plus U, (L, r), times a dimension of (..., r, ...), in one step."""
+    shape, behind = layer.shape, math.prod(layer.shape[dim + 1 :])
+    if behind == 1:
+        rows = thin.reshape(-1, thin.shape[dim])
+        return torch.addmm(layer.reshape(-1, shape[dim]), rows, left.mT).reshape(shape)
+    if dim == 0:
+        columns = thin.reshape(len(thin), -1)
+        return torch.addmm(layer.reshape(len(layer), -1), left, columns).reshape(shape)
+    return layer + along(left, thin.unsqueeze(0), dim + 1).squeeze(0)
 
 
 def along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:

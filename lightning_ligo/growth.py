@@ -5,7 +5,7 @@ Shapes: g layers of the large stack, l of the small one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class Operator(nn.Module):
         self.widths = Widths(plan, width, self.depths.silent, generator, device, self.dtype)
         self.inexact = (*plan.inexact, *changes(plan, self.method, self.widths, self.depths))
         self.widths.forget()
+        self._thin = {row.pattern for row in self._grown if self._is_thin(row)}
+        self._copies: dict[str, Tensor] = {}  # (g, *shape), of what is not made anew at every step
 
     @property
     def coefficients(self) -> int:
@@ -84,11 +86,7 @@ class Operator(nn.Module):
         grown = {
             name: tensor
             for row in self._grown
-            for name, tensor in zip(
-                row.large_names,
-                self._grow(row, built).to(self._small[row.pattern].dtype).unbind(),
-                strict=True,
-            )
+            for name, tensor in zip(row.large_names, self._layers(row, built), strict=True)
         }
         like = next(iter(grown.values()))
         silent = {
@@ -159,6 +157,31 @@ class Operator(nn.Module):
             return (*same, False).index(False), sum(map(str.__eq__, words, theirs))
 
         return max((other for row in self._grown for other in row.small_names), key=likeness)
+
+    def _layers(self, row: Row, built: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """(*large shape) for every layer, in the dtype of the small parameter."""
+        small = self._small[row.pattern]
+        if row.pattern not in self._thin:
+            return self._grow(row, built).to(small.dtype).unbind()
+        mixed = self.depths.grow(small.to(self.dtype), row)
+        copies = self._copies.get(row.pattern)
+        if copies is None:
+            copies = self.widths.copy(mixed, row)
+            if torch.is_grad_enabled() and not self.depths.learns(row):
+                self._copies[row.pattern] = copies
+        return [layer.to(small.dtype) for layer in self.widths.add_thin(copies, mixed, row)]
+
+    def _is_thin(self, row: Row) -> bool:
+        """Whether a parameter is copies plus thin products, and nothing else comes to it."""
+        width = self.method.width
+        if width is None or width.ahead or width.diagonal or width.noise:
+            return False
+        like = torch.empty(len(row.large_names), *[1] * len(row.large))
+        return (
+            self.widths.is_thin(row)
+            and self._kept(row) is None
+            and self.depths.neutral(row, like) is None
+        )
 
     def _grow(self, row: Row, built: Mapping[str, Tensor]) -> Tensor:
         """(g, *large shape): the parameter of every layer."""

@@ -26,6 +26,7 @@ from lightning_ligo.forms import (
     dense,
     plus_thin,
     repeats,
+    thinned,
 )
 from lightning_ligo.maps import Map
 from lightning_ligo.method import Width
@@ -168,8 +169,55 @@ class Widths(nn.Module):
         if whole is not None:  # the part C of [start; C]
             return torch.cat([copy, along(whole, x, dim)], dim)
         if (left := self.maps.get(f"{span.name}:U")) is not None:
-            return plus_thin(copy, left, self.maps[f"{span.name}:V"], x, dim)
+            return copy + along(left, thinned(self.maps[f"{span.name}:V"], x, dim), dim)
         return copy
+
+    def _widen_fixed(self, x: Tensor, dim: int, span: Span) -> Tensor:
+        """The same by the fixed part alone."""
+        scale = self.starts[span.key].scale ** span.power
+        return self._fixed[span.name].grow(x if scale == 1 else x * scale, dim)
+
+    # Growing a matrix by thin maps ----------------------------------------------------------------
+
+    def is_thin(self, row: Row) -> bool:
+        """Whether a matrix, or more, grows by copies and thin products alone."""
+        factors = [factor for product in row.dims for factor in self._factors(product)]
+        growing = [factor for factor in factors if len(set(self._lengths(factor))) == 2]
+        whole = [self.plan.length(product)[0] for product in row.dims] == list(row.small)
+        return (
+            len(row.dims) > 1
+            and whole  # no head is repeated
+            and bool(growing)
+            and all(isinstance(f, Span) and f"{f.name}:U" in self.maps for f in growing)
+        )
+
+    def copy(self, x: Tensor, row: Row) -> Tensor:
+        """(g, *small shape) to (g, *large shape), by what is not learned."""
+        return self._grow(x, row, self._widen_fixed)
+
+    def add_thin(self, copies: Tensor, x: Tensor, row: Row) -> list[Tensor]:
+        """What `grow` makes of x, a tensor for each layer, given what `copy` makes of it.
+
+        With ``T = F + U V`` along every dimension, ``T_1 T_2 = F_1 F_2 + U_1 V_1 T_2 + F_1 U_2 V_2``:
+        each term goes through few entries, so that a weight of full size is written once for each
+        dimension, and no gradient of that size is needed but its own.
+        """
+        spans = [factor for product in row.dims for factor in self._factors(product)]
+        lengths = [self._lengths(span) for span in spans]
+        x = x.reshape(len(x), *(small for small, _ in lengths))
+        layers = [layer.reshape([large for _, large in lengths]) for layer in copies.unbind()]
+        growing = [(place, span) for place, span in enumerate(spans)
+                   if isinstance(span, Span) and self._maps(span)]  # fmt: skip
+        for place, span in growing:
+            thin = thinned(self.maps[f"{span.name}:V"], x, place + 1)
+            thin = thin * self.starts[span.key].scale ** span.power
+            for other, theirs in growing:
+                if other != place:
+                    widen = self._widen if other > place else self._widen_fixed
+                    thin = widen(thin, other + 1, theirs)
+            left = self.maps[f"{span.name}:U"].expand(len(x), -1, -1)
+            layers = [plus_thin(*each, place) for each in zip(layers, left, thin, strict=True)]
+        return [layer.reshape(row.large) for layer in layers]
 
     # Growing a gradient ---------------------------------------------------------------------------
 
