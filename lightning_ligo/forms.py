@@ -7,6 +7,7 @@ large stack, o and i whatever stands before and behind the axis.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -173,16 +174,25 @@ def thinned(right: Tensor, x: Tensor, dim: int) -> Tensor:
     return thin.reshape(*x.shape[:dim], right.shape[-2], *x.shape[dim + 1 :])
 
 
-def plus_thin(layer: Tensor, left: Tensor, thin: Tensor, dim: int) -> Tensor:
-    """(..., L, ...) of one layer plus U, (L, r), times a dimension of (..., r, ...), in one step."""
-    shape, behind = layer.shape, math.prod(layer.shape[dim + 1 :])
-    if behind == 1:
-        rows = thin.reshape(-1, thin.shape[dim])
-        return torch.addmm(layer.reshape(-1, shape[dim]), rows, left.mT).reshape(shape)
-    if dim == 0:
-        columns = thin.reshape(len(thin), -1)
-        return torch.addmm(layer.reshape(len(layer), -1), left, columns).reshape(shape)
-    return layer + along(left, thin.unsqueeze(0), dim + 1).squeeze(0)
+def plus_thin(layer: Tensor, terms: Iterable[tuple[int, Tensor, Tensor]]) -> Tensor:
+    """One layer plus, for every (dim, U, thin), U, (L, r), times that dimension of (..., r, ...).
+
+    What stands on the same rows and columns is one product, and so one pass over the layer.
+    """
+    products: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of rows
+    for dim, left, thin in terms:
+        if math.prod(layer.shape[dim + 1 :]) == 1:
+            pair = thin.reshape(-1, thin.shape[dim]), left.mT
+        elif dim == 0:
+            pair = left, thin.reshape(len(thin), -1)
+        else:
+            layer = layer + along(left, thin.unsqueeze(0), dim + 1).squeeze(0)
+            continue
+        products.setdefault(len(pair[0]), []).append(pair)
+    for rows, pairs in products.items():
+        left, right = torch.cat([one for one, _ in pairs], 1), torch.cat([two for _, two in pairs])
+        layer = torch.addmm(layer.reshape(rows, -1), left, right).reshape(layer.shape)
+    return layer
 
 
 def along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:

@@ -205,19 +205,22 @@ class Widths(nn.Module):
         spans = [factor for product in row.dims for factor in self._factors(product)]
         lengths = [self._lengths(span) for span in spans]
         x = x.reshape(len(x), *(small for small, _ in lengths))
-        layers = [layer.reshape([large for _, large in lengths]) for layer in copies.unbind()]
         growing = [(place, span) for place, span in enumerate(spans)
                    if isinstance(span, Span) and self._maps(span)]  # fmt: skip
-        for place, span in growing:
+        growing.sort(key=lambda each: -each[1].small)  # the shortest, least thin, by copies alone
+        terms = []
+        for number, (place, span) in enumerate(growing):
             thin = thinned(self.maps[f"{span.name}:V"], x, place + 1)
             thin = thin * self.starts[span.key].scale ** span.power
-            for other, theirs in growing:
-                if other != place:
-                    widen = self._widen if other > place else self._widen_fixed
-                    thin = widen(thin, other + 1, theirs)
+            for other, (along_it, theirs) in enumerate(growing):
+                if other != number:
+                    widen = self._widen if other > number else self._widen_fixed
+                    thin = widen(thin, along_it + 1, theirs)
             left = self.maps[f"{span.name}:U"].expand(len(x), -1, -1)
-            layers = [plus_thin(*each, place) for each in zip(layers, left, thin, strict=True)]
-        return [layer.reshape(row.large) for layer in layers]
+            terms.append([(place, *each) for each in zip(left, thin, strict=True)])
+        shape = [large for _, large in lengths]
+        layers = zip(copies, *terms, strict=True)
+        return [plus_thin(layer.reshape(shape), of).reshape(row.large) for layer, *of in layers]
 
     # Growing a gradient ---------------------------------------------------------------------------
 
