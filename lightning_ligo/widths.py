@@ -198,9 +198,10 @@ class Widths(nn.Module):
     def add_thin(self, copies: Tensor, x: Tensor, row: Row) -> list[Tensor]:
         """What `grow` makes of x, a tensor for each layer, given what `copy` makes of it.
 
-        With ``T = F + U V`` along every dimension, ``T_1 T_2 = F_1 F_2 + U_1 V_1 T_2 + F_1 U_2 V_2``:
-        each term goes through few entries, so that a weight of full size is written once for each
-        dimension, and no gradient of that size is needed but its own.
+        With ``T = F + U V`` along every dimension,
+        ``T_1 T_2 = F_1 F_2 + U_1 V_1 T_2 + F_1 U_2 V_2``: what is learned goes through few entries,
+        so that a weight of full size is written once, and no gradient of that size is needed but
+        its own.
         """
         spans = [factor for product in row.dims for factor in self._factors(product)]
         lengths = [self._lengths(span) for span in spans]
