@@ -5,6 +5,7 @@ Shapes: g layers of the large stack, l of the small one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -48,14 +49,10 @@ class Operator(nn.Module):
         self.method = method_named(method) if isinstance(method, str) else method
         refuse(plan, self.method)
         self._seed = seed
-        tensors = _tensors(small)
-        device = next(iter(tensors.values())).device
-        self._small: dict[str, Tensor] = {}  # (l, *shape): the small parameter of every layer
+        device = next(iter(_tensors(small).values())).device
         self._grown = [row for row in plan.rows if row.small_names]
         self._moved = [row for row in plan.buffers if row.small_names]
-        for row in (*self._grown, *self._moved):
-            layers = [tensors[name].detach() for name in row.small_names]
-            self._small[row.pattern] = torch.stack(layers)
+        self._small = self._read(small)
         floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
         half = floats[0] in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else floats[0]
@@ -67,6 +64,27 @@ class Operator(nn.Module):
         self.widths.forget()
         self._thin = {row.pattern for row in self._grown if self._is_thin(row)}
         self._copies: dict[str, Tensor] = {}  # (g, *shape), of what is not made anew at every step
+
+    def _read(self, small: nn.Module) -> dict[str, Tensor]:
+        """(l, *shape): the small parameter of every layer."""
+        tensors = _tensors(small)
+        return {
+            row.pattern: torch.stack([tensors[name].detach() for name in row.small_names])
+            for row in (*self._grown, *self._moved)
+        }
+
+    def of(self, small: nn.Module) -> Operator:
+        """This operator, with the same coefficients, for the weights of another small network.
+
+        Such as an average of the network it was learned on; it may be on another device.
+        """
+        other = copy.copy(self)
+        other._small = {
+            pattern: tensor.to(self._small[pattern].device)
+            for pattern, tensor in self._read(small).items()
+        }
+        other._copies = {}
+        return other
 
     @property
     def coefficients(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelSummary
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -126,7 +126,10 @@ def set_network(pl_module: LightningModule, attribute: str, network: nn.Module) 
 
 
 def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Parents) -> nn.Module:
-    """Make `large` like `small`: device, dtypes, what is frozen, and what is in evaluation mode."""
+    """Make `large` like `small`: device, dtypes, what is frozen, and what is in evaluation mode.
+
+    Batch norms whose statistics a finetuning callback has stopped are stopped too.
+    """
     inner = dict(small.named_parameters())
     synced = getattr(trainer.strategy, "_layer_sync", None)
     large = synced.apply(large) if synced is not None else large
@@ -135,14 +138,15 @@ def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Paren
         parent = inner[parents[name][0]]
         parameter.data = parameter.data.to(parent.dtype)
         parameter.requires_grad_(parent.requires_grad)
-    modes = {name: module.training for name, module in small.named_modules()}
-    layers = _layers(parents)
+    twins, layers = dict(small.named_modules()), _layers(parents)
     for name, module in large.named_modules():
         twin = name
         for large_layer, small_layer in layers.items():
             if f"{name}.".startswith(f"{large_layer}."):
                 twin = small_layer + name[len(large_layer) :]
-        module.training = modes.get(twin, small.training)
+        module.training = twins.get(twin, small).training
+        if hasattr(twins.get(twin), "track_running_stats"):
+            module.track_running_stats = twins[twin].track_running_stats
     return large
 
 
@@ -226,6 +230,8 @@ def _short(
 def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> None:
     """Assert that every trainable parameter is in exactly one optimizer group.
 
+    Or in none by now, where a finetuning callback puts it into one when its time has come.
+
     Raises:
         RuntimeError: naming the parameters that are not, or that the optimizers hold although the
             module does not.
@@ -235,12 +241,13 @@ def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> 
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 counts[parameter] = counts.get(parameter, 0) + 1
-    named = dict(pl_module.named_parameters())
+    named, later = dict(pl_module.named_parameters()), finetunes(trainer)
     strangers = len(counts.keys() - set(named.values()))
     problems = [
         f"{name} is in {counts.get(parameter, 0)} groups"
         for name, parameter in named.items()
-        if counts.get(parameter, 0) != 1 and (parameter.requires_grad or parameter in counts)
+        if counts.get(parameter, 0) > 1
+        or (parameter.requires_grad and parameter not in counts and not later)
     ]
     if strangers:
         problems.append(f"{strangers} parameters in the optimizers are not the module's")
@@ -250,6 +257,12 @@ def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> 
             f"{listed(problems)}; give each to an optimizer once, or freeze those that are not "
             "trained with requires_grad_(False)"
         )
+
+
+def finetunes(trainer: Trainer) -> bool:
+    """Whether a callback gives parameters to the optimizers while the run goes on."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
 
 def check_optimizers_can_change(optimizers: Iterable[Optimizer]) -> None:

@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ligo.nets import build, describe
@@ -117,6 +117,22 @@ def items(seed: int = 0) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(ITEMS, FEATURES, generator=generator)
     return TensorDataset(x, x[:, :CLASSES].argmax(1))
+
+
+class EpochOrder(Sampler):
+    """An order that depends on the epoch alone, so that a resumed epoch has it again."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return ITEMS
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.epoch)
+        return iter(torch.randperm(ITEMS, generator=generator).tolist())
 
 
 def train_loader(**options) -> DataLoader:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    Callback,
-    ModelPruning,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_ligo.axes import OUTPUT
+from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
+from lightning_ligo.sharded import is_sharded
 from lightning_ligo.surgery import listed
-
-COPIES_OF_THE_MODEL = (StochasticWeightAveraging, WeightAveraging, ModelPruning)
 
 
 def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
-    """Refuse strategies and callbacks that a growth cannot work with.
+    """Refuse strategies that a growth cannot work with, and several growing callbacks.
 
     Raises:
         ValueError: naming what was found.
@@ -54,12 +50,61 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
             f"the Trainer has {count} callbacks of type {growing.__name__}; give one, with all "
             "growths in its list"
         )
+
+
+def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
+    """Refuse callbacks that would be left with the small network.
+
+    Raises:
+        ValueError: naming the callback, and where it holds the network or a copy of it.
+    """
+    network = find_network(pl_module, attribute)
+    parts = {*network.modules(), *network.parameters()}
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
-        if isinstance(callback, COPIES_OF_THE_MODEL):
+        kind = type(callback).__name__
+        if isinstance(callback, ModelPruning):
             raise ValueError(
-                f"{type(callback).__name__} keeps the parameters of the small network and cannot "
-                "follow a growth; train without it"
+                f"{kind} has chosen what to prune of the small network and cannot follow a growth; "
+                "train without it, and prune the network that has grown"
             )
+        if isinstance(callback, AVERAGING):
+            if is_sharded(trainer):
+                raise ValueError(
+                    f"{kind} keeps an average of whole parameters, and {attribute!r} is shared out "
+                    f"under {type(trainer.strategy).__name__}; train without it"
+                )
+            continue
+        for name, value in vars(callback).items():
+            held = list(value.values()) if isinstance(value, dict) else value
+            for item in held if isinstance(held, (list, tuple, set)) else [held]:
+                if isinstance(item, (nn.Module, nn.Parameter)) and item in parts:
+                    raise ValueError(
+                        f"{kind} holds a part of {attribute!r} in its attribute {name!r}, and "
+                        "would be left with the small network; let it reach the network through "
+                        "pl_module in its hooks"
+                    )
+                if isinstance(item, nn.Module) and _has_copy(item, network):
+                    raise ValueError(
+                        f"{kind} keeps a copy of {attribute!r} in its attribute {name!r}, which "
+                        "would stay small; train without it, or average weights with Lightning's "
+                        "WeightAveraging, EMAWeightAveraging or StochasticWeightAveraging"
+                    )
+
+
+def _has_copy(module: nn.Module, network: nn.Module) -> bool:
+    """Whether a module has in it another network with the same weights."""
+    ours = network.state_dict()
+    for part in module.modules():
+        if type(part) is type(network) and part is not network:
+            theirs = part.state_dict()
+            if ours.keys() == theirs.keys() and all(
+                torch.equal(tensor, theirs[name].to(tensor.device))
+                for name, tensor in ours.items()
+                if isinstance(tensor, Tensor)
+            ):
+                return True
+    return False
 
 
 def check_masks(trainer: Trainer, method: Method) -> None:

@@ -28,7 +28,16 @@ from lightning_ligo.aside import (
     validation_metrics,
     validation_names,
 )
+from lightning_ligo.callbacks.averaging import (
+    averaged_validation,
+    averages_of,
+    check_averages,
+    extra_epochs,
+    grown_averages,
+    set_averages,
+)
 from lightning_ligo.callbacks.checks import (
+    check_callbacks,
     check_masks,
     check_module,
     check_network,
@@ -37,12 +46,15 @@ from lightning_ligo.callbacks.checks import (
     find_network,
 )
 from lightning_ligo.callbacks.deciding import Deciding, check_decisions
+from lightning_ligo.callbacks.events import log_growths, log_parameters
+from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
 from lightning_ligo.callbacks.resuming import Resuming
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.spending import Counting, Spending
+from lightning_ligo.callbacks.stopping import Stopping, check_stopping, restart_stopping
 from lightning_ligo.checkpoint import (
     KEY,
     described,
@@ -112,14 +124,17 @@ class GrowthCallback(Counting):
             it through the operator, so that the large network goes on as the small one would have,
             with no need of a warm-up; "keep-old-zero-new" keeps what belongs to the small network's
             own entries; "reset" starts it anew.
+        early_stopping: what every EarlyStopping gets at a growth: its whole "patience" again, to
+            beat the best value of the small network too; to begin "anew", without that value; or to
+            "keep" its count.
         seed: of everything random in a growth.
         override: names axes that tracing cannot find, in the network of every size, such as
             `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`.
 
     Raises:
-        ValueError: at once for an unknown method or `moments`, no growths, an override that cannot
-            be read, or settings of learning for a method that learns nothing; at the start of `fit`
-            for all else.
+        ValueError: at once for an unknown method, `moments` or `early_stopping`, no growths, an
+            override that cannot be read, or settings of learning for a method that learns nothing;
+            at the start of `fit` for all else.
     """
 
     def __init__(
@@ -131,6 +146,7 @@ class GrowthCallback(Counting):
         learning_rate: float | None = None,
         monitor: str | None = None,
         moments: Policy = "map",
+        early_stopping: Stopping = "patience",
         seed: int = 0,
         override: dict[str, str] | None = None,
     ) -> None:
@@ -142,6 +158,8 @@ class GrowthCallback(Counting):
         self.monitor = monitor
         check_policy(moments)
         self.moments: Policy = moments
+        check_stopping(early_stopping)
+        self.early_stopping: Stopping = early_stopping
         self.seed = seed
         self.override = override
         read(override)
@@ -199,6 +217,7 @@ class GrowthCallback(Counting):
         check_trainer(trainer, type(self))
         check_module(pl_module)
         check_network(pl_module, self.attribute)
+        check_callbacks(trainer, pl_module, self.attribute)
         if is_sharded(trainer):
             check_masks(trainer, self.method)
             with isolated_random(self.seed):
@@ -219,6 +238,7 @@ class GrowthCallback(Counting):
         self._larger = {n: large for n, large in self._larger.items() if n > size}  # if resumed
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
+        check_averages(trainer, pl_module)
         self._rates.resume([Rate(**record["rate"]) for record in self._records])
         if self._rates.factor != 1:
             rank_zero_info(f"The learning rate is {Rate(self._rates.factor)}, as since the growth")
@@ -233,6 +253,8 @@ class GrowthCallback(Counting):
             check_decisions(trainer, self.growths, size)
             self._deciding.begin(trainer)
             check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
+        log_parameters(trainer, _count(find_network(pl_module, self.attribute)))
+        log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _examine(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -368,6 +390,8 @@ class GrowthCallback(Counting):
     def _is_due(self, trainer: Trainer, size: int) -> bool:
         if size not in self.due or self._ramping.is_running(trainer.global_step):
             return False
+        if trainer.fit_loop._skip_backward:  # batches that are for batch norms only
+            return False
         growth, step = self.growths[size], self.due[size]
         if growth.is_decided:
             return self._deciding.is_due(trainer, growth, self.spending.total)
@@ -392,15 +416,22 @@ class GrowthCallback(Counting):
             set_network(pl_module, self.attribute, large)
             losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
             operator.bake(large)
+            averages = grown_averages(trainer, self.attribute, operator, large)
             ramp = Ramp(operator, large) if self.method.ramp else None
-        with contained(trainer, pl_module, seed):
+        watching = [*averaged_validation(trainer), self.spending.of_evaluation(size + 1)]
+        with (
+            contained(trainer, pl_module, seed),
+            averages_of(trainer, self.attribute, averages),
+        ):
             set_network(pl_module, self.attribute, large)
-            watching = self.spending.of_evaluation(size + 1)
-            after = evaluate(trainer, watching) if trainer.enable_validation else {}
+            after = evaluate(trainer, *watching) if trainer.enable_validation else {}
         states = functools.partial(grow_states, operator, policy=self.moments)
         if is_sharded(trainer):
             self._sharding.see(pl_module, large)
         carried = swap(trainer, pl_module, self.attribute, large, parents, states)
+        set_averages(trainer, self.attribute, averages)
+        check_averages(trainer, pl_module)
+        remember_groups(trainer, pl_module)
         self._remember(pl_module, small)
         if ramp is not None:
             self._ramping.begin(ramp, trainer.global_step)
@@ -448,6 +479,9 @@ class GrowthCallback(Counting):
             f"{_number(value)} -> {_number(grown_value)}; optimizer state: "
             f"{carried_over(self._records[-1]['moments'])}; learning rate {rates} ({whole})"
         )
+        restart_stopping(trainer, self.early_stopping)
+        log_parameters(trainer, _count(large))
+        log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _learn(
         self, trainer: Trainer, pl_module: LightningModule, operator: Operator, bar_is_shown: bool
@@ -490,8 +524,10 @@ class GrowthCallback(Counting):
         if self._measured is None or self._measured[0] != trainer.global_step:
             if not trainer.enable_validation:
                 return {}
+            counting = self.spending.of_evaluation(self.size(pl_module))
+            watching = [*averaged_validation(trainer), counting]
             with contained(trainer, pl_module, self.seed):
-                metrics = evaluate(trainer, self.spending.of_evaluation(self.size(pl_module)))
+                metrics = evaluate(trainer, *watching)
             self._note(trainer, metrics)
             return metrics
         return self._measured[1]
@@ -584,14 +620,17 @@ def of_growth(number: int, growth: Growth) -> Iterator[None]:
 
 
 def _run(trainer: Trainer) -> Run:
-    steps = trainer.estimated_stepping_batches
-    epochs = trainer.max_epochs
-    return Run(
-        steps=math.inf if steps == -1 else steps,
-        epochs=math.inf if epochs in (None, -1) else epochs,
-        steps_per_epoch=math.inf
+    steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+    last = math.inf if epochs in (None, -1) else epochs - extra_epochs(trainer)
+    steps_per_epoch = (
+        math.inf
         if math.isinf(trainer.num_training_batches)
-        else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches),
+        else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    )
+    return Run(
+        steps=min(math.inf if steps == -1 else steps, steps_per_epoch * last),
+        epochs=last,
+        steps_per_epoch=steps_per_epoch,
     )
 
 

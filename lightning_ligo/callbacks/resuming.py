@@ -10,7 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_ligo.aside import isolated_random
+from lightning_ligo.callbacks.averaging import resize_averages
 from lightning_ligo.callbacks.checks import find_network
+from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.checkpoint import KEY, check_record, rebuild, record_of, sizes
 from lightning_ligo.nets import build
@@ -48,6 +50,8 @@ class Resuming:
             return original(*args, **kwargs)
         checkpoint = original(*args, **kwargs)
         self._resize(trainer.lightning_module, checkpoint)
+        network = find_network(trainer.lightning_module, self._attribute)
+        resize_averages(trainer, self._attribute, network)
         return checkpoint
 
     def _resize_sharded(
@@ -90,9 +94,12 @@ class Resuming:
         if record["size"] == 0 and pl_module in self.kept:
             set_network(pl_module, self._attribute, self.kept.pop(pl_module))
         rebuild(pl_module, {**checkpoint, KEY: record})
-        replaced = find_network(pl_module, self._attribute) is not network
+        resized = find_network(pl_module, self._attribute)
+        replaced = resized is not network
         if replaced and standing["size"] == 0 and record["networks"][0] is None:
             self.kept[pl_module] = self._sharding.plain(pl_module, network)
+        if replaced:
+            freeze_statistics(pl_module.trainer, resized)
         self._groups = record.get("groups")
 
     def setup_optimizers(
@@ -121,4 +128,5 @@ class Resuming:
         finally:
             set_network(pl_module, self._attribute, large)
             small.cpu()
+        add_groups(trainer, groups)
         regroup(trainer, pl_module, groups)

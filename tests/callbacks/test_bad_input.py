@@ -1,12 +1,10 @@
 """Whatever can be known to fail is refused before the first optimizer step."""
 
+import copy
+
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
@@ -104,6 +102,7 @@ def test_an_unknown_method_lists_the_known_ones():
         ({"growths": []}, "GrowthCallback has no growths; give at least one"),
         ({"method": "lemon", "steps": 5}, "method 'lemon' learns nothing, found steps=5"),
         ({"moments": "keep"}, "unknown moments='keep'; .* map, keep-old-zero-new, reset"),
+        ({"early_stopping": "reset"}, "unknown early_stopping='reset'; .* patience, anew, keep"),
         ({"steps": -1}, "cannot be learned for steps=-1"),
         ({"learning_rate": 0.0}, "at learning_rate=0.0; give 0 or more steps and a rate above 0"),
         ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),
@@ -152,15 +151,47 @@ def test_two_callbacks(tmp_path):
         fit(plain(), tmp_path, callback(), Another([Growth(LARGE, step=9)]))
 
 
+class Ema(Callback):
+    """An average of its own making."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.copies = [copy.deepcopy(pl_module)]
+
+
+class Holds(Callback):
+    def setup(self, trainer, pl_module, stage):
+        self.head = pl_module.network.head
+
+
+class HoldsWeights(Callback):
+    def setup(self, trainer, pl_module, stage):
+        self.weights = {"head": pl_module.network.head.weight}
+
+
 @pytest.mark.parametrize(
-    "averaging",
-    [lambda: StochasticWeightAveraging(1e-2), WeightAveraging, EMAWeightAveraging],
-    ids=["swa", "average", "ema"],
+    ("other", "message"),
+    [
+        (lambda: ModelPruning("l1_unstructured", amount=0.5), "ModelPruning has chosen what to"),
+        (Ema, "Ema keeps a copy of 'network' in its attribute 'copies', which would stay small"),
+        (Holds, "Holds holds a part of 'network' in its attribute 'head'"),
+        (HoldsWeights, "HoldsWeights holds a part of 'network' in its attribute 'weights'"),
+    ],
 )
-@pytest.mark.filterwarnings("ignore:Swapping scheduler:UserWarning")
-def test_averages_of_weights(tmp_path, averaging):
-    with pytest.raises(ValueError, match="keeps the parameters of the small network"):
-        fit(plain(), tmp_path, callback(), averaging())
+def test_callbacks_that_would_be_left_with_the_small_network(tmp_path, other, message):
+    module = plain()
+    with pytest.raises(ValueError, match=message):
+        fit(module, tmp_path, callback(), other())
+    assert module.calls == 0
+
+
+def test_a_callback_may_hold_the_module_or_another_network(tmp_path):
+    class Teacher(Callback):
+        def setup(self, trainer, pl_module, stage):
+            self.module, self.teacher = pl_module, plain(1).network
+
+    module = plain()
+    fit(module, tmp_path, callback(step=1), Teacher(), epochs=1)
+    assert module.network.head.in_features == 24
 
 
 def test_manual_optimization(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 import lightning_ligo as ligo
 from lightning_ligo.callbacks import GrowthCallback
@@ -17,11 +17,11 @@ from lightning_ligo.decision import Plateau
 from lightning_ligo.schedule import Growth
 from runs import (
     BATCH,
-    ITEMS,
     LARGE,
     MIDDLE,
     SMALL,
     Described,
+    EpochOrder,
     Plain,
     items,
     plain,
@@ -33,22 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning"),
 ]
-
-
-class EpochOrder(Sampler):
-    """An order that depends on the epoch alone, so that a resumed epoch has it again."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return ITEMS
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.epoch)
-        return iter(torch.randperm(ITEMS, generator=generator).tolist())
 
 
 class Rebuilt(Plain):

@@ -1,0 +1,47 @@
+"""The groups that Lightning's finetuning callbacks add to optimizers while a run goes on."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_ligo.surgery import finetunes
+
+
+def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Have the callbacks know the groups by the names of the large network's parameters.
+
+    They write them into checkpoints, and a resumed run has its groups from there.
+    """
+    name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, BaseFinetuning):
+            for position in callback._internal_optimizer_metadata:
+                callback._internal_optimizer_metadata[position] = (
+                    callback._apply_mapping_to_param_groups(
+                        trainer.optimizers[position].param_groups, name_of
+                    )
+                )
+
+
+def freeze_statistics(trainer: Trainer, network: nn.Module) -> None:
+    """Stop the statistics of batch norms that are frozen, as the callbacks do that freeze them.
+
+    For a network that was built again, where a run goes on.
+    """
+    for module in network.modules() if finetunes(trainer) else ():
+        if isinstance(module, _BatchNorm):
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                BaseFinetuning.freeze_module(module)
+
+
+def add_groups(trainer: Trainer, groups: list[list[list[str]]]) -> None:
+    """Give the optimizers of a resumed run as many groups as they had; their state is loaded."""
+    if finetunes(trainer):
+        for optimizer, names in zip(trainer.optimizers, groups, strict=False):
+            for _ in names[len(optimizer.param_groups) :]:
+                optimizer.add_param_group({"params": []})

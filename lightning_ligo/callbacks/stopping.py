@@ -1,0 +1,49 @@
+"""EarlyStopping at a growth."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+Stopping = Literal["patience", "anew", "keep"]
+
+
+def restart_stopping(trainer: Trainer, what: Stopping) -> None:
+    """Give every EarlyStopping its whole patience for the large network, and say so.
+
+    Args:
+        trainer: whose network has grown.
+        what: "patience" counts from zero again and keeps the best value as the one to beat;
+            "anew" forgets that too; "keep" leaves it as it is.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if not isinstance(callback, EarlyStopping):
+            continue
+        waited = f"has waited for {callback.wait_count} of {callback.patience} checks"
+        best = f"the best is {float(callback.best_score):.4g}"
+        if what != "keep":
+            callback.wait_count = 0
+            waited = f"{waited} and begins to wait anew"
+        if what == "anew":
+            worst = torch.tensor(torch.inf)
+            callback.best_score = worst if callback.monitor_op is torch.lt else -worst
+            best = f"{best.replace(' is ', ' was ')} and is forgotten"
+        rank_zero_info(f"EarlyStopping of {callback.monitor} {waited}; {best}")
+
+
+def check_stopping(what: str) -> None:
+    """Refuse an unknown way.
+
+    Raises:
+        ValueError: listing those there are.
+    """
+    if what not in get_args(Stopping):
+        raise ValueError(
+            f"unknown early_stopping={what!r}; at a growth EarlyStopping can have: "
+            f"{', '.join(get_args(Stopping))}"
+        )

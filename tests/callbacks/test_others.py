@@ -1,0 +1,130 @@
+"""Callbacks that need nothing of a growth go on after it."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    RichModelSummary,
+    RichProgressBar,
+    ThroughputMonitor,
+    Timer,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers.logger import Logger
+from torch.utils.data import DataLoader
+
+from lightning_ligo import Growth, GrowthCallback
+from runs import BATCH, CLASSES, LARGE, Net, Plain, fit, items, plain
+
+
+class Lines(Logger):
+    """Every name that was logged, and the steps and values of it."""
+
+    name = version = "lines"
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def log_metrics(self, metrics, step=None):
+        for name, value in metrics.items():
+            self.values.setdefault(name, {})[step] = value
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class Measured(Plain):
+    """Says what a batch costs, at the size that the network has."""
+
+    @property
+    def flops_per_batch(self):
+        return 6 * BATCH * sum(p.numel() for p in self.network.parameters())
+
+
+def growth(**when):
+    return GrowthCallback([Growth(LARGE, **(when or {"step": 8}))], method="lemon")
+
+
+@pytest.mark.parametrize(
+    ("bar", "summary"), [(TQDMProgressBar, ModelSummary), (RichProgressBar, RichModelSummary)]
+)
+def test_they_go_on_together(tmp_path, capsys, caplog, bar, summary):
+    caplog.set_level("INFO")
+    torch.manual_seed(0)
+    module, logger, seen = Measured(), Lines(), []
+    rates, timer = LearningRateMonitor(), Timer("00:00:10:00")
+    throughput = ThroughputMonitor(lambda batch: len(batch[0]), window_size=5)
+    watch = LambdaCallback(
+        on_train_batch_end=lambda run, lit, *_: seen.append(
+            (run.global_step, lit.network.head.in_features)
+        )
+    )
+    accumulation = GradientAccumulationScheduler({0: 1, 2: 2})
+    saves = ModelCheckpoint(tmp_path, "{step}", monitor="val_loss", save_top_k=2)
+    run = fit(
+        module, tmp_path, growth(step=13), rates, timer, throughput, watch, accumulation, saves,
+        DeviceStatsMonitor(), bar(), summary(), logger=logger, log_every_n_steps=1, epochs=4,
+        enable_progress_bar=True, enable_model_summary=True, enable_checkpointing=True,
+    )  # fmt: skip
+    # six steps in each of two epochs, then three
+    assert run.global_step == 18 and len(seen) == 24
+    assert [width for step, width in seen if step == 13] == [8, 24]  # one batch, then the growth
+    assert timer.time_elapsed() > 0
+    for rate in ("lr-AdamW/pg1", "lr-AdamW/pg2"):
+        assert logger.values[rate] == {step: pytest.approx(1e-2 * 0.95**step) for step in range(18)}
+    flops = [module.flops_per_batch, 6 * BATCH * sum(p.numel() for p in Net().parameters())]
+    assert set(throughput._throughputs["train"]._flops) == {flops[0]} and flops[0] > flops[1]
+    assert max(logger.values["train/batches"].values()) == 24
+    assert max(logger.values["train/device/flops_per_sec"].values()) > 0
+    assert max(logger.values["DeviceStatsMonitor.on_train_batch_start/cpu_percent"]) == 17
+    assert len(saves.best_k_models) == 2
+    whole = sum(p.numel() for p in module.parameters())
+    shown = caplog.text if summary is ModelSummary else capsys.readouterr().out
+    assert math.isclose(whole, 1e4, rel_tol=1e-3) and "10.0 K" in shown
+
+
+def test_a_timer_ends_a_run_that_has_grown(tmp_path):
+    module, timer = plain(), Timer({"hours": 1})
+    expire = LambdaCallback(
+        on_train_batch_end=lambda run, *_: setattr(timer, "_offset", 3600 * (run.global_step == 10))
+    )
+    run = fit(module, tmp_path, growth(), expire, timer)
+    assert run.global_step == 10 and module.network.head.in_features == 24
+
+
+@pytest.mark.parametrize("better", [8, 24])
+def test_the_best_of_several_sizes_is_tested_from_either(tmp_path, better):
+    class Widths(Plain):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", abs(self.network.head.in_features - better))
+
+    module, loader = Widths(), DataLoader(items(2), BATCH)
+    saves = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_top_k=3)
+    run = fit(module, tmp_path, growth(), saves, enable_checkpointing=True)
+    assert len(saves.best_k_models) == 3
+    results = []
+    for either in (module, Widths()):  # the large one, and a small one
+        results.append(run.test(either, loader, ckpt_path="best", weights_only=True))
+        assert either.network.head.weight.shape == (CLASSES, better)
+    assert results[0] == results[1]
+
+
+def test_a_learning_rate_is_found_before_a_growth(tmp_path):
+    class Tuned(Plain):
+        lr = 1e-3
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+    module = Tuned()
+    fit(module, tmp_path, LearningRateFinder(num_training_steps=20), growth(), seed=1)
+    assert module.lr != 1e-3 and module.network.head.in_features == 24
