@@ -96,5 +96,6 @@ def test_tensorboard_has_both(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     found = [(event.step, int(event.value)) for event in events.Scalars("growth/parameters")]
     assert found == list(zip((0, 5, 14), COUNTS, strict=True))
-    hparams = yaml.safe_load((tmp_path / "hparams.yaml").read_text())
-    assert hparams["growth_2"]["network"] == LARGE
+    assert logger.hparams["growth_2"]["network"] == LARGE
+    (file,) = tmp_path.glob("events.*")
+    assert b"growth_2/network/init_args/width" in file.read_bytes()
