@@ -68,6 +68,12 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
                 f"{kind} has chosen what to prune of the small network and cannot follow a growth; "
                 "train without it, and prune the network that has grown"
             )
+        if any(base.__name__ == "FinetuningScheduler" for base in type(callback).__mro__):
+            raise ValueError(
+                f"{kind} trains parameters by the names in its schedule, which a growth in depth "
+                "adds to, and goes back to checkpoints of any size; fine-tune with Lightning's "
+                "BackboneFinetuning, or in a run after the growths"
+            )
         if isinstance(callback, AVERAGING):
             if is_sharded(trainer):
                 raise ValueError(

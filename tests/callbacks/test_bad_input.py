@@ -163,6 +163,10 @@ class Holds(Callback):
         self.head = pl_module.network.head
 
 
+class FinetuningScheduler(Callback):
+    """As finetuning-scheduler's is called."""
+
+
 class HoldsWeights(Callback):
     def setup(self, trainer, pl_module, stage):
         self.weights = {"head": pl_module.network.head.weight}
@@ -172,6 +176,7 @@ class HoldsWeights(Callback):
     ("other", "message"),
     [
         (lambda: ModelPruning("l1_unstructured", amount=0.5), "ModelPruning has chosen what to"),
+        (FinetuningScheduler, "FinetuningScheduler trains parameters by the names in its schedule"),
         (Ema, "Ema keeps a copy of 'network' in its attribute 'copies', which would stay small"),
         (Holds, "Holds holds a part of 'network' in its attribute 'head'"),
         (HoldsWeights, "HoldsWeights holds a part of 'network' in its attribute 'weights'"),
