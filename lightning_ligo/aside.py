@@ -249,9 +249,7 @@ def own_batches(trainer: Trainer, pl_module: LightningModule) -> Generator[Any, 
             count = 0
             for batch, _, _ in combined:
                 count += 1
-                batch = trainer.precision_plugin.convert_input(batch)
-                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-                yield call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+                yield at_device(trainer, pl_module, batch)
                 if count == limit:
                     break
             if count == 0:
@@ -261,6 +259,13 @@ def own_batches(trainer: Trainer, pl_module: LightningModule) -> Generator[Any, 
         for loader in combined.flattened:
             if isinstance(loader, DataLoader):
                 _shutdown_workers_and_reset_iterator(loader)
+
+
+def at_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """A batch as the fit loop hands it to the training step."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
 
 
 def read_again(loader: Any) -> Any:

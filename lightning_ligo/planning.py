@@ -115,13 +115,21 @@ class _Planner(Callback):
         small = find_network(pl_module, growing.attribute)
         description = described(pl_module, growing.attribute)
         with contained(trainer, pl_module, growing.seed):
-            args, kwargs = growing.called_with(trainer, pl_module, batch, batch_idx)
+            batches = growing.batches(trainer, pl_module, batch)
+            first = batches[growing.size(pl_module)]
+            args, kwargs = growing.called_with(trainer, pl_module, first, batch_idx)
             for number, larger in growing.coming(pl_module):
                 growth = growing.growths[number - 1]
                 with of_growth(number, growth):
                     large = sized(larger)
-                    plan = growing.paired(small, large, args, kwargs)
-                    cost = _cost(plan, small, large, growing.method, growing.steps, args, kwargs)
+                    inputs = None
+                    if number in batches:
+                        changed = trainer, pl_module, number, batches[number]
+                        inputs = growing.large_inputs(*changed)
+                    plan = growing.paired(small, large, args, kwargs, inputs)
+                    settings = growing.method, growing.steps
+                    cost = _cost(plan, small, large, *settings, args, kwargs, inputs)
+                args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
                 due = growing.due.get(number - 1)
                 self.planned.append(
                     Planned(description, larger, plan, *cost, number, growth.when, due)

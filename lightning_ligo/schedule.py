@@ -36,9 +36,13 @@ class Growth:
         file: grow when there is a file at this path, from the run's log folder, which is then
             removed.
         rate: the learning rate after it; the schedule's by default.
+        data: attributes that the LightningDataModule has from then on, such as
+            `{"image_size": 224, "batch_size": 64}`; with `epoch` only, as loaders are made at the
+            start of one.
 
     Raises:
-        ValueError: if not exactly one moment is given, or one that no run has.
+        ValueError: if not exactly one moment is given, or one that no run has; for `data` that
+            would change within an epoch, or while new entries are re-warmed.
     """
 
     to: dict[str, Any]
@@ -50,6 +54,7 @@ class Growth:
     flops: float | None = None
     file: str | None = None
     rate: Rate = field(default_factory=Rate)
+    data: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         given = {
@@ -75,6 +80,17 @@ class Growth:
             )
         if self.file is not None and not self.file.strip():
             raise ValueError("a growth at file='' has no file to wait for; give its name")
+
+        if self.data and self.epoch is None:
+            raise ValueError(
+                f"a growth at {self.when} changes {', '.join(self.data)} of the data, and loaders "
+                "can be made anew at the start of an epoch only; give the growth an epoch"
+            )
+        if self.data and self.rate.steps:
+            raise ValueError(
+                f"a growth changes {', '.join(self.data)} of the data and re-warms new entries, "
+                "which a resumed run could not find again; leave out one of them"
+            )
 
     @property
     def is_decided(self) -> bool:
@@ -112,7 +128,8 @@ class Run:
 def resolve(growths: Sequence[Growth], run: Run, done: int = 0) -> list[int | None]:
     """The optimizer step of every growth after the first `done`, where it is known.
 
-    It is None in epochs of unknown length, and where the run decides.
+    It is None in epochs of unknown length, and where the run decides. Where a growth changes the
+    data no epoch has a length that is known, and neither has the run.
 
     Raises:
         ValueError: for a growth that is not within the run, a fraction of a run without end, two
@@ -120,6 +137,8 @@ def resolve(growths: Sequence[Growth], run: Run, done: int = 0) -> list[int | No
             slope for any but the first.
     """
     _check_decided(growths)
+    if any(growth.data for growth in growths):
+        run = Run(math.inf, run.epochs, math.inf)
     growths = growths[done:]
     steps = [_step(number, growth, run) for number, growth in enumerate(growths, done + 1)]
     known = [

@@ -145,6 +145,11 @@ class Recipe:
                     "comparison may spend is shared out before it begins; give the growth a step, "
                     "an epoch or a fraction, such as one at which a run has decided it"
                 )
+            if growth.data:
+                raise ValueError(
+                    f"growth {number} changes the data, and with it what the steps of a run cost; "
+                    "leave its data out to compare methods"
+                )
         self.method: str = options["method"]
         self.attribute: str = options["attribute"]
         self.monitor = _monitor(options["monitor"], callbacks)

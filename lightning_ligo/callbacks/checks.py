@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +20,7 @@ from lightning_ligo.axes import OUTPUT
 from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
+from lightning_ligo.schedule import Growth
 from lightning_ligo.sharded import is_sharded
 from lightning_ligo.surgery import listed
 
@@ -124,6 +126,21 @@ def check_masks(trainer: Trainer, method: Method) -> None:
             f"method {method.name!r} masks parameters while the network runs, which is not "
             f"supported under {type(trainer.strategy).__name__}; take another method"
         )
+
+
+def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
+    """Refuse a method with masks where the data changes, as masks are found by the small network.
+
+    Raises:
+        ValueError: naming the growth.
+    """
+    for number, growth in enumerate(growths, 1):
+        if method.ramp and growth.data:
+            raise ValueError(
+                f"growth {number} changes {', '.join(growth.data)} of the data, and method "
+                f"{method.name!r} lets new parts in little by little, which a resumed run could "
+                "not find again; take another method"
+            )
 
 
 def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:

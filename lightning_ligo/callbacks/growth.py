@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -42,6 +44,7 @@ from lightning_ligo.callbacks.checks import (
     check_module,
     check_network,
     check_outputs,
+    check_ramp_and_data,
     check_trainer,
     find_network,
 )
@@ -54,6 +57,7 @@ from lightning_ligo.callbacks.report import carried_over, growth_report, show_re
 from lightning_ligo.callbacks.resuming import Resuming
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.spending import Counting, Spending
+from lightning_ligo.callbacks.stages import Stages
 from lightning_ligo.callbacks.stopping import Stopping, check_stopping, restart_stopping
 from lightning_ligo.checkpoint import (
     KEY,
@@ -175,13 +179,16 @@ class GrowthCallback(Counting):
                 f"an operator cannot be learned for steps={self.steps} at learning_rate="
                 f"{self.learning_rate}; give 0 or more steps and a rate above 0"
             )
+        self._stages = Stages(self.growths)
         self._patched: list[tuple[object, str]] = []
         self._forget()
 
     def _forget(self) -> None:
         """Start a new run."""
         self._sharding = Sharding()
-        self._resuming = Resuming(self.attribute, self.growths, self.seed, self._sharding)
+        self._resuming = Resuming(
+            self.attribute, self.growths, self.seed, self._sharding, self._stages
+        )
         self._records: list[dict[str, Any]] = []
         self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
@@ -202,6 +209,8 @@ class GrowthCallback(Counting):
             self._forget()
             if record is not None and record["size"] > 0:
                 small = record["networks"][-1]
+            else:
+                self._stages.to(trainer, 0)
             record = None
         if record is None:
             record = {"attribute": self.attribute, "size": 0, "networks": [small]}
@@ -218,6 +227,8 @@ class GrowthCallback(Counting):
         check_module(pl_module)
         check_network(pl_module, self.attribute)
         check_callbacks(trainer, pl_module, self.attribute)
+        self._stages.check(trainer)
+        check_ramp_and_data(self.method, self.growths)
         if is_sharded(trainer):
             check_masks(trainer, self.method)
             with isolated_random(self.seed):
@@ -264,11 +275,20 @@ class GrowthCallback(Counting):
         network = smaller = self._sharding.plain(pl_module, network)
         with contained(trainer, pl_module, self.seed):
             set_network(pl_module, self.attribute, network)
-            args, kwargs = self.called_with(trainer, pl_module, batch, batch_idx)
+            batches = self.batches(trainer, pl_module, batch)
+            args, kwargs = self.called_with(
+                trainer, pl_module, batches[self.size(pl_module)], batch_idx
+            )
+            at_first = args, kwargs
             for number, larger in self._larger.items():
                 with of_growth(number, self.growths[number - 1]):
-                    self._plans[number] = self.paired(smaller, larger, args, kwargs)
+                    inputs = None
+                    if number in batches:
+                        inputs = self.large_inputs(trainer, pl_module, number, batches[number])
+                    self._plans[number] = self.paired(smaller, larger, args, kwargs, inputs)
                 smaller = larger
+                args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
+            args, kwargs = at_first
             masks, entries = self._lost(trainer)
             if masks or entries:
                 description = self._sizes(pl_module)[self.size(pl_module) - 1]
@@ -297,11 +317,36 @@ class GrowthCallback(Counting):
             self._rates.is_lost(rate, since, trainer.global_step),
         )
 
+    def batches(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> dict[int, Any]:
+        """See `Stages.batches`."""
+        return self._stages.batches(trainer, pl_module, self.size(pl_module), batch)
+
+    def large_inputs(
+        self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
+    ) -> dict[str, Any]:
+        """What training calls the large network of a growth with, on a batch of changed data.
+
+        To be used within `contained`, which takes that network off again.
+        """
+        description = self._sizes(pl_module)[number]
+        assert description is not None
+        large = trainer.precision_plugin.convert_module(build(description))
+        set_network(pl_module, self.attribute, large.to(trainer.strategy.root_device))
+        args, kwargs = self.called_with(trainer, pl_module, batch, 0)
+        return dict(inspect.signature(large.forward).bind(*args, **kwargs).arguments)
+
     def paired(
-        self, small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        small: nn.Module,
+        large: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        large_inputs: dict[str, Any] | None = None,
     ) -> Plan:
         """How a growth of this run goes; refuses one that the run's own module cannot follow."""
-        plan = pair(small, large, *args, override=self.override, **kwargs)
+        plan = pair(
+            small, large, *args, large_inputs=large_inputs, override=self.override, **kwargs
+        )
         check_outputs(plan)
         refuse(plan, self.method)
         if self.method.ramp:
@@ -319,6 +364,17 @@ class GrowthCallback(Counting):
         return args, kwargs
 
     # Training -------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        size = self.size(pl_module)
+        if not self._may_grow(trainer, size) or not self.growths[size].data:
+            return
+        if trainer.current_epoch >= (self.growths[size].epoch or 0):
+            self._stages.to(trainer, size + 1)
+            trainer.fit_loop.setup_data()
+            assert trainer.fit_loop._combined_loader is not None
+            for loader in trainer.fit_loop._combined_loader.flattened:
+                _set_sampler_epoch(loader, trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -387,11 +443,17 @@ class GrowthCallback(Counting):
 
     # Growth ---------------------------------------------------------------------------------------
 
-    def _is_due(self, trainer: Trainer, size: int) -> bool:
+    def _may_grow(self, trainer: Trainer, size: int) -> bool:
+        """Whether a growth is to come, and nothing but its moment to be waited for."""
         if size not in self.due or self._ramping.is_running(trainer.global_step):
             return False
-        if trainer.fit_loop._skip_backward:  # batches that are for batch norms only
+        return not trainer.fit_loop._skip_backward  # batches that are for batch norms only
+
+    def _is_due(self, trainer: Trainer, size: int) -> bool:
+        if not self._may_grow(trainer, size):
             return False
+        if self.growths[size].data:  # which has changed at the start of the epoch
+            return self._stages.size > size
         growth, step = self.growths[size], self.due[size]
         if growth.is_decided:
             return self._deciding.is_due(trainer, growth, self.spending.total)
@@ -406,7 +468,9 @@ class GrowthCallback(Counting):
         seed, plan = self.seed * 65537 + size, self._plans[size + 1]
         description = self._sizes(pl_module)[size + 1]
         bar_is_shown = _shows_progress(trainer)
-        before = self._measure(trainer, pl_module)
+        was_measured = self._measured is not None and self._measured[0] == trainer.global_step
+        changed = bool(self.growths[size].data) and not was_measured
+        before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
         small = self._sharding.plain(pl_module, find_network(pl_module, self.attribute))
         with contained(trainer, pl_module, seed):
             assert description is not None
@@ -439,7 +503,7 @@ class GrowthCallback(Counting):
         rate, why = growth.rate, self._deciding.verdict.why if growth.is_decided else growth.when
         self._deciding.grew(trainer)
         self._rates.begin(rate, trainer.global_step, large, operator)
-        name = self._name(trainer, before)
+        name = self._name(trainer, before or after)
         value, grown_value = before.get(name or ""), after.get(name or "")
         coefficients, steps = operator.coefficients, len(losses)
         self._records.append({

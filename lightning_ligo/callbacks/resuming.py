@@ -14,6 +14,7 @@ from lightning_ligo.callbacks.averaging import resize_averages
 from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
+from lightning_ligo.callbacks.stages import Stages
 from lightning_ligo.checkpoint import KEY, check_record, rebuild, record_of, sizes
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
@@ -29,15 +30,22 @@ class Resuming:
         growths: those of the run.
         seed: of what is random in a network that is built.
         sharding: what the network is like where it is not sharded.
+        stages: the data at every size.
     """
 
     def __init__(
-        self, attribute: str, growths: Sequence[Growth], seed: int, sharding: Sharding
+        self,
+        attribute: str,
+        growths: Sequence[Growth],
+        seed: int,
+        sharding: Sharding,
+        stages: Stages,
     ) -> None:
         self._attribute = attribute
         self._growths = growths
         self._seed = seed
         self._sharding = sharding
+        self._stages = stages
         self._groups: list[list[list[str]]] | None = None  # of the optimizers, by name
         self.kept: dict[LightningModule, nn.Module] = {}  # small networks that no one can build
 
@@ -82,6 +90,7 @@ class Resuming:
         assert standing is not None
         if record is None:
             if standing["size"] == 0:
+                self._stages.to(pl_module.trainer, 0)
                 return
             record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
         base, all_sizes = standing["networks"][0], sizes(record["networks"][0], self._growths)
@@ -101,6 +110,7 @@ class Resuming:
         if replaced:
             freeze_statistics(pl_module.trainer, resized)
         self._groups = record.get("groups")
+        self._stages.to(pl_module.trainer, record["size"])
 
     def setup_optimizers(
         self, original: Callable[[Trainer], None], trainer: Trainer, *_: Any
@@ -110,8 +120,17 @@ class Resuming:
         They are made for the small network, as they were, and then hold the parameters of the
         large one in the groups and the order of the checkpoint, in which their state is loaded.
         """
-        pl_module, groups = trainer.lightning_module, self._groups
-        self._groups = None
+        groups, self._groups = self._groups, None
+        with self._stages.of_small(trainer):  # whose batches a schedule may have counted
+            self._setup_optimizers(original, trainer, groups)
+
+    def _setup_optimizers(
+        self,
+        original: Callable[[Trainer], None],
+        trainer: Trainer,
+        groups: list[list[list[str]]] | None,
+    ) -> None:
+        pl_module = trainer.lightning_module
         if groups is None:
             return original(trainer)
         large, small = find_network(pl_module, self._attribute), self.kept.get(pl_module)
