@@ -45,9 +45,16 @@ def test_workers_and_the_global_random_state_change_nothing(folder):
 
 
 def test_crops_are_new_in_every_epoch(folder):
-    images = module(folder, num_workers=0).train
+    images = module(folder, num_workers=0).train_dataloader().dataset
     assert torch.equal(images[0, 0][0], images[0, 0][0])
     assert any(not torch.equal(images[item, 0][0], images[item, 1][0]) for item in range(6))
+
+
+def test_another_size_is_that_of_the_loaders_made_from_then_on(folder):
+    data = module(folder, num_workers=0)
+    data.image_size = 12
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert next(iter(loader))[0].shape[-2:] == (12, 12)
 
 
 def test_a_stage_reads_only_its_folders(folder):

@@ -19,7 +19,8 @@ def test_the_library_of_the_running_python_is_found_without_packages_and_tests()
 def test_a_window_is_source_code_and_no_file_is_in_two_parts():
     data = PythonSourceDataModule(window=128, batch_size=8, validation_windows=16)
     data.setup("fit")
-    sizes = [len(part) for part in (data.train, data.val, data.test)]
+    loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    sizes = [len(loader.dataset) for loader in loaders]
     total = sum(file.stat().st_size for file in data.find_files()) // 128
     assert total - 3 <= sum(sizes) <= total
     assert min(sizes) > 100

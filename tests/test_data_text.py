@@ -76,5 +76,15 @@ def test_no_text_is_an_error_that_says_where_it_was_looked_for(tmp_path):
 
 
 def test_less_text_than_a_window_is_an_error(folder):
-    with pytest.raises(ValueError, match="1 validation files hold 50 bytes, less than one window"):
+    with pytest.raises(
+        ValueError, match="validation files hold 50 bytes, less than one window"
+    ):
         TextDataModule(str(folder), window=64).setup("fit")
+
+
+def test_another_window_is_that_of_the_loaders_made_from_then_on(folder):
+    data = TextDataModule(str(folder), window=8, batch_size=2)
+    data.setup("fit")
+    data.window = 16
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert next(iter(loader))["input_ids"].shape[-1] == 16

@@ -45,16 +45,15 @@ class ImageFolderDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.train = self._images("train", augment=True)
+            self.train = self._images("train")
         if stage in ("fit", "validate"):
-            self.val = self._images("val", augment=False)
+            self.val = self._images("val")
         if stage in ("test", "predict"):
-            self.test = self._images("test", augment=False)
+            self.test = self._images("test")
 
-    def _images(self, part: str, augment: bool) -> "TransformedImages":
+    def _images(self, part: str) -> Any:
         try:
             from torchvision.datasets import ImageFolder
-            from torchvision.transforms import v2
         except ImportError as error:
             raise ValueError(
                 "ImageFolderDataModule reads images with torchvision, which is not installed; "
@@ -66,6 +65,11 @@ class ImageFolderDataModule(LightningDataModule):
                 f"no folder {str(folder)!r}; put images into {str(folder / 'CLASS')!r}, one folder "
                 "a class"
             )
+        return ImageFolder(str(folder))
+
+    def _transformed(self, images: Any, augment: bool) -> "TransformedImages":
+        from torchvision.transforms import v2
+
         size = self.image_size
         geometry = (
             [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
@@ -80,11 +84,11 @@ class ImageFolderDataModule(LightningDataModule):
                 v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
         )
-        return TransformedImages(ImageFolder(str(folder)), transform, self.seed)
+        return TransformedImages(images, transform, self.seed)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(
-            self.train,
+            self._transformed(self.train, augment=True),
             batch_size=self.batch_size,
             sampler=EpochOrder(self.train, self.seed),
             drop_last=len(self.train) >= self.batch_size,
@@ -101,10 +105,12 @@ class ImageFolderDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._in_order(self.test)
 
-    def _in_order(self, images: "TransformedImages") -> DataLoader:
-        items = [(item, 0) for item in range(len(images))]
+    def _in_order(self, images: Any) -> DataLoader:
         return DataLoader(
-            images, batch_size=self.batch_size, sampler=items, num_workers=self.num_workers
+            self._transformed(images, augment=False),
+            batch_size=self.batch_size,
+            sampler=[(item, 0) for item in range(len(images))],
+            num_workers=self.num_workers,
         )
 
 

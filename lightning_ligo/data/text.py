@@ -1,7 +1,6 @@
 """Text files of one's own, read as bytes."""
 
 import glob
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
@@ -53,6 +52,7 @@ class TextDataModule(LightningDataModule):
         self.mask = mask
         self.num_workers = num_workers
         self.seed = seed
+        self._texts: dict[str, bytes] = {}
 
     def find_files(self) -> list[Path]:
         """The files to read, sorted. Raises: ValueError when there are none."""
@@ -68,35 +68,36 @@ class TextDataModule(LightningDataModule):
         return found
 
     def setup(self, stage: str) -> None:
-        train, val, test = split_files(self.find_files(), self.validation, self.test_share)
-        self.train = self._windows("training", train)
-        self.val = self._windows("validation", val)
-        self.test = self._windows("test", test)
+        parts = split_files(self.find_files(), self.validation, self.test_share)
+        for part, files in zip(("training", "validation", "test"), parts, strict=True):
+            self._texts[part] = b"".join(file.read_bytes() for file in files)
+            self._windows(part)
 
-    def _windows(self, part: str, files: Sequence[Path]) -> ByteWindows:
-        text = b"".join(file.read_bytes() for file in files)
+    def _windows(self, part: str) -> ByteWindows:
+        text = self._texts[part]
         windows = ByteWindows(text, self.window, self.mask, self.seed)
-        if files and not len(windows):
+        if not len(windows) and (text or part == "training"):
             raise ValueError(
-                f"the {len(files)} {part} files hold {len(text)} bytes, less than one window of "
-                f"{self.window}; give more text or a smaller window"
+                f"the {part} files hold {len(text)} bytes, less than one window of {self.window}; "
+                "give more text or a smaller window"
             )
         return windows
 
     def train_dataloader(self) -> DataLoader:
+        windows = self._windows("training")
         return DataLoader(
-            self.train,
+            windows,
             batch_size=self.batch_size,
-            sampler=EpochOrder(self.train, self.seed),
-            drop_last=len(self.train) >= self.batch_size,
+            sampler=EpochOrder(windows, self.seed),
+            drop_last=len(windows) >= self.batch_size,
             num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return self._in_order(self.val, self.validation_windows)
+        return self._in_order(self._windows("validation"), self.validation_windows)
 
     def test_dataloader(self) -> DataLoader:
-        return self._in_order(self.test)
+        return self._in_order(self._windows("test"))
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
