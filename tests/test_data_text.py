@@ -76,9 +76,7 @@ def test_no_text_is_an_error_that_says_where_it_was_looked_for(tmp_path):
 
 
 def test_less_text_than_a_window_is_an_error(folder):
-    with pytest.raises(
-        ValueError, match="validation files hold 50 bytes, less than one window"
-    ):
+    with pytest.raises(ValueError, match="validation files hold 50 bytes, less than one window"):
         TextDataModule(str(folder), window=64).setup("fit")
 
 
