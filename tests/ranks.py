@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -335,6 +335,8 @@ CASES = {
         grown, method="lemon", growths=[Growth(LARGE, flops=4 * STEP + 1)]),
     "file": functools.partial(
         grown, method="lemon", growths=[Growth(LARGE, file="now")], callbacks=[Touch()]),
+    "averaged": functools.partial(
+        grown, method="stack+lemon", callbacks=[EMAWeightAveraging(decay=0.8)]),
     "accumulated": functools.partial(grown, method="lemon", accumulate_grad_batches=2),
     "unused": functools.partial(
         grown, method="ligo", steps=2, strategy=lambda: ddp(find_unused_parameters=True)),

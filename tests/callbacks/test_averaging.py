@@ -212,8 +212,9 @@ def resumable(folder, module, averaging, **options):
     return run
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-@pytest.mark.parametrize("averaging", [WeightAveraging, ema, swa])
+@pytest.mark.parametrize(
+    ("averaging", "epoch"), [(WeightAveraging, 1), (ema, 0), (ema, 2), (swa, 0), (swa, 1), (swa, 2)]
+)
 def test_a_resumed_run_ends_with_the_same_average(tmp_path, averaging, epoch):
     whole, resumed = plain(), plain(1)
     resumable(tmp_path, whole, averaging)
