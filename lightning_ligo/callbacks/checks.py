@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_ligo.axes import OUTPUT
 from lightning_ligo.callbacks.averaging import AVERAGING
@@ -102,14 +102,13 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
 
 def _has_copy(module: nn.Module, network: nn.Module) -> bool:
     """Whether a module has in it another network with the same weights."""
-    ours = network.state_dict()
+    ours = dict(network.named_parameters())
     for part in module.modules():
         if type(part) is type(network) and part is not network:
-            theirs = part.state_dict()
-            if ours.keys() == theirs.keys() and all(
-                torch.equal(tensor, theirs[name].to(tensor.device))
-                for name, tensor in ours.items()
-                if isinstance(tensor, Tensor)
+            theirs = dict(part.named_parameters())
+            shapes = [{name: p.shape for name, p in each.items()} for each in (ours, theirs)]
+            if shapes[0] == shapes[1] and all(
+                torch.equal(p, theirs[name].to(p.device)) for name, p in ours.items()
             ):
                 return True
     return False
