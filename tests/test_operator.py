@@ -1,3 +1,4 @@
+import copy
 from functools import cache, partial
 
 import pytest
@@ -265,3 +266,25 @@ def test_an_unknown_method_lists_the_known_ones():
     small, large = vit(), vit(64)
     with pytest.raises(ValueError, match=r"unknown method 'lego'.* ligo, .*lemon, .*plus"):
         ligo.grow(small, large, method="lego", **IMAGES)
+
+
+@pytest.mark.parametrize("method", ["ligo", "ligo-paper", "stack+lemon", "lemon+sparkling"])
+def test_an_operator_of_other_weights_is_one_built_on_them_with_its_coefficients(method):
+    small, large, plan, _ = paired("gpt2", torch.float64)
+    other = copy.deepcopy(small)
+    operator = ligo.Operator(plan, small, method, seed=3)
+    with torch.no_grad():
+        for tensor in other.parameters():
+            tensor.mul_(2).add_(0.1)
+        for coefficient in operator.parameters():
+            coefficient.add_(0.1 * torch.randn_like(coefficient))
+        before = operator(large)
+        built = ligo.Operator(plan, other, method, seed=3)
+        built.load_state_dict(operator.state_dict())
+        expected, found = built(large), operator.of(other)(large)
+        for name, tensor in operator(large).items():  # which is as it was
+            assert torch.equal(tensor, before[name])
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+        assert not tensor.any() or not torch.equal(tensor, before[name]), name  # or silent
