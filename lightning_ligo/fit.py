@@ -73,11 +73,12 @@ def fit(
     are themselves never changed; the small weights are fixed. AdamW (0.9, 0.95) without decay,
     gradients clipped to norm 1, the rate rising over ``warmup`` steps and then falling linearly to
     zero. ``on_step(step, loss)`` is called after every step, from 1. Where several processes learn
-    one operator, each on batches of its own, ``average`` takes a tensor to its mean over them.
+    one operator, each on batches of its own, ``average`` takes a tensor to its mean over them; if
+    the step of one raises an error, the loss is not a number for all others, and none waits for it.
 
     Raises:
-        FloatingPointError: if the loss is not finite; the operator is then of no use, all else is
-            as it was.
+        FloatingPointError: if the loss or its gradient is not finite; the operator is then of no
+            use, all else is as it was.
         ValueError: if there is nothing to learn, or too few batches.
     """
     coefficients = [p for p in operator.parameters() if p.requires_grad]
@@ -98,21 +99,28 @@ def fit(
             raise ValueError(
                 f"the batches ended after {step} of {steps} steps; give an iterator that goes on"
             ) from None
-        value, found = gradients(operator, large, loss, data, coefficients)
-        if average is not None:
-            value = average(value)
-            found = tuple(gradient if gradient is None else average(gradient) for gradient in found)
+        try:
+            value, found = gradients(operator, large, loss, data, coefficients)
+        except Exception:
+            if average is not None:  # the others wait for this
+                average(torch.tensor(math.nan, device=coefficients[0].device))
+            raise
+        value = value if average is None else average(value.float())
         losses.append(float(value))
+        where = (
+            f"at step {step + 1} of {steps} of learning the {operator.method.name!r} operator at "
+            f"rate {learning_rate:g}; use a lower learning rate, or a method that learns nothing"
+        )
         if not math.isfinite(losses[-1]):
-            raise FloatingPointError(
-                f"the loss is {losses[-1]} at step {step + 1} of {steps} of learning the "
-                f"{operator.method.name!r} operator at rate {learning_rate:g}; use a lower "
-                "learning rate, or a method that learns nothing"
-            )
+            raise FloatingPointError(f"the loss is {losses[-1]} {where}")
+        if average is not None:
+            found = tuple(gradient if gradient is None else average(gradient) for gradient in found)
         for coefficient, gradient in zip(coefficients, found, strict=True):
             coefficient.grad = gradient
         del found, gradient  # held by the coefficients alone, until they are used
-        torch.nn.utils.clip_grad_norm_(coefficients, 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(coefficients, 1.0))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm} {where}")
         optimizer.step()
         optimizer.zero_grad()
         if on_step is not None:

@@ -7,7 +7,8 @@ schedulers stay the objects they were; what changes are the parameters in their 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,6 +82,26 @@ def swap(
         if isinstance(callback, ModelSummary):
             callback.on_fit_start(trainer, pl_module)
     return carried
+
+
+@contextmanager
+def undone(trainer: Trainer, pl_module: LightningModule, attribute: str) -> Iterator[None]:
+    """If `swap` or what follows it fails, put the small network and the optimizers back."""
+    small, strategy = pl_module.get_submodule(attribute), dict(vars(trainer.strategy))
+    groups = [[dict(group) for group in o.param_groups] for o in trainer.optimizers]
+    states = [dict(optimizer.state) for optimizer in trainer.optimizers]
+    try:
+        yield
+    except BaseException:  # an interrupt too: callbacks may save a checkpoint on it
+        set_network(pl_module, attribute, small)
+        vars(trainer.strategy).update(strategy)  # the wrapper of DDP
+        pl_module._metric_attributes = None
+        for optimizer, held, state in zip(trainer.optimizers, groups, states, strict=True):
+            for group, before in zip(optimizer.param_groups, held, strict=True):
+                group.update(before)
+            optimizer.state.clear()
+            optimizer.state.update(state)
+        raise
 
 
 def _wrap_again(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:

@@ -62,23 +62,6 @@ IMAGES64 = {"x": IMAGES["x"].double()}
 TOKENS = {"input_ids": torch.arange(32).reshape(2, 16) * 7 % 50}
 
 
-@torch.library.custom_op("ligo_tests::fourier", mutates_args=())
-def fourier(x: Tensor, dim: int) -> Tensor:
-    """The real part of a Fourier transform, for which tracing has no rule."""
-    return torch.fft.fft(x, dim=dim).real.clone()
-
-
-@fourier.register_fake
-def _(x: Tensor, dim: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-fourier.register_autograd(
-    lambda context, grad: (fourier(grad, context.dim), None),  # its matrix is symmetric
-    setup_context=lambda ctx, inputs, output: setattr(ctx, "dim", inputs[1]),
-)
-
-
 def randomised(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The network with noise on all it holds, so that no zero or one hides a fault."""
     generator = torch.Generator().manual_seed(1)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ligo.nets import build, describe
-from networks import fourier
+from operations import fourier
 
 FEATURES, CLASSES, ITEMS, BATCH = 6, 3, 48, 8
 STEPS_PER_EPOCH = ITEMS // BATCH
@@ -111,6 +111,22 @@ class Described(Plain):
         super().__init__()
         self.save_hyperparameters()
         self.network = build(network)
+
+
+class EpochOrder(Sampler):
+    """An order that depends on the epoch alone, so that a resumed epoch has it again."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return ITEMS
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.epoch)
+        return iter(torch.randperm(ITEMS, generator=generator).tolist())
 
 
 def items(seed: int = 0) -> TensorDataset:

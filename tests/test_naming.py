@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import lightning_ligo as ligo
-from networks import IMAGES, IMAGES64, TOKENS, fourier, gpt2, randomised, vit
+from networks import IMAGES, IMAGES64, TOKENS, gpt2, randomised, vit
+from operations import fourier
 
 
 @torch.library.custom_op("ligo_tests::affine", mutates_args=())

@@ -4,7 +4,8 @@ from torch import nn
 
 import lightning_ligo as ligo
 from lightning_ligo.proof import TOLERANCE
-from networks import IMAGES, TOKENS, bert, fourier, gpt2, vit
+from networks import IMAGES, TOKENS, bert, gpt2, vit
+from operations import fourier
 
 VIT = """
 cls_token                  1 1 embed

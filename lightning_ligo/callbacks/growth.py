@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import math
 import time
@@ -31,6 +32,7 @@ from lightning_ligo.aside import (
     validation_names,
 )
 from lightning_ligo.callbacks.averaging import (
+    averages,
     averaged_validation,
     averages_of,
     check_averages,
@@ -50,6 +52,12 @@ from lightning_ligo.callbacks.checks import (
 )
 from lightning_ligo.callbacks.deciding import Deciding, check_decisions
 from lightning_ligo.callbacks.events import log_growths, log_parameters
+from lightning_ligo.callbacks.failing import (
+    GrowthFailedError,
+    OnFailure,
+    alike,
+    check_on_failure,
+)
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
@@ -92,6 +100,7 @@ from lightning_ligo.surgery import (
     group_names,
     set_network,
     swap,
+    undone,
 )
 
 
@@ -110,6 +119,10 @@ class GrowthCallback(Counting):
 
     All that can be known to fail is refused before the first optimizer step. A run that ends before
     a growth that it was to decide warns of it and says what was missing.
+
+    A growth fails if there is not enough memory for it, if the loss of learning the operator or its
+    gradient is not finite, or if the metric of the grown network is not and that of the small one
+    was. The network and the optimizers are then as they were before it, on all ranks.
 
     Example:
         >>> large = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4}}
@@ -134,11 +147,16 @@ class GrowthCallback(Counting):
         seed: of everything random in a growth.
         override: names axes that tracing cannot find, in the network of every size, such as
             `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`.
+        on_failure: what a run does after a growth that failed: "stop", from where it can be resumed
+            from its last checkpoint, or "continue" with the network that it has, to its end. It
+            then warns, the report tells what failed, and the growths that were to come are left
+            out, as each is a growth of the network before it.
 
     Raises:
-        ValueError: at once for an unknown method, `moments` or `early_stopping`, no growths, an
-            override that cannot be read, or settings of learning for a method that learns nothing;
-            at the start of `fit` for all else.
+        ValueError: at once for an unknown method, `moments`, `early_stopping` or `on_failure`, no
+            growths, an override that cannot be read, or settings of learning for a method that
+            learns nothing; at the start of `fit` for all else.
+        GrowthFailedError: when a growth has failed, which is to stop the run.
     """
 
     def __init__(
@@ -153,6 +171,7 @@ class GrowthCallback(Counting):
         early_stopping: Stopping = "patience",
         seed: int = 0,
         override: dict[str, str] | None = None,
+        on_failure: OnFailure = "stop",
     ) -> None:
         if not growths:
             raise ValueError("GrowthCallback has no growths; give at least one")
@@ -164,6 +183,13 @@ class GrowthCallback(Counting):
         self.moments: Policy = moments
         check_stopping(early_stopping)
         self.early_stopping: Stopping = early_stopping
+        check_on_failure(on_failure)
+        self.on_failure: OnFailure = on_failure
+        if on_failure == "continue" and any(growth.data for growth in growths):
+            raise ValueError(
+                "on_failure='continue' goes on with the small network, and the data has changed by "
+                "then for the large one; leave it out, or the data of the growths"
+            )
         self.seed = seed
         self.override = override
         read(override)
@@ -190,6 +216,7 @@ class GrowthCallback(Counting):
             self.attribute, self.growths, self.seed, self._sharding, self._stages
         )
         self._records: list[dict[str, Any]] = []
+        self._failed: dict[str, Any] | None = None  # the growth that was given up
         self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
@@ -258,7 +285,9 @@ class GrowthCallback(Counting):
             for loader in trainer.fit_loop._combined_loader.flattened:
                 read_again(loader)
         self.due = {}
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._failed is not None:
+            self._larger = {}
+        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
             check_decisions(trainer, self.growths, size)
@@ -412,7 +441,7 @@ class GrowthCallback(Counting):
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._records:
+        if self._records or self._failed is not None:
             self._measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -424,11 +453,12 @@ class GrowthCallback(Counting):
                 + (", after which no batch came" if self._deciding.verdict.due else "")
             )
         folder = trainer.log_dir or trainer.default_root_dir  # all ranks agree on it
-        if not self._records or not trainer.is_global_zero:
+        nothing = not self._records and self._failed is None
+        if nothing or not trainer.is_global_zero:
             return
         metrics = self._measured[1] if self._measured else {}
         spent = self.spending.training.totals
-        report = growth_report(self._records, spent, metrics, _checkpoint(trainer))
+        report = growth_report(self._records, self._failed, spent, metrics, _checkpoint(trainer))
         show_report(report, write_report(report, self.spending.curve, folder))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
@@ -463,48 +493,95 @@ class GrowthCallback(Counting):
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ramping.end()
+        number = self.size(pl_module) + 1
+        was_measured = self._measured is not None and self._measured[0] == trainer.global_step
+        changed = bool(self.growths[number - 1].data) and not was_measured
+        before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
+        try:
+            self._replace(trainer, pl_module, before)
+            return
+        except GrowthFailedError as error:
+            self.spending.abort()
+            why = str(error)
+            if self.on_failure == "stop":
+                growth = self.growths[number - 1]
+                raise GrowthFailedError(
+                    f"growth {number} (at {growth.when}, to {growth.to}) failed at step "
+                    f"{trainer.global_step}: {why}. The network and the optimizers are as they "
+                    "were before it; resume the run from its last checkpoint when this is changed, "
+                    "or with GrowthCallback(on_failure='continue'), to go on with the small network"
+                ) from error
+        gc.collect()  # the tracebacks have held the large network
+        self._give_up(trainer, number, why)
+
+    def _give_up(self, trainer: Trainer, number: int, why: str) -> None:
+        """Go on with the network that there is, and do not grow any more."""
+        self.due = {}
+        self._failed = {
+            "growth": number,
+            "step": trainer.global_step,
+            "reason": self._why(number - 1),
+            "method": self.method.name,
+            "why": why,
+        }
+        rank_zero_warn(
+            f"Growth {number} of {len(self.growths)} failed at step {trainer.global_step}: {why}. "
+            "The run goes on with the small network and grows no more"
+        )
+
+    def _why(self, size: int) -> str:
+        """Why the network of that size grows now."""
+        growth = self.growths[size]
+        return self._deciding.verdict.why if growth.is_decided else growth.when
+
+    def _replace(
+        self, trainer: Trainer, pl_module: LightningModule, before: dict[str, float]
+    ) -> None:
+        """Grow the network, whose metrics are those; leaves all as it is where that fails."""
         started = time.monotonic()
         size = self.size(pl_module)
         seed, plan = self.seed * 65537 + size, self._plans[size + 1]
         description = self._sizes(pl_module)[size + 1]
         bar_is_shown = _shows_progress(trainer)
-        was_measured = self._measured is not None and self._measured[0] == trainer.global_step
-        changed = bool(self.growths[size].data) and not was_measured
-        before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
-        small = self._sharding.plain(pl_module, find_network(pl_module, self.attribute))
-        with contained(trainer, pl_module, seed):
-            assert description is not None
-            operator = Operator(plan, small, self.method, seed)
-            parents = operator.parents()
-            large = conform(trainer, small, build(description), parents)
-            set_network(pl_module, self.attribute, large)
-            losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
-            operator.bake(large)
-            averages = grown_averages(trainer, self.attribute, operator, large)
-            ramp = Ramp(operator, large) if self.method.ramp else None
-        watching = [*averaged_validation(trainer), self.spending.of_evaluation(size + 1)]
-        with (
-            contained(trainer, pl_module, seed),
-            averages_of(trainer, self.attribute, averages),
-        ):
-            set_network(pl_module, self.attribute, large)
-            after = evaluate(trainer, *watching) if trainer.enable_validation else {}
+        with alike(trainer):
+            small = self._sharding.plain(pl_module, find_network(pl_module, self.attribute))
+            with contained(trainer, pl_module, seed):
+                assert description is not None
+                operator = Operator(plan, small, self.method, seed)
+                parents = operator.parents()
+                large = conform(trainer, small, build(description), parents)
+                set_network(pl_module, self.attribute, large)
+                losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
+                operator.bake(large)
+                grown = grown_averages(trainer, self.attribute, operator, large)
+                ramp = Ramp(operator, large) if self.method.ramp else None
+            watching = [*averaged_validation(trainer), self.spending.of_evaluation(size + 1)]
+            with (
+                contained(trainer, pl_module, seed),
+                averages_of(trainer, self.attribute, grown),
+            ):
+                set_network(pl_module, self.attribute, large)
+                after = evaluate(trainer, *watching) if trainer.enable_validation else {}
+            name = self._name(trainer, before or after)
+            value, grown_value = before.get(name or ""), after.get(name or "")
+            check_grown(name, value, grown_value)
         states = functools.partial(grow_states, operator, policy=self.moments)
-        if is_sharded(trainer):
-            self._sharding.see(pl_module, large)
-        carried = swap(trainer, pl_module, self.attribute, large, parents, states)
-        set_averages(trainer, self.attribute, averages)
-        check_averages(trainer, pl_module)
-        remember_groups(trainer, pl_module)
-        self._remember(pl_module, small)
+        with alike(trainer), self._undone(trainer, pl_module, small):
+            if is_sharded(trainer):
+                self._sharding.see(pl_module, large)
+            carried = swap(trainer, pl_module, self.attribute, large, parents, states)
+            set_averages(trainer, self.attribute, grown)
+            check_averages(trainer, pl_module)
+            remember_groups(trainer, pl_module)
+            self._remember(pl_module)
+        if size == 0 and self._sizes(pl_module)[0] is None:  # no one can build it again
+            small.zero_grad()
+            self._resuming.kept[pl_module] = small.cpu()
         if ramp is not None:
             self._ramping.begin(ramp, trainer.global_step)
-        growth = self.growths[size]
-        rate, why = growth.rate, self._deciding.verdict.why if growth.is_decided else growth.when
+        rate, why = self.growths[size].rate, self._why(size)
         self._deciding.grew(trainer)
         self._rates.begin(rate, trainer.global_step, large, operator)
-        name = self._name(trainer, before or after)
-        value, grown_value = before.get(name or ""), after.get(name or "")
         coefficients, steps = operator.coefficients, len(losses)
         self._records.append({
             "step": trainer.global_step,
@@ -527,7 +604,7 @@ class GrowthCallback(Counting):
             "flops": {"operator": flops},
             "seconds": time.monotonic() - started,
         })  # fmt: skip
-        self.spending.grew(trainer.global_step, flops)
+        self.spending.grew(trainer.global_step)
         self._note(trainer, after)
         learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
         reasons = "; ".join(operator.inexact)
@@ -553,7 +630,7 @@ class GrowthCallback(Counting):
         """Learn the operator in place; the loss of every step, and the operations spent."""
         if not self.steps or not operator.coefficients:
             return (), 0
-        counter, first_step = flop_counter(), ExitStack()
+        counter, first_step, losses = flop_counter(), ExitStack(), list[float]()
         bar = tqdm(total=self.steps, desc="Growing", leave=False, disable=not bar_is_shown)
         batches = own_batches(trainer, pl_module)
         numbered = enumerate(batches)
@@ -564,24 +641,28 @@ class GrowthCallback(Counting):
 
         def on_step(_: int, value: float) -> None:
             first_step.close()
+            losses.append(value)
             bar.set_postfix(loss=f"{value:.4g}", refresh=False)
             bar.update()
 
-        with bar, closing(batches), first_step:
-            first_step.enter_context(counter)
-            learned = fit(
-                operator,
-                find_network(pl_module, self.attribute),
-                loss,
-                numbered,
-                steps=self.steps,
-                learning_rate=self.learning_rate,
-                warmup=min(self.method.warmup, self.steps // 2),
-                on_step=on_step,
-                average=functools.partial(trainer.strategy.reduce, reduce_op="mean"),
-            )
-        flops = counter.get_total_flops() * self.steps * trainer.world_size
-        return learned.losses, flops
+        try:
+            with bar, closing(batches), first_step:
+                first_step.enter_context(counter)
+                fit(
+                    operator,
+                    find_network(pl_module, self.attribute),
+                    loss,
+                    numbered,
+                    steps=self.steps,
+                    learning_rate=self.learning_rate,
+                    warmup=min(self.method.warmup, self.steps // 2),
+                    on_step=on_step,
+                    average=functools.partial(trainer.strategy.reduce, reduce_op="mean"),
+                )
+        finally:  # what failed was spent too
+            flops = counter.get_total_flops() * len(losses) * trainer.world_size
+            self.spending.operator += flops
+        return tuple(losses), flops
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The validation metrics of the network as it is, from the last validation if it was."""
@@ -612,17 +693,34 @@ class GrowthCallback(Counting):
         names = [self.monitor] if self.monitor is not None else [*monitored, *metrics]
         return next((name for name in names if name in metrics), None)
 
-    def _remember(self, pl_module: LightningModule, small: nn.Module) -> None:
-        """Have the checkpoints tell what the network is now; keep one that no one can build."""
+    @contextmanager
+    def _undone(
+        self, trainer: Trainer, pl_module: LightningModule, small: nn.Module
+    ) -> Iterator[None]:
+        """If the swap fails, put all back, and have the checkpoints tell so."""
+        record, entry = record_of(pl_module), described(pl_module, self.attribute)
+        averaged = [average.get_submodule(self.attribute) for average in averages(trainer)]
+        assert record is not None
+        try:
+            with undone(trainer, pl_module, self.attribute):
+                yield
+        except BaseException:
+            set_record(pl_module, record)
+            set_averages(trainer, self.attribute, averaged)
+            if entry is not None:
+                pl_module.hparams[self.attribute] = entry
+            if is_sharded(trainer):
+                self._sharding.see(pl_module, small)
+            raise
+
+    def _remember(self, pl_module: LightningModule) -> None:
+        """Have the checkpoints tell what the network is now."""
         record = record_of(pl_module)
         assert record is not None
         size = record["size"] + 1
         networks = self._sizes(pl_module)[: size + 1]
         if described(pl_module, self.attribute) is not None:
             pl_module.hparams[self.attribute] = networks[size]
-        if size == 1 and networks[0] is None:
-            small.zero_grad()
-            self._resuming.kept[pl_module] = small.cpu()
         set_record(pl_module, {**record, "size": size, "networks": networks})
 
     def size(self, pl_module: LightningModule) -> int:
@@ -648,12 +746,15 @@ class GrowthCallback(Counting):
     def state_dict(self) -> dict[str, Any]:
         return {
             "records": list(self._records),
+            "failed": self._failed,
+            "measured": list(self._measured) if self._measured else None,
             "spending": self.spending.state_dict(),
             "deciding": self._deciding.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._records = state_dict["records"]
+        self._records, self._failed = state_dict["records"], state_dict["failed"]
+        self._measured = tuple(state_dict["measured"]) if state_dict["measured"] else None
         self.spending.load_state_dict(state_dict["spending"])
         self._deciding.load_state_dict(state_dict["deciding"])
 
@@ -672,6 +773,20 @@ class GrowthCallback(Counting):
         while self._patched:
             owner, name = self._patched.pop()
             vars(owner).pop(name, None)
+
+
+def check_grown(name: str | None, before: float | None, after: float | None) -> None:
+    """Refuse a grown network whose metric is not finite, where that of the small one was.
+
+    Raises:
+        FloatingPointError: naming the metric.
+    """
+    if before is None or after is None or math.isfinite(after) or not math.isfinite(before):
+        return
+    raise FloatingPointError(
+        f"{name} is {after} of the grown network, and was {before:.4g} of the small one; use a "
+        "lower learning rate for the operator, or a method that keeps the function, such as lemon"
+    )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from lightning_ligo.rate import Rate
 
 def growth_report(
     records: Sequence[dict[str, Any]],
+    failed: dict[str, Any] | None,
     training: Sequence[int],
     metrics: dict[str, float],
     checkpoint: str | None,
@@ -31,6 +32,7 @@ def growth_report(
 
     Args:
         records: of the growths, as GrowthCallback writes them.
+        failed: the growth after which the run has gone on with the network that it had.
         training: the operations spent on training at each size.
         metrics: of the last validation.
         checkpoint: the path of the run's best or last checkpoint.
@@ -48,6 +50,7 @@ def growth_report(
         })  # fmt: skip
     return {
         "growths": growths,
+        "failed": failed,
         "checkpoint": checkpoint,
         "validation": metrics,
         "versions": versions(),
@@ -130,7 +133,7 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown, with the plot beside it."""
     heads = ["", *(f"growth {number}" for number, _ in enumerate(report["growths"], 1))]
-    table = [heads, ["---"] * len(heads), *rows(report)]
+    table = [heads, ["---"] * len(heads), *rows(report)] if report["growths"] else []
     lines = [f"| {' | '.join(cell.strip() for cell in line)} |" for line in table]
     used = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     final = ", ".join(f"{name} {_metric(value)}" for name, value in report["validation"].items())
@@ -138,6 +141,7 @@ def markdown(report: dict[str, Any]) -> str:
         "# Growth report",
         "",
         *lines,
+        *([] if report["failed"] is None else ["", _failed(report["failed"])]),
         "",
         "A metric at the end is the last one before the next growth or before the end of the run; "
         "FLOPs are of the steps between growths, forward and backward.",
@@ -160,9 +164,19 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     for row in rows(report):
         table.add_row(*row)
     console = Console()
-    console.print(table)
+    if report["growths"]:
+        console.print(table)
+    if report["failed"] is not None:
+        console.print(_failed(report["failed"]), highlight=False, markup=False)
     console.print(f"checkpoint: {report['checkpoint'] or 'none'}", soft_wrap=True, highlight=False)
     console.print(f"report: {folder}", soft_wrap=True, highlight=False)
+
+
+def _failed(failed: dict[str, Any]) -> str:
+    return (
+        f"Growth {failed['growth']} by {failed['method']}, due at {failed['reason']}, failed at "
+        f"step {failed['step']:,}: {failed['why']}. The run went on with the small network."
+    )
 
 
 def _operator(growth: dict[str, Any]) -> str:

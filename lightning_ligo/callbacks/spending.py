@@ -42,10 +42,9 @@ class Spending:
         self.training.ranks = self.evaluation.ranks = shares
         self._began = time.monotonic() - (self.curve[-1].seconds if self.curve else 0.0)
 
-    def grew(self, step: int, operator: int) -> None:
-        """The network has grown at this optimizer step; learning the operator took these FLOPs."""
+    def grew(self, step: int) -> None:
+        """The network has grown at this optimizer step."""
         self.grew_at.append(step)
-        self.operator += operator
 
     def note(self, step: int, metric: float | None) -> None:
         """A validation has ended, at this optimizer step."""

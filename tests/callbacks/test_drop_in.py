@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ligo import METHODS
 from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo.callbacks.failing import GrowthFailedError
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
 from runs import (
@@ -223,7 +224,7 @@ def test_a_loss_that_is_not_finite_leaves_the_run_as_it_was(tmp_path):
 
     module, keep = Breaks(), Keep()
     network = module.network
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1 of 4"):
+    with pytest.raises(GrowthFailedError, match="the loss is nan at step 1 of 4"):
         fit(module, tmp_path, keep, growth(step=8))
     assert module.network is network and keep.network is network
     assert set(keep.parameters) == set(module.parameters())

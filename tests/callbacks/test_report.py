@@ -36,7 +36,7 @@ CURVE = [
 
 
 def test_the_report_is_the_records_with_what_came_after():
-    report = growth_report(RECORDS, [10, 20, 30], {"val_loss": 0.5, "val_acc": 0.9}, "a.ckpt")
+    report = growth_report(RECORDS, None, [10, 20, 30], {"val_loss": 0.5, "val_acc": 0.9}, "a.ckpt")
     first, second = report["growths"]
     assert first["metric"] == {"name": "val_loss", "before": 1.5, "after": 1.4, "final": 0.75}
     assert second["metric"] == {"name": "val_loss", "before": 0.75, "after": 0.7, "final": 0.5}
@@ -44,16 +44,16 @@ def test_the_report_is_the_records_with_what_came_after():
     assert second["flops"] == {"small": 20, "operator": 7, "large": 30}
     assert report["checkpoint"] == "a.ckpt"
     assert report["validation"] == {"val_loss": 0.5, "val_acc": 0.9}
-    assert set(report) == {"growths", "checkpoint", "validation", "versions"}
+    assert set(report) == {"growths", "failed", "checkpoint", "validation", "versions"}
 
 
 def test_a_size_that_was_not_trained_cost_nothing():
-    report = growth_report(RECORDS, [10], {}, None)
+    report = growth_report(RECORDS, None, [10], {}, None)
     assert [g["flops"]["large"] for g in report["growths"]] == [0, 0]
 
 
 def test_the_table_says_everything_for_every_growth():
-    table = {row[0].strip(): row[1:] for row in rows(growth_report(RECORDS, [], {}, None))}
+    table = {row[0].strip(): row[1:] for row in rows(growth_report(RECORDS, None, [], {}, None))}
     assert table["parameters"] == ["1,000 → 4,000", "2,000 → 8,000"]
     assert table["depth of blocks"] == ["2 → 4"] * 2 and table["axis embed"] == ["32 → 64"] * 2
     assert table["operator"] == ["123 coefficients, 50 steps at 0.001"] * 2
@@ -64,12 +64,12 @@ def test_the_table_says_everything_for_every_growth():
     ]
     assert table["before growth"] == ["1.5000", "0.7500"]
     assert table["at the end"] == ["0.7500", "none"]
-    text = markdown(growth_report(RECORDS, [], {}, None))
+    text = markdown(growth_report(RECORDS, None, [], {}, None))
     assert "| parameters | 1,000 → 4,000 | 2,000 → 8,000 |" in text
 
 
 def test_the_plot_marks_the_growths():
-    figure = plot(growth_report(RECORDS, [], {}, None), CURVE)
+    figure = plot(growth_report(RECORDS, None, [], {}, None), CURVE)
     above, below = figure.axes
     assert above.lines[0].get_xydata().tolist() == [[50, 2.0], [100, 1.5], [100, 1.4]]
     assert below.lines[0].get_xydata().tolist() == [[50, 5], [100, 10], [100, 17], [200, 40]]
@@ -81,7 +81,7 @@ def test_the_plot_marks_the_growths():
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    report = growth_report(RECORDS, [], {}, None)
+    report = growth_report(RECORDS, None, [], {}, None)
     write_report(report, CURVE, tmp_path / "new")
     before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert set(before) == {"growth_report.json", "growth_report.md", "growth.png"}
@@ -92,7 +92,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
-        write_report(growth_report(RECORDS, [], {}, "b"), CURVE, tmp_path / "new")
+        write_report(growth_report(RECORDS, None, [], {}, "b"), CURVE, tmp_path / "new")
     monkeypatch.undo()
     assert (tmp_path / "new" / "growth_report.json").read_bytes() == before["growth_report.json"]
 
