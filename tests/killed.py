@@ -13,13 +13,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 import lightning_ligo.callbacks.growth
 from lightning_ligo import Growth, GrowthCallback, Rate
+from lightning_ligo.callbacks.report import write_whole
 from runs import BATCH, ITEMS, LARGE, MIDDLE, EpochOrder, Plain, items, trainer, val_loader
 
 WORDS = ("step", "growing", "operator", "swap", "grown", "write", "written")
@@ -87,19 +87,6 @@ def telling(say: Callable[[str], None]) -> tuple[Plain, GrowthCallback, TorchChe
     return Module(), growing, Writer()
 
 
-class Keep(Callback):
-    """Writes down how the run ended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_end(self, trainer, pl_module):
-        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        state = trainer.optimizers[0].state
-        named = {name: state[p] for name, p in pl_module.named_parameters()}
-        torch.save([trainer.global_step, rates, pl_module.state_dict(), named], self.path)
-
-
 def run(folder: Path, within_epochs: bool, words: Connection) -> None:
     """Train to the end, from the newest checkpoint in the folder if there is one.
 
@@ -116,9 +103,11 @@ def run(folder: Path, within_epochs: bool, words: Connection) -> None:
     module, growing, writer = telling(words.send)
     often = {"every_n_train_steps": 4, "filename": "{step}"} if within_epochs else {}
     saves = ModelCheckpoint(folder, save_last=True, **often)
-    fit = trainer(
-        folder, growing, saves, Keep(folder / "end.pt"), epochs=4, plugins=[writer],
-        enable_checkpointing=True,
-    )  # fmt: skip
+    fit = trainer(folder, growing, saves, epochs=4, plugins=[writer], enable_checkpointing=True)
     data = Loader() if within_epochs else DataLoader(items(), BATCH, sampler=EpochOrder())
     fit.fit(module, data, val_loader(), ckpt_path="last", weights_only=True)
+    (optimizer,) = fit.optimizers
+    rates = [group["lr"] for group in optimizer.param_groups]
+    states = {name: optimizer.state[p] for name, p in module.named_parameters()}
+    end = [fit.global_step, rates, module.state_dict(), states]
+    write_whole(folder / "end.pt", lambda path: torch.save(end, path))

@@ -103,6 +103,7 @@ def test_an_unknown_method_lists_the_known_ones():
         ({"method": "lemon", "steps": 5}, "method 'lemon' learns nothing, found steps=5"),
         ({"moments": "keep"}, "unknown moments='keep'; .* map, keep-old-zero-new, reset"),
         ({"early_stopping": "reset"}, "unknown early_stopping='reset'; .* patience, anew, keep"),
+        ({"on_failure": "skip"}, "unknown on_failure='skip'; .* a run can: stop, continue"),
         ({"steps": -1}, "cannot be learned for steps=-1"),
         ({"learning_rate": 0.0}, "at learning_rate=0.0; give 0 or more steps and a rate above 0"),
         ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),
