@@ -16,6 +16,7 @@ from lightning_ligo.data.digits import DigitsDataModule
 from lightning_ligo.data.images import ImageFolderDataModule
 from lightning_ligo.data.stdlib import PythonSourceDataModule
 from lightning_ligo.data.text import TextDataModule
+from lightning_ligo.intact import intact
 from lightning_ligo.modules import ImageClassifier, LanguageModel
 
 SHORT_NAMES = (
@@ -128,7 +129,9 @@ class GrowthCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path is None or not Path(path).is_file():
             return
-        hparams = torch.load(path, weights_only=True, map_location="cpu").get("hyper_parameters")
+        with intact(path):
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        hparams = checkpoint.get("hyper_parameters")
         if not hparams or "_class_path" in hparams:
             super()._parse_ckpt_path()
             return

@@ -24,8 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-METADATA = "meta.pt"
-"""Where a folder that `ModelParallelStrategy` writes has all but tensors."""
+from lightning_ligo.intact import METADATA
 
 
 def is_sharded(trainer: Trainer) -> bool:

@@ -16,6 +16,7 @@ from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.stages import Stages
 from lightning_ligo.checkpoint import KEY, check_record, rebuild, record_of, sizes
+from lightning_ligo.intact import intact
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
 from lightning_ligo.sharded import check_same_shapes, is_sharded, peek, shard
@@ -50,25 +51,31 @@ class Resuming:
         self.kept: dict[LightningModule, nn.Module] = {}  # small networks that no one can build
 
     def load_checkpoint(
-        self, original: Callable[..., dict[str, Any]], trainer: Trainer, *args: Any, **kwargs: Any
+        self,
+        original: Callable[..., dict[str, Any]],
+        trainer: Trainer,
+        path: str | Path,
+        weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """In place of the strategy's: the module is given the network of the checkpoint's size."""
+        weights_only = weights_only is not False  # Lightning's None is False for an address
         if is_sharded(trainer):
-            self._resize_sharded(trainer, *args, **kwargs)
-            return original(*args, **kwargs)
-        checkpoint = original(*args, **kwargs)
+            self._resize_sharded(trainer, path, weights_only)
+            return original(path, weights_only=weights_only)
+        with intact(path, weights_only):
+            checkpoint = original(path, weights_only=weights_only)
         self._resize(trainer.lightning_module, checkpoint)
         network = find_network(trainer.lightning_module, self._attribute)
         resize_averages(trainer, self._attribute, network)
         return checkpoint
 
-    def _resize_sharded(
-        self, trainer: Trainer, path: str | Path, weights_only: bool | None = None
-    ) -> None:
+    def _resize_sharded(self, trainer: Trainer, path: str | Path, weights_only: bool) -> None:
         """Before the strategy loads weights and optimizer state, which it does at once."""
         pl_module = trainer.lightning_module
         network = find_network(pl_module, self._attribute)
-        checkpoint = peek(Path(trainer.strategy.broadcast(path)), weights_only)
+        path = Path(trainer.strategy.broadcast(path))
+        with intact(path, weights_only):
+            checkpoint = peek(path, weights_only)
         self._resize(pl_module, checkpoint)
         resized = find_network(pl_module, self._attribute)
         if resized is not network:
