@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -69,7 +70,9 @@ def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **opt
     """Train a network that grows, on one process or on all; the module and its Trainer."""
     seed_everything(0)
     module = kind()
-    settings = {name: options.pop(name) for name in ("method", "steps") if name in options}
+    settings = {
+        name: options.pop(name) for name in ("method", "steps", "on_failure") if name in options
+    }
     growths = options.pop("growths", [Growth(LARGE, step=4)])
     shares = options.pop("shares", ranks)
     callback = GrowthCallback(growths, **settings)
@@ -129,6 +132,26 @@ def resumed(folder, **options):
     return grown(folder, epochs=3, method="lemon", checkpoint=checkpoint, **options)
 
 
+def given_up(folder, **options):
+    """A run that goes on after its growth has failed: its weights, and what it says of that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module, run = fit(folder, on_failure="continue", **options)
+    (callback,) = (c for c in run.callbacks if isinstance(c, GrowthCallback))
+    return {"weights": weights(module), "failed": callback.state_dict()["failed"]}
+
+
+def damaged(folder, strategy):
+    """Resume from a folder of which a part is cut off."""
+    _, run = fit(folder, Sharded, method="lemon", epochs=1, strategy=strategy)
+    run.save_checkpoint(folder / "cut.ckpt")
+    if run.is_global_zero:
+        part = folder / "cut.ckpt" / "__0_0.distcp"
+        part.write_bytes(part.read_bytes()[:-1000])
+    run.strategy.barrier()
+    return refused(folder, Sharded, checkpoint=folder / "cut.ckpt", strategy=strategy)
+
+
 class Apart(Even):
     """Every rank logs a metric of its own; one process logs their mean: 3, 2.5, 3.5, 3."""
 
@@ -163,6 +186,15 @@ class Broken(Even):
         return loss * math.nan if large and self.global_rank == RANKS - 1 else loss
 
 
+class Short(Even):
+    """The last rank has no memory left while the operator is learned."""
+
+    def training_step(self, batch, batch_idx):
+        if self.network.embed.out_features > 8 and self.global_rank == RANKS - 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().training_step(batch, batch_idx)
+
+
 class Sharded(Even):
     """Shards its network if there are ranks, and leaves one that is sharded."""
 
@@ -172,6 +204,13 @@ class Sharded(Even):
             for block in self.network.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(self.network, mesh=mesh)
+
+
+class ShardedBroken(Sharded):
+    """The same of a network that is sharded."""
+
+    def training_step(self, batch, batch_idx):
+        return Broken.training_step(self, batch, batch_idx)
 
 
 class ShardedAdamW(Sharded):
@@ -208,6 +247,15 @@ class Once(Sharded):
         if not getattr(self, "is_configured", False):
             super().configure_model()
         self.is_configured = True
+
+
+class Renames(Sharded):
+    """Gives a part of its network another name."""
+
+    def configure_model(self):
+        super().configure_model()
+        if "head" in self.network._modules:
+            self.network.tail = self.network._modules.pop("head")
 
 
 class Twice(Sharded):
@@ -370,6 +418,14 @@ CASES = {
     "unrecorded": functools.partial(unrecorded, strategy=sharding),
     "unrecorded file": functools.partial(unrecorded, strategy=one_file),
     "unwatched": unwatched,
+    "damaged": functools.partial(damaged, strategy=sharding),
+    "out of memory": functools.partial(given_up, kind=Short, method="ligo", steps=3),
+    "not a number, sharded": functools.partial(
+        given_up, kind=ShardedBroken, method="ligo", steps=3, strategy=sharding),
+    "without a growth": functools.partial(
+        given_up, kind=Sharded, method="lemon", growths=[Growth(LARGE, file="never")],
+        strategy=sharding),
+    "renames": lambda folder: refused(folder, Renames, strategy=sharding),
     "uneven": lambda folder: refused(
         folder, Sharded, method="random", strategy=sharding,
         growths=[Growth(describe(Uneven, width=24, depth=2), step=4)]),

@@ -1,3 +1,4 @@
+import math
 from itertools import repeat
 
 import pytest
@@ -63,6 +64,28 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rate(pair):
     with pytest.raises(FloatingPointError, match=r"nan at step 2 of 5 .*'ligo'.* rate 0\.001"):
         ligo.grow(small, large, loss=lambda network, batch: loss(network, batch) * next(losses),
                   batches=repeat(TOKENS), steps=5, **TOKENS)  # fmt: skip
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(pair):
+    def infinitely_steep(network, batch):
+        value = loss(network, batch)
+        return value + torch.sqrt(value - value)
+
+    small, large = pair
+    with pytest.raises(FloatingPointError, match=r"gradient's norm is nan at step 1 of 5 of .*use"):
+        ligo.grow(small, large, loss=infinitely_steep, batches=repeat(TOKENS), steps=5, **TOKENS)
+
+
+def test_other_processes_are_told_of_an_error(pair):
+    def fails(network, batch):
+        raise RuntimeError("mine alone")
+
+    small, large = pair
+    operator, told = ligo.Operator(ligo.pair(small, large, **TOKENS), small), []
+    with pytest.raises(RuntimeError, match="mine alone"):
+        ligo.fit(operator, large, fails, repeat(TOKENS), steps=1, learning_rate=1e-3,
+                 average=lambda value: told.append(value.item()) or value)  # fmt: skip
+    assert len(told) == 1 and math.isnan(told[0])
 
 
 def test_batches_that_end_are_an_error(pair):

@@ -291,6 +291,20 @@ def test_training_data_that_can_be_read_once(tmp_path):
         run.fit(plain(), Once(), val_loader())
 
 
+def test_training_data_that_is_empty_when_it_is_read_again(tmp_path):
+    class Spent:
+        read = False
+
+        def __iter__(self):
+            batches, self.read = 0 if self.read else 18, True
+            for _ in range(batches):
+                yield torch.zeros(8, 6), torch.zeros(8, dtype=torch.long)
+
+    run = trainer(tmp_path, callback())
+    with pytest.raises(ValueError, match="the training data has no batch to learn an operator on"):
+        run.fit(plain(), Spent(), val_loader())
+
+
 def test_a_metric_that_validation_does_not_log(tmp_path):
     growth = GrowthCallback([Growth(LARGE, step=8)], monitor="val_los")
     module = plain()

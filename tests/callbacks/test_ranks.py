@@ -99,6 +99,18 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(results):
         assert "failed at step 4: the loss is nan at step 1 of 3" in message
 
 
+@pytest.mark.parametrize("name", ["out of memory", "not a number, sharded"])
+def test_all_ranks_go_on_with_the_small_network_if_a_growth_fails_on_one(results, name):
+    (first, second), (without, _) = results[name], results["without a growth"]
+    assert tensors(first).keys() == tensors(second).keys() == tensors(without).keys()
+    for key, weight in tensors(first).items():
+        assert torch.equal(weight, tensors(second)[key]), key
+        torch.testing.assert_close(weight, tensors(without)[key])
+    assert [result["failed"]["step"] for result in (first, second)] == [4, 4]
+    why = "memory (out of memory)" if name == "out of memory" else "the loss is nan at step 1 of 3"
+    assert why in second["failed"]["why"]
+
+
 def test_a_sharded_network_in_bf16_is_grown_in_float32_and_then_rounded(results):
     weights = tensors(results["sharded, bf16"][0])
     seed_everything(0)
@@ -123,6 +135,8 @@ REFUSED = {
     "unrecorded file": r"18 of the checkpoint's weights .* network\.blocks\.1\.fc1\.bias: \(16,\)",
     "unwatched": "the checkpoint holds a network 'network' of another size than the module's",
     "uneven": "after the growth at step 4 the weights of ranks 1 are not those of rank 0",
+    "damaged": r"cut\.ckpt is damaged: its file __0_0\.distcp is cut off; resume from another one",
+    "renames": r"configure_model of Renames changes the names of parameters .*, such as head\.bias",
     "once": r"growth 1 .* 30 parameters of self\.network are not sharded, such as embed\.weight",
     "twice": r"growth 1 .* configure_model of Twice is called again .* and failed \(AssertionError",
     "around": "configure_model of FSDPWhole calls fully_shard on self, which holds the network",

@@ -1,5 +1,6 @@
 """Checkpoints of a run that grows: resume, test and load them, from before and after a growth."""
 
+import copy
 import json
 
 import lightning.pytorch as pl
@@ -82,9 +83,8 @@ def fit(module, folder, callback, *more, epochs=4, ckpt_path=None, **options):
 
 
 def assert_equal(module, other):
-    for (name, mine), theirs in zip(
-        module.state_dict().items(), other.state_dict().values(), strict=True
-    ):
+    weights = other if isinstance(other, dict) else other.state_dict()
+    for (name, mine), theirs in zip(module.state_dict().items(), weights.values(), strict=True):
         assert torch.equal(mine, theirs), name
 
 
@@ -289,6 +289,80 @@ def test_a_checkpoint_of_another_small_network_is_refused(tmp_path):
     other = Described({**SMALL, "init_args": {"width": 4, "depth": 1}})
     with pytest.raises(ValueError, match="which is no size of the run that wrote the checkpoint"):
         fit(other, tmp_path / "again", growths(), ckpt_path=tmp_path / "epoch=3.ckpt")
+
+
+RAN: list[str] = []
+
+
+def run(word):
+    RAN.append(word)
+
+
+class Payload:
+    def __reduce__(self):
+        return run, ("was run",)
+
+
+def test_a_checkpoint_that_is_damaged_or_would_run_code_is_refused(tmp_path):
+    run = fit(plain(), tmp_path, growths())
+    whole = (tmp_path / "epoch=3.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    weight = torch.load(tmp_path / "epoch=3.ckpt")["state_dict"]["network.head.weight"]
+    place = whole.index(weight.numpy().tobytes())
+    changed = whole[:place] + bytes(4) + whole[place + 4 :]
+    (tmp_path / "changed.ckpt").write_bytes(changed)
+    module = plain()
+    before = copy.deepcopy(module.state_dict())
+    for name, message in (
+        ("cut", r"cut\.ckpt is damaged: it is cut off, .*; resume from another one"),
+        ("changed", r"changed\.ckpt is damaged: .* is not as it was written; resume"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(module, tmp_path / "again", growths(), ckpt_path=tmp_path / f"{name}.ckpt")
+        with pytest.raises(ValueError, match=message):
+            run.test(module, val_loader(), ckpt_path=tmp_path / f"{name}.ckpt")
+    assert_equal(module, before)
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+        fit(module, tmp_path / "again", growths(), ckpt_path=tmp_path / "none.ckpt")
+
+
+def test_a_payload_is_run_only_where_the_user_says_so(tmp_path):
+    fit(plain(), tmp_path, growths(), epochs=2)
+    held = torch.load(tmp_path / "epoch=1.ckpt") | {"more": Payload()}
+    path = tmp_path / "more.ckpt"
+    torch.save(held, path)
+    RAN.clear()
+    for weights_only in (True, None):
+        with pytest.raises(ValueError, match=r"more\.ckpt holds more than tensors and plain data"):
+            resume(path, weights_only)
+    assert RAN == []
+    resume(path, weights_only=False)
+    assert RAN == ["was run"]
+
+
+def resume(path, weights_only):
+    run = trainer(path.parent, growths(), epochs=3)
+    loader = DataLoader(items(), BATCH, sampler=EpochOrder())
+    run.fit(plain(), loader, val_loader(), ckpt_path=path, weights_only=weights_only)
+
+
+def test_optimizers_of_other_groups_than_the_checkpoint_has_are_refused(tmp_path):
+    class OneGroup(Plain):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters())
+
+    fit(plain(), tmp_path, growths(), epochs=2)
+    message = r"optimizers of \[2\] parameter groups, configure_optimizers makes \[1\]; resume with"
+    with pytest.raises(ValueError, match=message):
+        fit(OneGroup(), tmp_path / "again", growths(), ckpt_path=tmp_path / "epoch=1.ckpt")
+
+
+def test_a_large_checkpoint_that_knows_no_growth_is_not_loaded_into_the_small_network(tmp_path):
+    run = trainer(tmp_path, epochs=1)
+    run.fit(Described(LARGE), DataLoader(items(), BATCH), val_loader())
+    run.save_checkpoint(tmp_path / "large.ckpt")
+    with pytest.raises(RuntimeError, match=r"size mismatch for network\.embed\.weight"):
+        fit(plain(), tmp_path / "again", growths(), ckpt_path=tmp_path / "large.ckpt")
 
 
 def test_a_checkpoint_without_a_record_is_of_the_small_network(tmp_path):
