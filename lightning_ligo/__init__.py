@@ -1,6 +1,7 @@
 """Grow a network while it trains, by learned linear maps of its weights."""
 
 from lightning_ligo.axes import Axes, Axis
+from lightning_ligo.callbacks.failing import GrowthFailedError
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.checkpoint import rebuild
 from lightning_ligo.cost import Cost, estimate
@@ -30,6 +31,7 @@ __all__ = [
     "Fit",
     "Growth",
     "GrowthCallback",
+    "GrowthFailedError",
     "ImageClassifier",
     "LanguageModel",
     "Method",

@@ -222,7 +222,7 @@ class Recipe:
             options.update(method=method, steps=None, learning_rate=None)
         if learning_steps is not None:
             options["steps"] = learning_steps
-        options["monitor"] = self.monitor
+        options.update(monitor=self.monitor, on_failure="stop")  # one that has not grown is none
         return self._with([growing], steps, every)
 
     def plain(self, size: int, steps: int, every: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import warnings
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import seed_everything
@@ -28,7 +29,16 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_ligo import METHODS, Growth, GrowthCallback, Plateau, Rate, describe, rebuild
+from lightning_ligo import (
+    METHODS,
+    Growth,
+    GrowthCallback,
+    Plateau,
+    Rate,
+    describe,
+    rebuild,
+    surgery,
+)
 from lightning_ligo.nets import build
 from runs import (
     BATCH,
@@ -141,6 +151,13 @@ def given_up(folder, **options):
     return {"weights": weights(module), "failed": callback.state_dict()["failed"]}
 
 
+def given_up_in_the_swap(folder, **options):
+    """The same, where there is no memory left once the large network is in its place."""
+    missing = torch.OutOfMemoryError("out of memory")
+    with patch.object(surgery, "check_every_parameter_once", side_effect=missing):
+        return given_up(folder, **options)
+
+
 def damaged(folder, strategy):
     """Resume from a folder of which a part is cut off."""
     _, run = fit(folder, Sharded, method="lemon", epochs=1, strategy=strategy)
@@ -195,6 +212,14 @@ class Short(Even):
         return super().training_step(batch, batch_idx)
 
 
+class Stemmed(Even):
+    """Trains something besides its network."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(FEATURES, FEATURES)
+
+
 class Sharded(Even):
     """Shards its network if there are ranks, and leaves one that is sharded."""
 
@@ -206,11 +231,8 @@ class Sharded(Even):
             fully_shard(self.network, mesh=mesh)
 
 
-class ShardedBroken(Sharded):
+class ShardedBroken(Broken, Sharded):
     """The same of a network that is sharded."""
-
-    def training_step(self, batch, batch_idx):
-        return Broken.training_step(self, batch, batch_idx)
 
 
 class ShardedAdamW(Sharded):
@@ -420,6 +442,10 @@ CASES = {
     "unwatched": unwatched,
     "damaged": functools.partial(damaged, strategy=sharding),
     "out of memory": functools.partial(given_up, kind=Short, method="ligo", steps=3),
+    "out of memory, swapping": functools.partial(
+        given_up_in_the_swap, kind=Stemmed, method="lemon"),
+    "without a growth, stemmed": functools.partial(
+        given_up, kind=Stemmed, method="lemon", growths=[Growth(LARGE, file="never")]),
     "not a number, sharded": functools.partial(
         given_up, kind=ShardedBroken, method="ligo", steps=3, strategy=sharding),
     "without a growth": functools.partial(

@@ -170,6 +170,12 @@ def test_a_checkpoint_brings_its_own_network_whatever_the_configuration_says(con
     assert cli.model.hparams["network"] == larger
 
 
+def test_a_damaged_checkpoint_is_refused_by_name(config):
+    Path("cut.ckpt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"the checkpoint cut\.ckpt is damaged: it is cut off"):
+        main(["fit", "-c", config, "--ckpt_path", "cut.ckpt"])
+
+
 def test_an_optimizer_of_the_configuration_takes_the_place_of_the_modules_own(config):
     with pytest.warns(UserWarning, match="configure_optimizers` will be overridden"):
         main(["fit", "-c", config, "--optimizer", "SGD", "--optimizer.lr", "0.25"])

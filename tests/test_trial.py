@@ -67,6 +67,12 @@ def test_every_run_is_quiet_and_has_a_complete_schedule(config):
         assert run["model"]["init_args"]["learning_rate"] == 4e-3
 
 
+def test_a_run_whose_growth_fails_stops_whatever_the_configuration_says(config):
+    recipe = Recipe(changed(config, "growth", on_failure="continue"))
+    growing = recipe.grown("lemon", [80], 200, 10)["trainer"]["callbacks"][-1]
+    assert growing["init_args"]["on_failure"] == "stop"
+
+
 def test_settings_of_learning_are_for_the_method_they_stand_with(config):
     recipe = Recipe(changed(config, "growth", steps=7, learning_rate=0.5))
     own, other = (

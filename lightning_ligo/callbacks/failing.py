@@ -35,8 +35,16 @@ def alike(trainer: Trainer) -> Iterator[None]:
         if not isinstance(caught, FloatingPointError) and not is_out_of_memory(caught):
             raise
         error = caught
+    short = error is not None and not isinstance(error, FloatingPointError)
+    short_somewhere = trainer.strategy.reduce_boolean_decision(short, all=False)
     if trainer.strategy.reduce_boolean_decision(error is not None, all=False):
-        raise GrowthFailedError(_why(error)) from error
+        if short_somewhere:
+            where = str(error).strip() if short else "on another rank"
+            raise GrowthFailedError(
+                f"there was not enough memory ({where}); use smaller batches, a method that learns "
+                "less, such as ligo-low-rank, or nothing, such as lemon, or a smaller network"
+            ) from error
+        raise GrowthFailedError(str(error or "another rank has failed, and says why")) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -49,18 +57,6 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-    )
-
-
-def _why(error: Exception | None) -> str:
-    if error is None:
-        return "another rank has failed, which says why"
-    if isinstance(error, FloatingPointError):
-        return str(error)
-    return (
-        f"there was not enough memory ({str(error).strip() or type(error).__name__}); use smaller "
-        "batches, a method that learns less, such as ligo-low-rank, or nothing, such as lemon, or "
-        "a smaller network"
     )
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 def processes():
     """Starts processes that have imported all."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_ligo"])
+    context.set_forkserver_preload(["lightning.pytorch", "matplotlib.figure", "torchmetrics"])
     return context
 
 

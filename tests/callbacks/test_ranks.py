@@ -99,16 +99,25 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(results):
         assert "failed at step 4: the loss is nan at step 1 of 3" in message
 
 
-@pytest.mark.parametrize("name", ["out of memory", "not a number, sharded"])
-def test_all_ranks_go_on_with_the_small_network_if_a_growth_fails_on_one(results, name):
-    (first, second), (without, _) = results[name], results["without a growth"]
-    assert tensors(first).keys() == tensors(second).keys() == tensors(without).keys()
+@pytest.mark.parametrize(
+    ("name", "without", "why"),
+    [
+        ("out of memory", "without a growth", "not enough memory (out of memory)"),
+        ("out of memory, swapping", "without a growth, stemmed", "not enough memory (out of"),
+        ("not a number, sharded", "without a growth", "the loss is nan at step 1 of 3"),
+    ],
+)
+def test_all_ranks_go_on_with_the_small_network_if_a_growth_fails(results, name, without, why):
+    (first, second), (expected, _) = results[name], results[without]
+    assert tensors(first).keys() == tensors(second).keys() == tensors(expected).keys()
     for key, weight in tensors(first).items():
         assert torch.equal(weight, tensors(second)[key]), key
-        torch.testing.assert_close(weight, tensors(without)[key])
+        torch.testing.assert_close(weight, tensors(expected)[key])
     assert [result["failed"]["step"] for result in (first, second)] == [4, 4]
-    why = "memory (out of memory)" if name == "out of memory" else "the loss is nan at step 1 of 3"
     assert why in second["failed"]["why"]
+    assert first["failed"]["why"] == second["failed"]["why"].replace(
+        "(out of memory)", "(on another rank)" if name == "out of memory" else "(out of memory)"
+    )
 
 
 def test_a_sharded_network_in_bf16_is_grown_in_float32_and_then_rounded(results):
