@@ -494,11 +494,8 @@ class GrowthCallback(Counting):
     def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ramping.end()
         number = self.size(pl_module) + 1
-        was_measured = self._measured is not None and self._measured[0] == trainer.global_step
-        changed = bool(self.growths[number - 1].data) and not was_measured
-        before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
         try:
-            self._replace(trainer, pl_module, before)
+            self._replace(trainer, pl_module)
             return
         except GrowthFailedError as error:
             self.spending.abort()
@@ -534,15 +531,16 @@ class GrowthCallback(Counting):
         growth = self.growths[size]
         return self._deciding.verdict.why if growth.is_decided else growth.when
 
-    def _replace(
-        self, trainer: Trainer, pl_module: LightningModule, before: dict[str, float]
-    ) -> None:
-        """Grow the network, whose metrics are those; leaves all as it is where that fails."""
+    def _replace(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put a grown network in the place of the small one; leave all as it is if that fails."""
         started = time.monotonic()
         size = self.size(pl_module)
         seed, plan = self.seed * 65537 + size, self._plans[size + 1]
         description = self._sizes(pl_module)[size + 1]
         bar_is_shown = _shows_progress(trainer)
+        was_measured = self._measured is not None and self._measured[0] == trainer.global_step
+        changed = bool(self.growths[size].data) and not was_measured
+        before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
         with alike(trainer):
             small = self._sharding.plain(pl_module, find_network(pl_module, self.attribute))
             with contained(trainer, pl_module, seed):
@@ -566,7 +564,7 @@ class GrowthCallback(Counting):
             value, grown_value = before.get(name or ""), after.get(name or "")
             check_grown(name, value, grown_value)
         states = functools.partial(grow_states, operator, policy=self.moments)
-        with alike(trainer), self._undone(trainer, pl_module, small):
+        with self._undone(trainer, pl_module, small), alike(trainer):
             if is_sharded(trainer):
                 self._sharding.see(pl_module, large)
             carried = swap(trainer, pl_module, self.attribute, large, parents, states)
