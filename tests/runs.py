@@ -135,22 +135,6 @@ def items(seed: int = 0) -> TensorDataset:
     return TensorDataset(x, x[:, :CLASSES].argmax(1))
 
 
-class EpochOrder(Sampler):
-    """An order that depends on the epoch alone, so that a resumed epoch has it again."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return ITEMS
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.epoch)
-        return iter(torch.randperm(ITEMS, generator=generator).tolist())
-
-
 def train_loader(**options) -> DataLoader:
     return DataLoader(items(), BATCH, **{"shuffle": True, **options})
 

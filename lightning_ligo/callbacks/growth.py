@@ -32,8 +32,8 @@ from lightning_ligo.aside import (
     validation_names,
 )
 from lightning_ligo.callbacks.averaging import (
-    averages,
     averaged_validation,
+    averages,
     averages_of,
     check_averages,
     extra_epochs,
