@@ -37,11 +37,12 @@ def contained(trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterat
     submodules, the plain attributes of the module and its submodules (numbers, lists, dicts,
     tensors, and objects that hold only such), the numbers and random generators of the datamodule,
     samplers and datasets, and the state of the validation loop. Within it, random numbers depend
-    on `seed` alone. Not put back: files that the user's code writes, and what an iterable dataset
-    has read from an iterator of its own.
+    on `seed` alone, and what is compiled runs as it was written. Not put back: files that the
+    user's code writes, and what an iterable dataset has read from an iterator of its own.
     """
     with ExitStack() as stack:
         stack.enter_context(isolated_random(seed))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         keeper = _Keeper()
         stack.callback(keeper.restore)
         stack.enter_context(at_rest(pl_module))

@@ -21,9 +21,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_ligo.aside import isolated_random
+from lightning_ligo.compiled import name_at, network_at, set_network
 from lightning_ligo.nets import build, is_description, merge
 from lightning_ligo.schedule import Growth
-from lightning_ligo.surgery import set_network
 
 KEY = "lightning_ligo"
 VERSION = 1
@@ -46,12 +46,12 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     _check_version(record)
     attribute, size = record["attribute"], record["size"]
     description = record["networks"][size]
-    network = module.get_submodule(attribute)
+    network = network_at(module, attribute)
     if "state_dict" not in checkpoint:  # a strategy that shards has loaded what fits of it
         _check_size(network, attribute, description)
         set_record(module, record)
         return
-    wanted = _shapes(checkpoint["state_dict"], f"{attribute}.")
+    wanted = _shapes(checkpoint["state_dict"], f"{name_at(module, attribute)}.")
     entry = described(module, attribute)
     if _shapes(network.state_dict()) != wanted or entry not in (None, description):
         if description is None:
@@ -186,7 +186,7 @@ def _save(
     checkpoint: dict[str, Any],
 ) -> None:
     hook(checkpoint)
-    network = module.get_submodule(record["attribute"])
+    network = network_at(module, record["attribute"])
     frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **record, "frozen": frozen}
 

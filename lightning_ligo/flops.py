@@ -18,6 +18,7 @@ from torch.utils.flop_counter import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
+from torch.utils.module_tracker import ModuleTracker
 
 MOST = 100
 """Kinds of batches that are counted for one network; any further ones are taken as the average."""
@@ -37,7 +38,34 @@ def flop_counter() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
-    return FlopCounterMode(display=False, custom_mapping=attention)
+    return _FlopCounter(display=False, custom_mapping=attention)
+
+
+class _FlopCounter(FlopCounterMode):
+    """Runs what is compiled as it was written, for nothing compiled runs under a counter."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.mod_tracker = _Whole()
+
+    def __enter__(self) -> _FlopCounter:
+        self._eager = torch.compiler.set_stance("force_eager")
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._eager.__exit__(*error)
+
+
+class _Whole(ModuleTracker):
+    """Tells no modules apart, which takes hooks on all of them; compiled ones warn of these."""
+
+    def __enter__(self) -> _Whole:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 def _attention(*shapes: Any, out_shape: Any = None, **options: Any) -> int:

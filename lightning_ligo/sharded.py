@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ligo.intact import METADATA
+from lightning_ligo.compiled import network_at
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -112,7 +113,7 @@ def shard(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
         ValueError: if `configure_model` cannot be called again, or does not shard the network, or
             gives its parameters other names.
     """
-    owner, network = type(pl_module).__name__, pl_module.get_submodule(attribute)
+    owner, network = type(pl_module).__name__, network_at(pl_module, attribute)
     names = {name for name, _ in network.named_parameters()}
     try:
         call._call_configure_model(trainer)
@@ -123,7 +124,7 @@ def shard(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
             "and leave what is sharded already, an FSDPModule, as it is"
         ) from error
     check_sharded(pl_module, attribute)
-    found = {name for name, _ in pl_module.get_submodule(attribute).named_parameters()}
+    found = {name for name, _ in network_at(pl_module, attribute).named_parameters()}
     if found != names:
         raise ValueError(
             f"configure_model of {owner} changes the names of parameters of self.{attribute}, such "
@@ -147,7 +148,7 @@ def check_sharded(pl_module: LightningModule, attribute: str) -> None:
             f"the network {attribute!r}, and so cannot shard a large network in its place; let "
             f"self.{attribute} be the outermost that it shards"
         )
-    network = pl_module.get_submodule(attribute)
+    network = network_at(pl_module, attribute)
     plain = [name for name, p in network.named_parameters() if not isinstance(p, DTensor)]
     if plain:
         raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Optimizer
 
+from lightning_ligo.compiled import is_compiled, name_at, network_at, set_network
 from lightning_ligo.moments import States
 from lightning_ligo.sharded import is_sharded, placed, shard, whole
 
@@ -46,11 +47,11 @@ def swap(
     Raises:
         RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards.
     """
-    small = pl_module.get_submodule(attribute)
+    small, at = network_at(pl_module, attribute), name_at(pl_module, attribute)
     groups = group_names(trainer, pl_module)
     outer, inner = dict(pl_module.named_parameters()), dict(small.named_parameters())
     set_network(pl_module, attribute, large)
-    first = {f"{attribute}.{name}": f"{attribute}.{names[0]}" for name, names in parents.items()}
+    first = {f"{at}.{name}": f"{at}.{names[0]}" for name, names in parents.items()}
     order = [name for name, _ in pl_module.named_parameters()]
     groups = [
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
@@ -76,6 +77,8 @@ def swap(
     _fill_groups(trainer, pl_module, groups, outer)
     for parameter in grown.values():
         parameter.grad = None
+    if is_compiled(pl_module) or pl_module._compiler_ctx is not None:
+        torch.compiler.reset()  # the small network's programs count against the recompile limit
     pl_module._metric_attributes = None  # the names of torchmetrics, which Lightning caches
     check_every_parameter_once(trainer, pl_module)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -113,7 +116,7 @@ def _wrap_again(trainer: Trainer, pl_module: LightningModule, attribute: str) ->
         strategy.configure_ddp()  # rank 0's parameters and buffers are for all
         check_ranks_are_alike(trainer, pl_module.state_dict())
     elif is_sharded(trainer):  # afterwards each rank has a part only; buffers stay its own
-        check_ranks_are_alike(trainer, dict(pl_module.get_submodule(attribute).named_parameters()))
+        check_ranks_are_alike(trainer, dict(network_at(pl_module, attribute).named_parameters()))
         shard(trainer, pl_module, attribute)
 
 
@@ -138,12 +141,6 @@ def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> No
             f"{', '.join(differ)} are not those of rank 0, so the run would train several "
             "networks; look for randomness that is not seeded, in the network's constructor"
         )
-
-
-def set_network(pl_module: LightningModule, attribute: str, network: nn.Module) -> None:
-    """Set a submodule by its dotted name."""
-    parent, _, name = attribute.rpartition(".")
-    setattr(pl_module.get_submodule(parent), name, network)
 
 
 def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Parents) -> nn.Module:

@@ -15,9 +15,11 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from lightning_ligo.axes import OUTPUT
 from lightning_ligo.callbacks.averaging import AVERAGING
+from lightning_ligo.compiled import unwrapped
 from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
 from lightning_ligo.schedule import Growth
@@ -143,7 +145,7 @@ def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
 
 
 def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
-    """The network to be grown.
+    """The network to be grown, without what torch.compile has wrapped around it.
 
     Raises:
         ValueError: if there is none, or one that cannot be replaced.
@@ -151,7 +153,7 @@ def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
     modules = dict(pl_module.named_modules(remove_duplicate=False))
     owner = type(pl_module).__name__
     if attribute in modules and attribute:
-        return modules[attribute]
+        return unwrapped(modules[attribute])
     children = ", ".join(name for name, _ in pl_module.named_children()) or "none"
     found: object = pl_module
     for name in attribute.split("."):
@@ -183,21 +185,18 @@ def check_outputs(plan: Plan) -> None:
 
 
 def check_network(pl_module: LightningModule, attribute: str) -> None:
-    """Refuse networks that something else holds on to, or that are compiled.
+    """Refuse networks that something else holds on to, or that have other names where compiled.
 
     Raises:
         ValueError: naming the other place.
     """
     network, prefix = find_network(pl_module, attribute), f"{attribute}."
-    compiled = [
-        name
-        for name, module in [("", pl_module), *network.named_modules()]
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-    ]
-    if compiled or pl_module._compiler_ctx is not None:
+    wrapped = [name for name, part in network.named_modules() if isinstance(part, OptimizedModule)]
+    if wrapped:
         raise ValueError(
-            f"{attribute!r} is compiled, and a compiled network cannot be grown yet; train "
-            "without torch.compile"
+            f"torch.compile has wrapped {listed(wrapped)} of {attribute!r}, whose parameters then "
+            "have other names than in a network that is built; compile it in place, with "
+            "module.compile(), or the whole network"
         )
     inner = {*network.modules(), *network.parameters()}
     for kind, everywhere in (

@@ -74,6 +74,7 @@ from lightning_ligo.checkpoint import (
     set_record,
     sizes,
 )
+from lightning_ligo.compiled import set_network, unwrapped
 from lightning_ligo.fit import fit
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
@@ -98,7 +99,6 @@ from lightning_ligo.surgery import (
     check_optimizers_can_change,
     conform,
     group_names,
-    set_network,
     swap,
     undone,
 )
@@ -243,7 +243,8 @@ class GrowthCallback(Counting):
             record = {"attribute": self.attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
         if is_sharded(trainer):
-            self._sharding.see(pl_module, dict(pl_module.named_modules()).get(self.attribute))
+            network = dict(pl_module.named_modules()).get(self.attribute)
+            self._sharding.see(pl_module, network and unwrapped(network))
         self._patch(trainer, "load_checkpoint", self._resuming.load_checkpoint)
         if stage == "fit":
             self._patch(trainer, "setup_optimizers", self._resuming.setup_optimizers)

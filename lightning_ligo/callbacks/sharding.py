@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from lightning_ligo.compiled import network_at, set_network
 from lightning_ligo.nets import build
 from lightning_ligo.sharded import blank, check_sharded, gathered, shard
-from lightning_ligo.surgery import set_network
 
 
 class Sharding:
@@ -54,7 +54,7 @@ class Sharding:
         Raises:
             ValueError: see `shard`.
         """
-        network = pl_module.get_submodule(attribute)
+        network = network_at(pl_module, attribute)
         set_network(pl_module, attribute, large)
         try:
             shard(trainer, pl_module, attribute)

@@ -224,13 +224,6 @@ def test_a_parameter_that_another_module_shares(tmp_path):
         fit(module, tmp_path, callback())
 
 
-def test_a_compiled_network(tmp_path):
-    module = plain()
-    module.network.compile(backend="eager")
-    with pytest.raises(ValueError, match="'network' is compiled"):
-        fit(module, tmp_path, callback())
-
-
 class Forgets(Plain):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.network.parameters())
