@@ -8,7 +8,7 @@ import random
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -147,10 +147,12 @@ def called_with(
     """What the training step first calls the network with, and what the step returns.
 
     To be used within `contained`. Tensors are copies, in the precision of the network's parameters.
+    A step that optimizes by itself is ended there, and so returns nothing.
 
     Raises:
-        ValueError: if the step does not call the network.
+        ValueError: if the step does not call the network, or steps an optimizer before it does.
     """
+    pl_module = trainer.lightning_module
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     calls: list[Any] = []
 
@@ -161,18 +163,35 @@ def called_with(
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not calls:
             calls.append(tree_map_only(Tensor, copy_of, (args, kwargs)))
+        if not pl_module.automatic_optimization:
+            raise _Called
 
-    hook = network.register_forward_pre_hook(remember, with_kwargs=True)
-    try:
-        output = training_output(trainer, batch, batch_idx)
-    finally:
-        hook.remove()
+    def refuse(*_: Any) -> None:
+        raise ValueError(
+            f"training_step steps an optimizer before it calls self.{attribute}(...), so it cannot "
+            "be seen without training what the network is called with; call the network first"
+        )
+
+    output = None
+    with ExitStack() as stack:
+        hooks = [network.register_forward_pre_hook(remember, with_kwargs=True)]
+        hooks += [optimizer.register_step_pre_hook(refuse) for optimizer in trainer.optimizers]
+        for hook in hooks:
+            stack.callback(hook.remove)
+        with suppress(_Called):
+            output = training_output(trainer, batch, batch_idx)
+    if not pl_module.automatic_optimization:
+        pl_module.zero_grad()  # of what the step has begun with; no step was before it
     if not calls:
         raise ValueError(
             f"training_step never calls self.{attribute}(...), so it cannot be seen what the "
             "network is called with; call the network itself, not its forward or its parts"
         )
     return *calls[0], output
+
+
+class _Called(BaseException):
+    """Ends a training step; no `except Exception` of the step's holds it up."""
 
 
 def training_loss(output: Any) -> Tensor:

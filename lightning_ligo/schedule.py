@@ -26,7 +26,7 @@ class Growth:
     Args:
         to: the description of the larger network (see `nets.py`), or changes to the description
             of the network before it, such as `{"init_args": {"embed_dim": 64, "depth": 4}}`.
-        step: grow when this many optimizer steps are done.
+        step: grow when this many optimizer steps are done, those of all optimizers together.
         epoch: grow at the first batch of this epoch; the first epoch is 0.
         fraction: grow after this part of all optimizer steps of the run, between 0 and 1.
         plateau: grow when a metric of the validation has stopped to get better.
@@ -190,8 +190,8 @@ def _step(number: int, growth: Growth, run: Run) -> int | None:
         if math.isinf(run.steps):
             raise ValueError(
                 f"growth {number} is due at {growth.when} of the run, and this run has no known "
-                "end; set max_steps (or max_epochs, for data of known length) of the Trainer, or "
-                "give the growth a step or an epoch"
+                "end; set max_steps of the Trainer (or max_epochs, for data of known length and "
+                "automatic optimization), or give the growth a step or an epoch"
             )
         return int(growth.fraction * run.steps + 1e-9)
     if growth.epoch is not None:

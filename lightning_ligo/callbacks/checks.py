@@ -216,16 +216,19 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
             )
 
 
-def check_module(pl_module: LightningModule) -> None:
+def check_module(pl_module: LightningModule, method: Method, steps: int) -> None:
     """Refuse modules whose training step cannot be run aside.
 
     Raises:
-        ValueError: for manual optimization, and for a step that takes the data iterator.
+        ValueError: for a step that optimizes, if an operator is to be learned on its loss, and for
+            one that takes the data iterator.
     """
-    if not pl_module.automatic_optimization:
+    if steps > 0 and not pl_module.automatic_optimization:
         raise ValueError(
-            f"{type(pl_module).__name__} has automatic_optimization = False, and growth calls "
-            "training_step without training; manual optimization is not supported yet"
+            f"{type(pl_module).__name__} has automatic_optimization = False, so that its "
+            f"training_step trains, and the operator of method {method.name!r} is learned on a "
+            "loss without training; take a method that learns nothing, as "
+            'GrowthCallback(..., method="lemon"), or learn for steps=0'
         )
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(

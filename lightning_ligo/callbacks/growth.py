@@ -252,7 +252,7 @@ class GrowthCallback(Counting):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_trainer(trainer, type(self))
-        check_module(pl_module)
+        check_module(pl_module, self.method, self.steps)
         check_network(pl_module, self.attribute)
         check_callbacks(trainer, pl_module, self.attribute)
         self._stages.check(trainer)
@@ -798,8 +798,12 @@ def of_growth(number: int, growth: Growth) -> Iterator[None]:
 
 
 def _run(trainer: Trainer) -> Run:
-    steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+    epochs = trainer.max_epochs
     last = math.inf if epochs in (None, -1) else epochs - extra_epochs(trainer)
+    if not trainer.lightning_module.automatic_optimization:  # any number of steps in a batch
+        steps = trainer.max_steps
+        return Run(math.inf if steps == -1 else steps, epochs=last, steps_per_epoch=math.inf)
+    steps = trainer.estimated_stepping_batches
     steps_per_epoch = (
         math.inf
         if math.isinf(trainer.num_training_batches)

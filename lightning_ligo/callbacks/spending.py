@@ -87,8 +87,11 @@ class Counting(Callback):
         """The size that the network has, of those of the run."""
         return 0
 
-    def on_before_optimizer_step(self, *args: Any) -> None:
-        self.spending.training.stop()
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
+    ) -> None:
+        if pl_module.automatic_optimization:  # else the step goes on after it
+            self.spending.training.stop()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.spending.training.stop()

@@ -200,13 +200,6 @@ def test_a_callback_may_hold_the_module_or_another_network(tmp_path):
     assert module.network.head.in_features == 24
 
 
-def test_manual_optimization(tmp_path):
-    module = plain()
-    module.automatic_optimization = False
-    with pytest.raises(ValueError, match="manual optimization is not supported yet"):
-        fit(module, tmp_path, callback())
-
-
 def test_a_network_that_another_attribute_holds(tmp_path):
     module = plain()
     module.tail = module.network.head
