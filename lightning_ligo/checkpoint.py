@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_ligo.aside import isolated_random
-from lightning_ligo.compiled import name_at, network_at, set_network
+from lightning_ligo.in_place import name_at, network_at, set_network
 from lightning_ligo.nets import build, is_description, merge
 from lightning_ligo.schedule import Growth
 

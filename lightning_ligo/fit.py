@@ -31,15 +31,21 @@ class Fit:
 
 
 class _Lossy(nn.Module):
-    """The loss as a module over the network, so that its parameters can be called in."""
+    """The loss and its gradients as a module over the network, called with its parameters.
+
+    They hold for the gradients too: a backward pass may compute activations again.
+    """
 
     def __init__(self, network: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.network, batch)
+    def forward(
+        self, batch: Any, coefficients: list[nn.Parameter]
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        value = self.loss(self.network, batch)
+        return value.detach(), torch.autograd.grad(value, coefficients, allow_unused=True)
 
 
 def gradients(
@@ -51,8 +57,10 @@ def gradients(
     """
     with torch.enable_grad():
         generated = {f"network.{name}": tensor for name, tensor in operator(large).items()}
-        value = functional_call(_Lossy(large, loss), generated, (batch,))
-        return value.detach(), torch.autograd.grad(value, coefficients, allow_unused=True)
+        found: tuple[Tensor, tuple[Tensor | None, ...]] = functional_call(
+            _Lossy(large, loss), generated, (batch, coefficients)
+        )
+        return found
 
 
 def fit(

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ligo.intact import METADATA
-from lightning_ligo.compiled import network_at
+from lightning_ligo.in_place import network_at
 
 
 def is_sharded(trainer: Trainer) -> bool:

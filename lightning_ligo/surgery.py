@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Optimizer
 
-from lightning_ligo.compiled import is_compiled, name_at, network_at, set_network
+from lightning_ligo.in_place import is_compiled, name_at, network_at, set_network
 from lightning_ligo.moments import States
 from lightning_ligo.sharded import is_sharded, placed, shard, whole
 

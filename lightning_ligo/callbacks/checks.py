@@ -19,7 +19,7 @@ from torch._dynamo import OptimizedModule
 
 from lightning_ligo.axes import OUTPUT
 from lightning_ligo.callbacks.averaging import AVERAGING
-from lightning_ligo.compiled import unwrapped
+from lightning_ligo.in_place import unwrapped
 from lightning_ligo.method import Method
 from lightning_ligo.plan import Plan
 from lightning_ligo.schedule import Growth

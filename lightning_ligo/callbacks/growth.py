@@ -74,10 +74,10 @@ from lightning_ligo.checkpoint import (
     set_record,
     sizes,
 )
-from lightning_ligo.compiled import set_network, unwrapped
 from lightning_ligo.fit import fit
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
+from lightning_ligo.in_place import set_network, unwrapped
 from lightning_ligo.limits import refuse
 from lightning_ligo.method import Method
 from lightning_ligo.methods import method_named
@@ -244,7 +244,7 @@ class GrowthCallback(Counting):
         set_record(pl_module, record)
         if is_sharded(trainer):
             network = dict(pl_module.named_modules()).get(self.attribute)
-            self._sharding.see(pl_module, network and unwrapped(network))
+            self._sharding.see(pl_module, None if network is None else unwrapped(network))
         self._patch(trainer, "load_checkpoint", self._resuming.load_checkpoint)
         if stage == "fit":
             self._patch(trainer, "setup_optimizers", self._resuming.setup_optimizers)

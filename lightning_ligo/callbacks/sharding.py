@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lightning_ligo.compiled import network_at, set_network
+from lightning_ligo.in_place import network_at, set_network
 from lightning_ligo.nets import build
 from lightning_ligo.sharded import blank, check_sharded, gathered, shard
 

@@ -1,9 +1,10 @@
-"""Networks that torch.compile has compiled: wrapped in a module of its own, or in place.
+"""A network in the place of another: compiled as that was, and saving memory as it did.
 
     self.network = torch.compile(network)    its parameters are named network._orig_mod.*
     self.network.compile()                   of the whole, or of some of its modules
+    self.network.set_grad_checkpointing()    of timm; Hugging Face has its own names for it
 
-A growth works on the network itself, and the large one is compiled as the small one was.
+A growth works on the network without what torch.compile has wrapped around it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any
 
 from torch import nn
 from torch._dynamo import OptimizedModule
+
+SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func")
+"""Attributes of modules that compute activations again in the backward pass, if they are told to:
+of timm's, and of Hugging Face's with the function that does it."""
 
 
 def network_at(module: nn.Module, attribute: str) -> nn.Module:
@@ -36,19 +41,23 @@ def name_at(module: nn.Module, attribute: str) -> str:
 
 
 def set_network(module: nn.Module, attribute: str, network: nn.Module) -> None:
-    """Set the network at a dotted name, compiled as the one that is there.
+    """Set the network at a dotted name, to be run as the one that is there.
 
-    A module is compiled in place where one of the same name is, in any layer.
+    A module is compiled in place, or computes activations again, where one of the same name does,
+    in any layer.
     """
     parent, _, name = attribute.rpartition(".")
     owner = module.get_submodule(parent)
     standing = owner.get_submodule(name)
-    in_place = {
-        _pattern(each): _context(part._compiled_call_impl)
-        for each, part in unwrapped(standing).named_modules()
-        if part._compiled_call_impl is not None
-    }
+    in_place: dict[str, Callable[[Any], Any]] = {}
+    switched: dict[str, dict[str, Any]] = {}
+    for each, part in unwrapped(standing).named_modules():
+        if part._compiled_call_impl is not None:
+            in_place[_pattern(each)] = _context(part._compiled_call_impl)
+        on = {switch: value for switch in SWITCHES if (value := vars(part).get(switch))}
+        switched.setdefault(_pattern(each), {}).update(on)
     for each, part in network.named_modules():
+        vars(part).update(switched.get(_pattern(each), {}))
         if _pattern(each) in in_place and part._compiled_call_impl is None:
             part._compiled_call_impl = in_place[_pattern(each)](part._call_impl)
     if isinstance(standing, OptimizedModule):

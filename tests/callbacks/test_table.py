@@ -1,0 +1,103 @@
+"""Strategies x precisions x accumulation x optimizers x compilation: a growth in every cell.
+
+All pairs of values are in the table (`tests/table.py`) that can be; for the others it is tested who
+refuses them. The oracle of learning rates is the schedule alone, of the loss scale its rule, and of
+a resumed run the whole one.
+"""
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from runs import BATCH, ITEMS
+from table import (
+    CELLS,
+    EPOCHS,
+    IMPOSSIBLE,
+    INTERVAL,
+    RANKS,
+    REFUSED,
+    SCALE,
+    VALUES,
+    Cell,
+    is_possible,
+    optimizer_of,
+    pairs,
+    tried,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+def test_the_table_has_every_pair_of_values_that_can_be():
+    possible = [cell for cell in map(Cell._make, product(*VALUES)) if is_possible(cell)]
+    assert set().union(*map(pairs, CELLS)) == set().union(*map(pairs, possible))
+    assert len(CELLS) == len(set(CELLS)) >= 30 and all(map(is_possible, CELLS))
+    assert list(REFUSED.values()) == list(IMPOSSIBLE.values())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What every rank saw of every cell of two ranks."""
+    folder = tmp_path_factory.mktemp("table")
+    script = Path(__file__).parents[1] / "table.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+    run = subprocess.run(
+        [*command, "--standalone", str(script), str(folder)],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-5000:]
+    return {
+        cell: [json.loads((folder / f"{cell}-{rank}.json").read_text()) for rank in range(RANKS)]
+        for cell in (*CELLS, *REFUSED)
+        if cell.strategy != "single"
+    }
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_it_grows_trains_and_is_resumed(cell, request, tmp_path):
+    if cell.strategy == "single":
+        ends = tried(cell, tmp_path)
+    else:
+        ends, *others = request.getfixturevalue("results")[cell]
+        assert others == [ends]  # all ranks, the hash of their weights too
+    assert "error" not in ends, ends["trace"]
+    in_epoch = ITEMS // BATCH // cell.accumulate
+    rates = expected_rates(cell, in_epoch)
+    dtype = "torch.bfloat16" if cell.precision == "bf16-true" else "torch.float32"
+    for name, begun in {"whole": 0, "from 0": 1, "from 1": 2}.items():
+        seen, batches = ends[name], ITEMS // BATCH
+        widths = [8] * (EPOCHS * batches // 2) + [16] * (EPOCHS * batches // 2)
+        assert seen["widths"] == widths[begun * batches :]
+        assert seen["rates"] == rates[begun * in_epoch :]
+        assert seen["steps"] == EPOCHS * in_epoch
+        assert seen["without"] == [] and seen["still"] == []  # gradients; changes since the growth
+        assert seen["weights"] == ends["whole"]["weights"]
+        assert seen["dtypes"] == [dtype]
+        if cell.precision == "16-mixed":
+            doubled, since = divmod(EPOCHS * in_epoch, INTERVAL)
+            assert seen["scale"]["scale"] == SCALE * 2**doubled
+            assert seen["scale"]["_growth_tracker"] == since
+
+
+def expected_rates(cell, in_epoch):
+    """The rates of all steps by the schedule alone, which the command line steps in epochs."""
+    optimizer, schedule = optimizer_of(nn.Linear(1, 1), cell.optimizer)
+    rates = []
+    for step in range(1, EPOCHS * in_epoch + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if cell.optimizer != "cli" or step % in_epoch == 0:
+            schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("cell", REFUSED, ids=str)
+def test_what_cannot_be_is_refused(cell, results):
+    for result in results[cell]:
+        assert result["error"].startswith(REFUSED[cell])
