@@ -138,3 +138,12 @@ def test_a_part_of_the_network_that_is_wrapped_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"torch.compile has wrapped blocks.0 of 'network'"):
         fit(module, tmp_path, growth())
     assert module.calls == 0
+
+
+@pytest.mark.slow  # a C++ compiler makes the programs of both sizes
+def test_inductor_trains_both_sizes(tmp_path):
+    eager, module = Bare(), wrapped(Bare(), backend="inductor")
+    for each in (eager, module):
+        trainer(tmp_path, growth()).fit(each, train_loader(shuffle=False))
+    for weight, other in zip(module.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
