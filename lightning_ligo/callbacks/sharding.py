@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lightning_ligo.in_place import network_at, set_network
+from lightning_ligo.in_place import name_at, network_at, set_network
 from lightning_ligo.nets import build
 from lightning_ligo.sharded import blank, check_sharded, gathered, shard
 
@@ -30,11 +30,17 @@ class Sharding:
     def check(
         self, pl_module: LightningModule, attribute: str, description: dict[str, Any] | None
     ) -> None:
-        """Refuse a network that is not sharded, or of which there can be no plain copy.
+        """Refuse a network that is not sharded, or wrapped, or that cannot be copied plainly.
 
         Raises:
             ValueError: naming what was found.
         """
+        if name_at(pl_module, attribute) != attribute:
+            raise ValueError(
+                f"torch.compile has wrapped {attribute!r}, and the checkpoints that "
+                "ModelParallelStrategy writes of it cannot be loaded, as they leave out the "
+                f"wrapper's name; compile it in place, with self.{attribute}.compile()"
+            )
         check_sharded(pl_module, attribute)
         if pl_module in self._forms:
             return
