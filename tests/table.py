@@ -53,7 +53,7 @@ IMPOSSIBLE = {
     # by GrowthCallback: the command line makes the optimizer before configure_model shards, and
     # without a growth such a run trains nothing
     ("fsdp2", "cli"): "RuntimeError: every trainable parameter must be in exactly one optimizer gr",
-    # by GrowthCallback: Lightning cannot load what it has saved, which has no _orig_mod in its names
+    # by GrowthCallback: Lightning cannot load what it has saved, without _orig_mod in its names
     ("fsdp2", "wrapped"): "ValueError: torch.compile has wrapped 'network', and the checkpoints",
 }
 """Pairs that cannot be, and how the error begins of those who refuse them."""
