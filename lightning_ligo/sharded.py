@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_ligo.intact import METADATA
 from lightning_ligo.in_place import network_at
+from lightning_ligo.intact import METADATA
 
 
 def is_sharded(trainer: Trainer) -> bool:

@@ -90,7 +90,7 @@ def swap(
 @contextmanager
 def undone(trainer: Trainer, pl_module: LightningModule, attribute: str) -> Iterator[None]:
     """If `swap` or what follows it fails, put the small network and the optimizers back."""
-    small, strategy = pl_module.get_submodule(attribute), dict(vars(trainer.strategy))
+    small, strategy = network_at(pl_module, attribute), dict(vars(trainer.strategy))
     groups = [[dict(group) for group in o.param_groups] for o in trainer.optimizers]
     states = [dict(optimizer.state) for optimizer in trainer.optimizers]
     try:

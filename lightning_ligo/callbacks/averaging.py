@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 
 from lightning_ligo.growth import Operator
-from lightning_ligo.surgery import listed, set_network
+from lightning_ligo.in_place import network_at, set_network
+from lightning_ligo.surgery import listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
@@ -39,7 +40,7 @@ def grown_averages(
     """
     grown = []
     for average in averages(trainer):
-        small, network = average.get_submodule(attribute), copy.deepcopy(large)
+        small, network = network_at(average, attribute), copy.deepcopy(large)
         operator.of(small).bake(network)
         grown.append(network)
     return grown
@@ -48,7 +49,7 @@ def grown_averages(
 def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> None:
     """Put a network into every average, on the device of the one that was there."""
     for average, network in zip(averages(trainer), networks, strict=True):
-        small = average.get_submodule(attribute)
+        small = network_at(average, attribute)
         device = next((parameter.device for parameter in small.parameters()), None)
         set_network(average, attribute, network.to(device))
 
@@ -56,7 +57,7 @@ def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]
 @contextmanager
 def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> Iterator[None]:
     """Put a network into every average, and back what was there afterwards."""
-    before = [average.get_submodule(attribute) for average in averages(trainer)]
+    before = [network_at(average, attribute) for average in averages(trainer)]
     set_averages(trainer, attribute, networks)
     try:
         yield

@@ -77,7 +77,7 @@ from lightning_ligo.checkpoint import (
 from lightning_ligo.fit import fit
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
-from lightning_ligo.in_place import set_network, unwrapped
+from lightning_ligo.in_place import network_at, set_network, unwrapped
 from lightning_ligo.limits import refuse
 from lightning_ligo.method import Method
 from lightning_ligo.methods import method_named
@@ -698,7 +698,7 @@ class GrowthCallback(Counting):
     ) -> Iterator[None]:
         """If the swap fails, put all back, and have the checkpoints tell so."""
         record, entry = record_of(pl_module), described(pl_module, self.attribute)
-        averaged = [average.get_submodule(self.attribute) for average in averages(trainer)]
+        averaged = [network_at(average, self.attribute) for average in averages(trainer)]
         assert record is not None
         try:
             with undone(trainer, pl_module, self.attribute):
@@ -798,6 +798,7 @@ def of_growth(number: int, growth: Growth) -> Iterator[None]:
 
 
 def _run(trainer: Trainer) -> Run:
+    steps: float
     epochs = trainer.max_epochs
     last = math.inf if epochs in (None, -1) else epochs - extra_epochs(trainer)
     if not trainer.lightning_module.automatic_optimization:  # any number of steps in a batch

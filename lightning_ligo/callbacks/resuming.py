@@ -16,8 +16,8 @@ from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.stages import Stages
 from lightning_ligo.checkpoint import KEY, check_record, rebuild, record_of, sizes
-from lightning_ligo.intact import intact
 from lightning_ligo.in_place import set_network
+from lightning_ligo.intact import intact
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
 from lightning_ligo.sharded import check_same_shapes, is_sharded, peek, shard
