@@ -179,6 +179,31 @@ def set_record(module: LightningModule, record: dict[str, Any]) -> None:
     )
 
 
+def size_of(module: LightningModule) -> int:
+    """How many growths the module's network has been through."""
+    record = record_of(module)
+    assert record is not None
+    return int(record["size"])
+
+
+def sizes_of(module: LightningModule, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
+    """The descriptions of all sizes of the run that the module is in, see `sizes`."""
+    record = record_of(module)
+    assert record is not None
+    return sizes(record["networks"][0], growths)
+
+
+def remember_growth(module: LightningModule, growths: Sequence[Growth]) -> None:
+    """Have the module's checkpoints tell that its network has grown once more."""
+    record = record_of(module)
+    assert record is not None
+    size = record["size"] + 1
+    networks = sizes_of(module, growths)[: size + 1]
+    if described(module, record["attribute"]) is not None:
+        module.hparams[record["attribute"]] = networks[size]
+    set_record(module, {**record, "size": size, "networks": networks})
+
+
 def _save(
     module: LightningModule,
     record: dict[str, Any],

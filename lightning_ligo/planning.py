@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_ligo.aside import contained, isolated_random
 from lightning_ligo.callbacks.checks import find_network
-from lightning_ligo.callbacks.growth import GrowthCallback, of_growth
+from lightning_ligo.callbacks.examining import of_growth
+from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.checkpoint import described
 from lightning_ligo.cost import Cost, Uncounted, estimate
 from lightning_ligo.flops import kind_of
@@ -111,22 +112,22 @@ class _Planner(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        growing, self.planned = self.growing, []
+        growing, examining, self.planned = self.growing, self.growing.examining, []
         small = find_network(pl_module, growing.attribute)
         description = described(pl_module, growing.attribute)
         with contained(trainer, pl_module, growing.seed):
-            batches = growing.batches(trainer, pl_module, batch)
+            batches = examining.batches(trainer, pl_module, batch)
             first = batches[growing.size(pl_module)]
-            args, kwargs = growing.called_with(trainer, pl_module, first, batch_idx)
-            for number, larger in growing.coming(pl_module):
+            args, kwargs = examining.called_with(trainer, pl_module, first, batch_idx)
+            for number, larger in examining.coming(pl_module):
                 growth = growing.growths[number - 1]
                 with of_growth(number, growth):
                     large = sized(larger)
                     inputs = None
                     if number in batches:
                         changed = trainer, pl_module, number, batches[number]
-                        inputs = growing.large_inputs(*changed)
-                    plan = growing.paired(small, large, args, kwargs, inputs)
+                        inputs = examining.large_inputs(*changed)
+                    plan = examining.paired(small, large, args, kwargs, inputs)
                     settings = growing.method, growing.steps
                     cost = _cost(plan, small, large, *settings, args, kwargs, inputs)
                 args, kwargs = (args, kwargs) if inputs is None else ((), inputs)

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
-import lightning_ligo.callbacks.growth
+import lightning_ligo.callbacks.growing
 from lightning_ligo import Growth, GrowthCallback, Rate
 from lightning_ligo.callbacks.report import write_whole
 from runs import BATCH, ITEMS, LARGE, MIDDLE, EpochOrder, Plain, items, trainer, val_loader
@@ -79,8 +79,8 @@ def telling(say: Callable[[str], None]) -> tuple[Plain, GrowthCallback, TorchChe
         say("swap")
         return swapped(*args)
 
-    swapped = lightning_ligo.callbacks.growth.swap
-    lightning_ligo.callbacks.growth.swap = swap
+    swapped = lightning_ligo.callbacks.growing.swap
+    lightning_ligo.callbacks.growing.swap = swap
     growths = [Growth(MIDDLE, step=6), Growth(LARGE, step=14, rate=Rate(0.5, rewarm=4, peak=1.2))]
     growing = Growing(growths, steps=3)
     torch.manual_seed(0)

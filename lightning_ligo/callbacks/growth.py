@@ -4,64 +4,47 @@ from __future__ import annotations
 
 import functools
 import gc
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.aside import (
-    called_with,
     contained,
     evaluate,
     isolated_random,
-    own_batches,
     read_again,
-    training_loss,
-    training_output,
     validation_metrics,
     validation_names,
 )
 from lightning_ligo.callbacks.averaging import (
     averaged_validation,
-    averages,
-    averages_of,
     check_averages,
     extra_epochs,
-    grown_averages,
-    set_averages,
 )
 from lightning_ligo.callbacks.checks import (
     check_callbacks,
     check_masks,
     check_module,
     check_network,
-    check_outputs,
     check_ramp_and_data,
     check_trainer,
     find_network,
 )
 from lightning_ligo.callbacks.deciding import Deciding, check_decisions
 from lightning_ligo.callbacks.events import log_growths, log_parameters
-from lightning_ligo.callbacks.failing import (
-    GrowthFailedError,
-    OnFailure,
-    alike,
-    check_on_failure,
-)
-from lightning_ligo.callbacks.finetuning import remember_groups
+from lightning_ligo.callbacks.examining import Examining
+from lightning_ligo.callbacks.failing import GrowthFailedError, OnFailure, check_on_failure
+from lightning_ligo.callbacks.growing import Growing, check_grown
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
-from lightning_ligo.callbacks.report import carried_over, growth_report, show_report, write_report
+from lightning_ligo.callbacks.record import Metric, count, growth_record, told
+from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resuming import Resuming
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.spending import Counting, Spending
@@ -72,21 +55,17 @@ from lightning_ligo.checkpoint import (
     described,
     record_of,
     set_record,
-    sizes,
+    size_of,
+    sizes_of,
 )
-from lightning_ligo.fit import fit
-from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
-from lightning_ligo.in_place import network_at, set_network, unwrapped
-from lightning_ligo.limits import refuse
+from lightning_ligo.in_place import unwrapped
 from lightning_ligo.method import Method
 from lightning_ligo.methods import method_named
-from lightning_ligo.moments import Policy, check_policy, grow_states
+from lightning_ligo.moments import Policy, check_policy
 from lightning_ligo.naming import read
 from lightning_ligo.nets import build
-from lightning_ligo.pairing import pair
-from lightning_ligo.plan import Plan
-from lightning_ligo.ramp import Ramp, check_ramp
+from lightning_ligo.ramp import Ramp
 from lightning_ligo.rate import Rate
 from lightning_ligo.schedule import Growth, Run, resolve
 from lightning_ligo.sharded import (
@@ -97,10 +76,7 @@ from lightning_ligo.sharded import (
 from lightning_ligo.surgery import (
     check_every_parameter_once,
     check_optimizers_can_change,
-    conform,
     group_names,
-    swap,
-    undone,
 )
 
 
@@ -220,9 +196,14 @@ class GrowthCallback(Counting):
         self.spending = Spending()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
-        self._larger: dict[int, nn.Module] = {}  # of the growths to come, on the meta device
-        self._plans: dict[int, Plan] = {}
-        self._examined = False
+        self.examining = Examining(
+            self.attribute, self.growths, self.method, self.steps, self.seed, self.override,
+            self._sharding, self._stages,
+        )  # fmt: skip
+        self._growing = Growing(
+            self.attribute, self.growths, self.method, self.steps, self.learning_rate, self.moments,
+            self.seed,
+        )  # fmt: skip
         self._ramping = Ramping(self.method.ramp)
         self._rates = Rates()
         self._deciding = Deciding()
@@ -262,19 +243,13 @@ class GrowthCallback(Counting):
             with isolated_random(self.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
                 self._sharding.check(pl_module, self.attribute, description)
-        self._larger, self._examined = {}, False
-        for number, description in self.coming(pl_module):
-            with isolated_random(self.seed), of_growth(number, self.growths[number - 1]):
-                self._larger[number] = build(description, device="meta")
-                if is_sharded(trainer):
-                    trial = build(description, device="meta")
-                    self._sharding.try_out(trainer, pl_module, self.attribute, trial)
+        self.examining.begin(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
         self.spending.begin(shares(trainer))
         size = self.size(pl_module)
-        self._larger = {n: large for n, large in self._larger.items() if n > size}  # if resumed
+        self.examining.leave_out(size)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
         check_averages(trainer, pl_module)
@@ -287,55 +262,40 @@ class GrowthCallback(Counting):
                 read_again(loader)
         self.due = {}
         if self._failed is not None:
-            self._larger = {}
+            self.examining.leave_out(len(self.growths))
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
             check_decisions(trainer, self.growths, size)
             self._deciding.begin(trainer)
             check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
-        log_parameters(trainer, _count(find_network(pl_module, self.attribute)))
+        log_parameters(trainer, count(find_network(pl_module, self.attribute)))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _examine(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        masks: bool,
+        entries: bool,
     ) -> None:
-        """Pair the network with all that it will become, on what it is called with in training."""
-        network = find_network(pl_module, self.attribute)
-        network = smaller = self._sharding.plain(pl_module, network)
-        with contained(trainer, pl_module, self.seed):
-            set_network(pl_module, self.attribute, network)
-            batches = self.batches(trainer, pl_module, batch)
-            args, kwargs = self.called_with(
-                trainer, pl_module, batches[self.size(pl_module)], batch_idx
-            )
-            at_first = args, kwargs
-            for number, larger in self._larger.items():
-                with of_growth(number, self.growths[number - 1]):
-                    inputs = None
-                    if number in batches:
-                        inputs = self.large_inputs(trainer, pl_module, number, batches[number])
-                    self._plans[number] = self.paired(smaller, larger, args, kwargs, inputs)
-                smaller = larger
-                args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
-            args, kwargs = at_first
-            masks, entries = self._lost(trainer)
-            if masks or entries:
-                description = self._sizes(pl_module)[self.size(pl_module) - 1]
-                small = (
-                    build(description, device="meta")
-                    if description
-                    else self._resuming.kept[pl_module]
-                )
-                plan = pair(small, network, *args, override=self.override, **kwargs)
+        """Plan what is to come; find the masks, or the new entries, of the last growth again."""
+        small = None
         if masks or entries:
+            description = self._sizes(pl_module)[self.size(pl_module) - 1]
+            with isolated_random(self.seed):
+                built = build(description, device="meta") if description else None
+            small = built or self._resuming.kept[pl_module]
+        plan = self.examining.examine(trainer, pl_module, batch, batch_idx, small)
+        if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.method), self._records[-1]
             network = find_network(pl_module, self.attribute)
             if masks:
                 self._ramping.begin(Ramp(operator, network), record["step"])
             if entries:
                 self._rates.rewarm(Rate(**record["rate"]), record["step"], network, operator)
-        self._larger, self._examined = {}, True
 
     def _lost(self, trainer: Trainer) -> tuple[bool, bool]:
         """Whether masks, and which entries are new, of the last growth are to be found again."""
@@ -346,52 +306,6 @@ class GrowthCallback(Counting):
             self._ramping.is_lost(since, trainer.global_step),
             self._rates.is_lost(rate, since, trainer.global_step),
         )
-
-    def batches(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> dict[int, Any]:
-        """See `Stages.batches`."""
-        return self._stages.batches(trainer, pl_module, self.size(pl_module), batch)
-
-    def large_inputs(
-        self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
-    ) -> dict[str, Any]:
-        """What training calls the large network of a growth with, on a batch of changed data.
-
-        To be used within `contained`, which takes that network off again.
-        """
-        description = self._sizes(pl_module)[number]
-        assert description is not None
-        large = trainer.precision_plugin.convert_module(build(description))
-        set_network(pl_module, self.attribute, large.to(trainer.strategy.root_device))
-        args, kwargs = self.called_with(trainer, pl_module, batch, 0)
-        return dict(inspect.signature(large.forward).bind(*args, **kwargs).arguments)
-
-    def paired(
-        self,
-        small: nn.Module,
-        large: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        large_inputs: dict[str, Any] | None = None,
-    ) -> Plan:
-        """How a growth of this run goes; refuses one that the run's own module cannot follow."""
-        plan = pair(
-            small, large, *args, large_inputs=large_inputs, override=self.override, **kwargs
-        )
-        check_outputs(plan)
-        refuse(plan, self.method)
-        if self.method.ramp:
-            check_ramp(plan, small)
-        return plan
-
-    def called_with(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What training calls the network with; refuses a step that no operator is learned on."""
-        network = find_network(pl_module, self.attribute)
-        args, kwargs, output = called_with(trainer, self.attribute, network, batch, batch_idx)
-        if self.steps > 0:
-            training_loss(output)
-        return args, kwargs
 
     # Training -------------------------------------------------------------------------------------
 
@@ -409,8 +323,9 @@ class GrowthCallback(Counting):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._larger or (not self._examined and any(self._lost(trainer))):
-            self._examine(trainer, pl_module, batch, batch_idx)
+        lost = (False, False) if self.examining.is_done else self._lost(trainer)
+        if self.examining.has_more or any(lost):
+            self._examine(trainer, pl_module, batch, batch_idx, *lost)
         size = self.size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
             self._grow(trainer, pl_module)
@@ -534,134 +449,42 @@ class GrowthCallback(Counting):
 
     def _replace(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put a grown network in the place of the small one; leave all as it is if that fails."""
-        started = time.monotonic()
-        size = self.size(pl_module)
-        seed, plan = self.seed * 65537 + size, self._plans[size + 1]
-        description = self._sizes(pl_module)[size + 1]
-        bar_is_shown = _shows_progress(trainer)
+        started, size = time.monotonic(), self.size(pl_module)
+        plan, growth = self.examining.plans[size + 1], self.growths[size]
         was_measured = self._measured is not None and self._measured[0] == trainer.global_step
-        changed = bool(self.growths[size].data) and not was_measured
+        changed = bool(growth.data) and not was_measured
         before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
-        with alike(trainer):
-            small = self._sharding.plain(pl_module, find_network(pl_module, self.attribute))
-            with contained(trainer, pl_module, seed):
-                assert description is not None
-                operator = Operator(plan, small, self.method, seed)
-                parents = operator.parents()
-                large = conform(trainer, small, build(description), parents)
-                set_network(pl_module, self.attribute, large)
-                losses, flops = self._learn(trainer, pl_module, operator, bar_is_shown)
-                operator.bake(large)
-                grown = grown_averages(trainer, self.attribute, operator, large)
-                ramp = Ramp(operator, large) if self.method.ramp else None
-            watching = [*averaged_validation(trainer), self.spending.of_evaluation(size + 1)]
-            with (
-                contained(trainer, pl_module, seed),
-                averages_of(trainer, self.attribute, grown),
-            ):
-                set_network(pl_module, self.attribute, large)
-                after = evaluate(trainer, *watching) if trainer.enable_validation else {}
+
+        def metric(after: dict[str, float]) -> Metric:
             name = self._name(trainer, before or after)
-            value, grown_value = before.get(name or ""), after.get(name or "")
-            check_grown(name, value, grown_value)
-        states = functools.partial(grow_states, operator, policy=self.moments)
-        with self._undone(trainer, pl_module, small), alike(trainer):
-            if is_sharded(trainer):
-                self._sharding.see(pl_module, large)
-            carried = swap(trainer, pl_module, self.attribute, large, parents, states)
-            set_averages(trainer, self.attribute, grown)
-            check_averages(trainer, pl_module)
-            remember_groups(trainer, pl_module)
-            self._remember(pl_module)
+            return name, before.get(name or ""), after.get(name or "")
+
+        grown = self._growing.grow(
+            trainer, pl_module, plan, self._sharding, self.spending,
+            lambda after: check_grown(*metric(after)),
+        )  # fmt: skip
         if size == 0 and self._sizes(pl_module)[0] is None:  # no one can build it again
-            small.zero_grad()
-            self._resuming.kept[pl_module] = small.cpu()
-        if ramp is not None:
-            self._ramping.begin(ramp, trainer.global_step)
-        rate, why = self.growths[size].rate, self._why(size)
+            grown.small.zero_grad()
+            self._resuming.kept[pl_module] = grown.small.cpu()
+        if grown.ramp is not None:
+            self._ramping.begin(grown.ramp, trainer.global_step)
+        reason = self._why(size)
         self._deciding.grew(trainer)
-        self._rates.begin(rate, trainer.global_step, large, operator)
-        coefficients, steps = operator.coefficients, len(losses)
-        self._records.append({
-            "step": trainer.global_step,
-            "reason": why,
-            "method": self.method.name,
-            "parameters": {"small": _count(small), "large": _count(large)},
-            "axes": {axis: list(lengths) for axis, lengths in plan.axes.items()},
-            "stacks": {stack: list(depths) for stack, depths in plan.stacks.items()},
-            "operator": {
-                "coefficients": coefficients,
-                "steps": steps,
-                "learning_rate": self.learning_rate if steps else None,
-            },
-            "moments": {
-                "policy": self.moments, "carried": carried, "parameters": len(parents),
-            },
-            "rate": asdict(rate),
-            "inexact": list(operator.inexact),
-            "metric": {"name": name, "before": value, "after": grown_value},
-            "flops": {"operator": flops},
-            "seconds": time.monotonic() - started,
-        })  # fmt: skip
+        self._rates.begin(growth.rate, trainer.global_step, grown.large, grown.operator)
+        record = growth_record(
+            grown, plan, trainer.global_step, reason, self.learning_rate, self.moments, growth.rate,
+            metric(grown.metrics), time.monotonic() - started,
+        )  # fmt: skip
+        self._records.append(record)
         self.spending.grew(trainer.global_step)
-        self._note(trainer, after)
-        learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
-        reasons = "; ".join(operator.inexact)
-        exact = f"is not kept ({reasons})" if reasons else "is kept"
-        scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
-        rates = ", ".join(f"{lr * self._rates.factor:.3g}" for lr in sorted(scheduled))
-        whole = replace(rate, factor=self._rates.factor)
+        self._note(trainer, grown.metrics)
         rank_zero_info(
             f"Growth {size + 1} of {len(self.growths)} at step {trainer.global_step}: "
-            f"{_count(small):,} -> {_count(large):,} parameters, method {self.method.name} "
-            f"(operator: {coefficients:,} coefficients, {learned}); at its start the function "
-            f"{exact}; {name or 'no metric'}: "
-            f"{_number(value)} -> {_number(grown_value)}; optimizer state: "
-            f"{carried_over(self._records[-1]['moments'])}; learning rate {rates} ({whole})"
+            + told(trainer, record, grown.losses, self._rates.factor)
         )
         restart_stopping(trainer, self.early_stopping)
-        log_parameters(trainer, _count(large))
+        log_parameters(trainer, count(grown.large))
         log_growths(trainer, self._records, self._sizes(pl_module))
-
-    def _learn(
-        self, trainer: Trainer, pl_module: LightningModule, operator: Operator, bar_is_shown: bool
-    ) -> tuple[tuple[float, ...], int]:
-        """Learn the operator in place; the loss of every step, and the operations spent."""
-        if not self.steps or not operator.coefficients:
-            return (), 0
-        counter, first_step, losses = flop_counter(), ExitStack(), list[float]()
-        bar = tqdm(total=self.steps, desc="Growing", leave=False, disable=not bar_is_shown)
-        batches = own_batches(trainer, pl_module)
-        numbered = enumerate(batches)
-
-        def loss(_: nn.Module, item: tuple[int, Any]) -> Tensor:
-            position, batch = item
-            return training_loss(training_output(trainer, batch, position))
-
-        def on_step(_: int, value: float) -> None:
-            first_step.close()
-            losses.append(value)
-            bar.set_postfix(loss=f"{value:.4g}", refresh=False)
-            bar.update()
-
-        try:
-            with bar, closing(batches), first_step:
-                first_step.enter_context(counter)
-                fit(
-                    operator,
-                    find_network(pl_module, self.attribute),
-                    loss,
-                    numbered,
-                    steps=self.steps,
-                    learning_rate=self.learning_rate,
-                    warmup=min(self.method.warmup, self.steps // 2),
-                    on_step=on_step,
-                    average=functools.partial(trainer.strategy.reduce, reduce_op="mean"),
-                )
-        finally:  # what failed was spent too
-            flops = counter.get_total_flops() * len(losses) * trainer.world_size
-            self.spending.operator += flops
-        return tuple(losses), flops
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The validation metrics of the network as it is, from the last validation if it was."""
@@ -692,53 +515,12 @@ class GrowthCallback(Counting):
         names = [self.monitor] if self.monitor is not None else [*monitored, *metrics]
         return next((name for name in names if name in metrics), None)
 
-    @contextmanager
-    def _undone(
-        self, trainer: Trainer, pl_module: LightningModule, small: nn.Module
-    ) -> Iterator[None]:
-        """If the swap fails, put all back, and have the checkpoints tell so."""
-        record, entry = record_of(pl_module), described(pl_module, self.attribute)
-        averaged = [network_at(average, self.attribute) for average in averages(trainer)]
-        assert record is not None
-        try:
-            with undone(trainer, pl_module, self.attribute):
-                yield
-        except BaseException:
-            set_record(pl_module, record)
-            set_averages(trainer, self.attribute, averaged)
-            if entry is not None:
-                pl_module.hparams[self.attribute] = entry
-            if is_sharded(trainer):
-                self._sharding.see(pl_module, small)
-            raise
-
-    def _remember(self, pl_module: LightningModule) -> None:
-        """Have the checkpoints tell what the network is now."""
-        record = record_of(pl_module)
-        assert record is not None
-        size = record["size"] + 1
-        networks = self._sizes(pl_module)[: size + 1]
-        if described(pl_module, self.attribute) is not None:
-            pl_module.hparams[self.attribute] = networks[size]
-        set_record(pl_module, {**record, "size": size, "networks": networks})
-
     def size(self, pl_module: LightningModule) -> int:
         """How many growths the network has been through."""
-        record = record_of(pl_module)
-        assert record is not None
-        return int(record["size"])
-
-    def coming(self, pl_module: LightningModule) -> list[tuple[int, dict[str, Any]]]:
-        """The growths that are still to come: the number, from 1, and the large network of each."""
-        numbered = enumerate(self._sizes(pl_module))
-        done = self.size(pl_module)
-        return [(number, to) for number, to in numbered if number > done and to is not None]
+        return size_of(pl_module)
 
     def _sizes(self, pl_module: LightningModule) -> list[dict[str, Any] | None]:
-        """The descriptions of all sizes of the run."""
-        record = record_of(pl_module)
-        assert record is not None
-        return sizes(record["networks"][0], self.growths)
+        return sizes_of(pl_module, self.growths)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -774,29 +556,6 @@ class GrowthCallback(Counting):
             vars(owner).pop(name, None)
 
 
-def check_grown(name: str | None, before: float | None, after: float | None) -> None:
-    """Refuse a grown network whose metric is not finite, where that of the small one was.
-
-    Raises:
-        FloatingPointError: naming the metric.
-    """
-    if before is None or after is None or math.isfinite(after) or not math.isfinite(before):
-        return
-    raise FloatingPointError(
-        f"{name} is {after} of the grown network, and was {before:.4g} of the small one; use a "
-        "lower learning rate for the operator, or a method that keeps the function, such as lemon"
-    )
-
-
-@contextmanager
-def of_growth(number: int, growth: Growth) -> Iterator[None]:
-    """Say in an error which growth it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"growth {number} (at {growth.when}, to {growth.to}): {error}") from error
-
-
 def _run(trainer: Trainer) -> Run:
     steps: float
     epochs = trainer.max_epochs
@@ -815,19 +574,6 @@ def _run(trainer: Trainer) -> Run:
         epochs=last,
         steps_per_epoch=steps_per_epoch,
     )
-
-
-def _shows_progress(trainer: Trainer) -> bool:
-    bar = trainer.progress_bar_callback
-    return bool(getattr(bar, "is_enabled", False)) and trainer.is_global_zero
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
 
 
 def _checkpoint(trainer: Trainer) -> str | None:

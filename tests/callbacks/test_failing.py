@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader
 
-import lightning_ligo.callbacks.growth
+import lightning_ligo.callbacks.growing
 import lightning_ligo.surgery
 from lightning_ligo.callbacks import GrowthCallback
 from lightning_ligo.callbacks.failing import GrowthFailedError
@@ -58,12 +58,12 @@ class Worse(Plain):
         self.log("val_loss", math.inf if self.network.head.in_features > 8 else 1.0)
 
 
-GROWTH, SURGERY = lightning_ligo.callbacks.growth, lightning_ligo.surgery
+GROWING, SURGERY = lightning_ligo.callbacks.growing, lightning_ligo.surgery
 FAILURES = {
-    "building": (Plain, (GROWTH, "build"), "can't allocate memory: 9 bytes"),
-    "learning": (Plain, (GROWTH, "fit"), "can't allocate memory: 9 bytes"),
-    "baking": (Plain, (GROWTH.Operator, "bake"), "not enough memory .* use smaller batches"),
-    "moments": (Plain, (GROWTH, "grow_states"), "can't allocate memory: 9 bytes"),
+    "building": (Plain, (GROWING, "build"), "can't allocate memory: 9 bytes"),
+    "learning": (Plain, (GROWING, "fit"), "can't allocate memory: 9 bytes"),
+    "baking": (Plain, (GROWING.Operator, "bake"), "not enough memory .* use smaller batches"),
+    "moments": (Plain, (GROWING, "grow_states"), "can't allocate memory: 9 bytes"),
     "swapping": (Plain, (SURGERY, "check_every_parameter_once"), "can't allocate memory: 9"),
     "loss": (NotANumber, None, "the loss is nan at step 1 of 3 of learning the 'ligo' operator"),
     "metric": (Worse, None, "val_loss is inf of the grown network, and was 1 of the small one"),
@@ -259,7 +259,7 @@ def test_a_growth_for_which_memory_is_missing_on_a_device(tmp_path, breaking):
     def missing(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    breaking((GROWTH, "fit"), missing)
+    breaking((GROWING, "fit"), missing)
     with pytest.raises(GrowthFailedError, match=r"memory .CUDA out of memory. Tried"):
         fit(plain(), tmp_path, growing())
 
@@ -268,7 +268,7 @@ def test_an_error_of_another_kind_is_no_failure_to_go_on_after(tmp_path, breakin
     def wrong(*_, **__):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    breaking((GROWTH, "fit"), wrong)
+    breaking((GROWING, "fit"), wrong)
     watch = Watch()
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes") as error:
         fit(plain(), tmp_path, watch, growing(on_failure="continue"))
