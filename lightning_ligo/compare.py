@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -150,6 +152,7 @@ def run_all(
         else:
             results[trial] = result
             done(trial)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a cluster ends a job
     try:
         while waiting or running:
             for slot in [slot for slot in range(jobs) if slot not in running][: len(waiting)]:
@@ -170,6 +173,7 @@ def run_all(
         for _, process in running.values():
             process.terminate()
             process.join()
+        signal.signal(signal.SIGTERM, before)
     return results, failures
 
 

@@ -1,7 +1,9 @@
 """Comparisons: at equal FLOPs, kept, and told honestly."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,30 @@ def test_a_run_that_fails_loses_no_other_and_what_is_finished_is_kept(tmp_path, 
     results, failures = run_all([trials[0], *trials[2:]], tmp_path, 1, 0, ended.append)
     assert started == [("c", None)]
     assert [trial.method for trial in results] == ["a", "b", "c"] and not failures
+
+
+def test_the_runs_are_ended_with_the_comparison(tmp_path, monkeypatch):
+    ended = []
+
+    class Endless:
+        def is_alive(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return True
+
+        def terminate(self):
+            ended.append("terminate")
+
+        def join(self):
+            ended.append("join")
+
+    monkeypatch.setattr(lightning_ligo.compare, "start", lambda *_: Endless())
+    before = signal.getsignal(signal.SIGTERM)
+    trials = [Trial(name, 1.0, None, 0, 2, {}) for name in ("a", "b", "c")]
+    with pytest.raises(SystemExit) as error:
+        run_all(trials, tmp_path, 2, 0, lambda _: None)
+    assert error.value.code == 128 + signal.SIGTERM
+    assert ended == ["terminate", "join"] * 2
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # What is told -------------------------------------------------------------------------------------
