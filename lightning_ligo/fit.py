@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +36,17 @@ class _Lossy(nn.Module):
     They hold for the gradients too: a backward pass may compute activations again.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss) -> None:
+    def __init__(
+        self, network: nn.Module, loss: Loss, coefficients: Sequence[nn.Parameter]
+    ) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
+        self.coefficients = tuple(coefficients)  # no parameters of this module
 
-    def forward(
-        self, batch: Any, coefficients: list[nn.Parameter]
-    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def forward(self, batch: Any) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         value = self.loss(self.network, batch)
-        return value.detach(), torch.autograd.grad(value, coefficients, allow_unused=True)
+        return value.detach(), torch.autograd.grad(value, self.coefficients, allow_unused=True)
 
 
 def gradients(
@@ -58,7 +59,7 @@ def gradients(
     with torch.enable_grad():
         generated = {f"network.{name}": tensor for name, tensor in operator(large).items()}
         found: tuple[Tensor, tuple[Tensor | None, ...]] = functional_call(
-            _Lossy(large, loss), generated, (batch, coefficients)
+            _Lossy(large, loss, coefficients), generated, (batch,)
         )
         return found
 

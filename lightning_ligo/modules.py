@@ -32,6 +32,7 @@ class ImageClassifier(LightningModule):
         learning_rate: of AdamW, at its highest.
         weight_decay: of AdamW, for matrices only.
         warmup: the share of all optimizer steps in which the learning rate rises from zero.
+        decay: the share in which it falls to zero, at the end; all that is left, if not given.
         label_smoothing: the share of a label that is spread over all classes, in training.
     """
 
@@ -41,6 +42,7 @@ class ImageClassifier(LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         warmup: float = 0.05,
+        decay: float | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -103,6 +105,7 @@ class LanguageModel(LightningModule):
         learning_rate: of AdamW, at its highest.
         weight_decay: of AdamW, for matrices only.
         warmup: the share of all optimizer steps in which the learning rate rises from zero.
+        decay: the share in which it falls to zero, at the end; all that is left, if not given.
         bytes_per_token: the average length of a token; 1 for the byte-level data of this package.
     """
 
@@ -113,6 +116,7 @@ class LanguageModel(LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup: float = 0.05,
+        decay: float | None = None,
         bytes_per_token: float = 1.0,
     ) -> None:
         super().__init__()
@@ -168,11 +172,21 @@ class LanguageModel(LightningModule):
 
 
 def adamw_with_cosine(module: LightningModule) -> OptimizerLRSchedulerConfig:
-    """AdamW with a linear warm-up and a cosine decay to zero, over all steps of the run.
+    """AdamW with a linear warm-up and, at the end, a cosine decay to zero.
 
-    Reads `learning_rate`, `weight_decay` and `warmup` of the module's hyperparameters. Weights of
-    one dimension (biases and the gains of norms) are not decayed.
+    Reads `learning_rate`, `weight_decay`, `warmup` and `decay` of the module's hyperparameters.
+    Weights of one dimension (biases and the gains of norms) are not decayed.
+
+    Raises:
+        ValueError: for a run without an end, and for shares that are more than the whole of it.
     """
+    warmup, decay = module.hparams["warmup"], module.hparams["decay"]
+    decay = 1 - warmup if decay is None else decay
+    if not (warmup >= 0 and decay >= 0 and warmup + decay <= 1 + 1e-9):
+        raise ValueError(
+            f"the learning rate cannot rise in warmup={warmup} of the run and fall in "
+            f"decay={decay} of it; give shares that are 0 or more, and together 1 at most"
+        )
     trainable = [weight for weight in module.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in trainable if weight.ndim > 1]},
@@ -190,12 +204,13 @@ def adamw_with_cosine(module: LightningModule) -> OptimizerLRSchedulerConfig:
             "the cosine decay needs to know how long the run is, and this Trainer has neither "
             "max_steps nor max_epochs; set one of them"
         )
-    warmup_steps = module.hparams["warmup"] * steps
+    warmup_steps, decay_steps = warmup * steps, decay * steps
 
     def scale(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))
+        decayed = max(0.0, step - (steps - decay_steps)) / max(1, decay_steps)
+        return 0.5 + 0.5 * math.cos(math.pi * decayed)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -108,14 +108,7 @@ def bytes_of(*networks):
     ("networks", "method"),
     [
         (texts, "ligo"),
-        pytest.param(
-            texts,
-            "ligo-paper",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="11.5 % more: gradients live longer on the meta device",
-            ),
-        ),
+        (texts, "ligo-paper"),
         (images, "ligo"),
         (images, "ligo-paper"),
     ],

@@ -235,21 +235,38 @@ def test_biases_and_norms_are_not_decayed_and_every_weight_is_in_one_group(tmp_p
     assert len(decayed["params"]) + len(plain["params"]) == len(named)
 
 
-def test_the_learning_rate_rises_over_the_warm_up_and_falls_as_a_cosine_to_zero(tmp_path):
+FALLING = {  # of 20 steps, after 4 of warm-up
+    None: [0.5 + 0.5 * math.cos(math.pi * step / 16) for step in range(16)],
+    0.4: [1.0] * 8 + [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)],
+    0.0: [1.0] * 16,
+}
+
+
+@pytest.mark.parametrize("decay", FALLING)
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_as_a_cosine_to_zero(decay, tmp_path):
     rates = []
 
     class Recorded(ImageClassifier):
         def on_before_optimizer_step(self, optimizer):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    module = Recorded(VIT, learning_rate=0.1, warmup=0.2)
+    module = Recorded(VIT, learning_rate=0.1, warmup=0.2, decay=decay)
     run = trainer(tmp_path, max_epochs=4, accumulate_grad_batches=2)
     loader = DataLoader(images(10), batch_size=1)
     run.fit(module, loader, loader)
-    expected = [0.02, 0.04, 0.06, 0.08] + [
-        0.1 * (0.5 + 0.5 * math.cos(math.pi * step / 16)) for step in range(16)
-    ]
-    assert rates == pytest.approx(expected)
+    assert rates == pytest.approx(
+        [0.02, 0.04, 0.06, 0.08, *(0.1 * each for each in FALLING[decay])]
+    )
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(0.5, 0.6), (-0.1, 0.5), (0.1, -0.5)])
+def test_a_schedule_that_is_longer_than_the_run_is_refused(warmup, decay, tmp_path):
+    loader = DataLoader(images(), batch_size=2)
+    module = ImageClassifier(VIT, warmup=warmup, decay=decay)
+    with pytest.raises(
+        ValueError, match=f"cannot rise in warmup={warmup} .* fall in decay={decay}"
+    ):
+        trainer(tmp_path, max_epochs=1).fit(module, loader, loader)
 
 
 def test_a_run_without_an_end_is_refused(tmp_path):
