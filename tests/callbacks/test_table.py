@@ -2,7 +2,8 @@
 
 All pairs of values are in the table (`tests/table.py`) that can be; for the others it is tested who
 refuses them. The oracle of learning rates is the schedule alone, of the loss scale its rule, and of
-a resumed run the whole one.
+a resumed run the whole one. Every third cell is of the ordinary tests; all are run by
+`pytest -m "slow or not slow" tests/callbacks/test_table.py`.
 """
 
 import json
@@ -42,24 +43,36 @@ def test_the_table_has_every_pair_of_values_that_can_be():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(request, tmp_path_factory):
     """What every rank saw of every cell of two ranks."""
     folder = tmp_path_factory.mktemp("table")
     script = Path(__file__).parents[1] / "table.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+    asked = [cell for cell in asked_for(request.session.items) if cell.strategy != "single"]
     run = subprocess.run(
-        [*command, "--standalone", str(script), str(folder)],
+        [*command, "--standalone", str(script), str(folder), *map(str, asked)],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-5000:]
     return {
         cell: [json.loads((folder / f"{cell}-{rank}.json").read_text()) for rank in range(RANKS)]
-        for cell in (*CELLS, *REFUSED)
-        if cell.strategy != "single"
+        for cell in asked
     }
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+def asked_for(items):
+    """The cells of the tests that were not left out."""
+    return dict.fromkeys(
+        item.callspec.params["cell"] for item in items if item.path == Path(__file__)
+        and hasattr(item, "callspec")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, marks=[] if n % 3 == 0 else pytest.mark.slow) for n, c in enumerate(CELLS)],
+    ids=str,
+)
 def test_it_grows_trains_and_is_resumed(cell, request, tmp_path):
     if cell.strategy == "single":
         ends = tried(cell, tmp_path)
