@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Size, Tensor
 
+from lightning_ligo.choice import check_choice
 from lightning_ligo.growth import Operator
 from lightning_ligo.plan import Row
 
@@ -91,11 +92,7 @@ def check_policy(policy: str) -> None:
     Raises:
         ValueError: listing those there are.
     """
-    if policy not in get_args(Policy):
-        raise ValueError(
-            f"unknown moments={policy!r}; optimizer state can be grown by: "
-            f"{', '.join(get_args(Policy))}"
-        )
+    check_choice("moments", policy, get_args(Policy), "optimizer state can be grown by")
 
 
 def _strange(key: str, state: Mapping[str, Any], shape: Size) -> bool:

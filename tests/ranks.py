@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import subprocess
 import sys
 import traceback
 import warnings
@@ -462,6 +463,16 @@ CASES = {
     "late": lambda folder: refused(folder, LateAndUnknown, strategy=sharding),
     "masked": lambda folder: refused(folder, Sharded, method="msg", strategy=sharding),
 }  # fmt: skip
+
+
+def launched(script: Path, folder: Path, *words: str) -> None:
+    """Run a script on two ranks, and wait for it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+    run = subprocess.run(
+        [*command, "--standalone", str(script), str(folder), *words],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-5000:]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -58,16 +58,3 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
-
-
-def check_on_failure(choice: str) -> None:
-    """Refuse an unknown choice.
-
-    Raises:
-        ValueError: listing those there are.
-    """
-    if choice not in get_args(OnFailure):
-        raise ValueError(
-            f"unknown on_failure={choice!r}; after a growth that fails a run can: "
-            f"{', '.join(get_args(OnFailure))}"
-        )

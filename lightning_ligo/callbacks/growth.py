@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,7 +39,7 @@ from lightning_ligo.callbacks.checks import (
 from lightning_ligo.callbacks.deciding import Deciding, check_decisions
 from lightning_ligo.callbacks.events import log_growths, log_parameters
 from lightning_ligo.callbacks.examining import Examining
-from lightning_ligo.callbacks.failing import GrowthFailedError, OnFailure, check_on_failure
+from lightning_ligo.callbacks.failing import GrowthFailedError, OnFailure
 from lightning_ligo.callbacks.growing import Growing, check_grown
 from lightning_ligo.callbacks.ramping import Ramping, check_room
 from lightning_ligo.callbacks.rates import Rates
@@ -49,7 +49,7 @@ from lightning_ligo.callbacks.resuming import Resuming
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.spending import Counting, Spending
 from lightning_ligo.callbacks.stages import Stages
-from lightning_ligo.callbacks.stopping import Stopping, check_stopping, restart_stopping
+from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
 from lightning_ligo.checkpoint import (
     KEY,
     described,
@@ -58,6 +58,7 @@ from lightning_ligo.checkpoint import (
     size_of,
     sizes_of,
 )
+from lightning_ligo.choice import check_choice
 from lightning_ligo.growth import Operator
 from lightning_ligo.in_place import unwrapped
 from lightning_ligo.method import Method
@@ -157,9 +158,11 @@ class GrowthCallback(Counting):
         self.monitor = monitor
         check_policy(moments)
         self.moments: Policy = moments
-        check_stopping(early_stopping)
+        stopping = "at a growth EarlyStopping can have"
+        check_choice("early_stopping", early_stopping, get_args(Stopping), stopping)
         self.early_stopping: Stopping = early_stopping
-        check_on_failure(on_failure)
+        failing = "after a growth that fails a run can"
+        check_choice("on_failure", on_failure, get_args(OnFailure), failing)
         self.on_failure: OnFailure = on_failure
         if on_failure == "continue" and any(growth.data for growth in growths):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -34,16 +34,3 @@ def restart_stopping(trainer: Trainer, what: Stopping) -> None:
             callback.best_score = worst if callback.monitor_op is torch.lt else -worst
             best = f"{best.replace(' is ', ' was ')} and is forgotten"
         rank_zero_info(f"EarlyStopping of {callback.monitor} {waited}; {best}")
-
-
-def check_stopping(what: str) -> None:
-    """Refuse an unknown way.
-
-    Raises:
-        ValueError: listing those there are.
-    """
-    if what not in get_args(Stopping):
-        raise ValueError(
-            f"unknown early_stopping={what!r}; at a growth EarlyStopping can have: "
-            f"{', '.join(get_args(Stopping))}"
-        )

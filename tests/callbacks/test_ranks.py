@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from lightning.pytorch import seed_everything
 
 from lightning_ligo import grow
 from lightning_ligo.nets import build
-from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, resumed
+from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, launched, resumed
 from runs import FEATURES
 
 
@@ -21,12 +19,7 @@ def results(tmp_path_factory):
     """What every case left behind, by name, for every rank."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).parents[1] / "ranks.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-    run = subprocess.run(
-        [*command, "--standalone", str(script), str(folder)],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-5000:]
+    launched(script, folder)
     return {
         name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]
         for name in CASES

@@ -7,14 +7,13 @@ a resumed run the whole one. Every third cell is of the ordinary tests; all are 
 """
 
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from ranks import launched
 from runs import BATCH, ITEMS
 from table import (
     CELLS,
@@ -47,13 +46,8 @@ def results(request, tmp_path_factory):
     """What every rank saw of every cell of two ranks."""
     folder = tmp_path_factory.mktemp("table")
     script = Path(__file__).parents[1] / "table.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
     asked = [cell for cell in asked_for(request.session.items) if cell.strategy != "single"]
-    run = subprocess.run(
-        [*command, "--standalone", str(script), str(folder), *map(str, asked)],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-5000:]
+    launched(script, folder, *map(str, asked))
     return {
         cell: [json.loads((folder / f"{cell}-{rank}.json").read_text()) for rank in range(RANKS)]
         for cell in asked
