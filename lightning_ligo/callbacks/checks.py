@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 
@@ -220,8 +221,9 @@ def check_module(pl_module: LightningModule, method: Method, steps: int) -> None
     """Refuse modules whose training step cannot be run aside.
 
     Raises:
-        ValueError: for a step that optimizes, if an operator is to be learned on its loss, and for
-            one that takes the data iterator.
+        ValueError: for a step that optimizes, and for activations that are computed again in the
+            old way (transformers' networks alone say so), if an operator is to be learned on the
+            loss; for a step that takes the data iterator.
     """
     if steps > 0 and not pl_module.automatic_optimization:
         raise ValueError(
@@ -230,8 +232,26 @@ def check_module(pl_module: LightningModule, method: Method, steps: int) -> None
             "loss without training; take a method that learns nothing, as "
             'GrowthCallback(..., method="lemon"), or learn for steps=0'
         )
+    again = [
+        name
+        for name, part in pl_module.named_modules()
+        if getattr(part, "gradient_checkpointing", False)
+        and _is_reentrant(getattr(part, "_gradient_checkpointing_func", None))
+    ]
+    if steps > 0 and again:
+        raise ValueError(
+            f"{listed(again)} of {type(pl_module).__name__} computes activations again with "
+            f"use_reentrant=True, by which torch finds gradients of parameters alone, and method "
+            f"{method.name!r} learns those of an operator; use use_reentrant=False, which torch "
+            "advises, or a method that learns nothing"
+        )
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(
             "training_step takes dataloader_iter, and growth calls it with batches; take the "
             "batch instead"
         )
+
+
+def _is_reentrant(function: object) -> bool:
+    """Whether it is torch's activation checkpointing in its old way, as transformers keep it."""
+    return isinstance(function, functools.partial) and bool(function.keywords.get("use_reentrant"))

@@ -40,12 +40,12 @@ WITHOUT = {"use_cache": False, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdro
 class Words(Images):
     large = describe(gpt2, width=48, depth=3, **WITHOUT)
 
-    def __init__(self, again):
+    def __init__(self, again, use_reentrant=False):
         super().__init__(again)
         torch.manual_seed(0)
         self.network = gpt2(depth=1, **WITHOUT)
         if again:
-            again = functools.partial(checkpoint, use_reentrant=False)
+            again = functools.partial(checkpoint, use_reentrant=use_reentrant)
             self.network._set_gradient_checkpointing(gradient_checkpointing_func=again)
 
     def training_step(self, batch, batch_idx):
@@ -73,3 +73,8 @@ def test_it_grows_to_the_same_weights_and_goes_on_to_compute_again(tmp_path, kin
     for mine in (again, resumed):
         for name, weight in plain.state_dict().items():
             torch.testing.assert_close(mine.state_dict()[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_the_old_way_is_refused_before_training_where_an_operator_is_learned(tmp_path):
+    with pytest.raises(ValueError, match=r"network.transformer.h.0.* use_reentrant=True, .* 'ligo'"):
+        run(tmp_path, Words(True, use_reentrant=True))
