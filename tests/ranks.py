@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -93,8 +93,22 @@ def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **opt
         strategy="auto" if ranks == 1 else (strategy or ddp)(),
         **options,
     )  # fmt: skip
-    run.fit(module, loader(0, BATCH, shares), loader(1, ITEMS, shares), ckpt_path=checkpoint)
+    run.fit(module, datamodule=Batches(shares), ckpt_path=checkpoint)
     return module, run
+
+
+class Batches(LightningDataModule):
+    """Batches whose size, of all ranks together, may change."""
+
+    def __init__(self, shares):
+        super().__init__()
+        self.shares, self.batch = shares, BATCH
+
+    def train_dataloader(self):
+        return loader(0, self.batch, self.shares)
+
+    def val_dataloader(self):
+        return loader(1, ITEMS, self.shares)
 
 
 def loader(seed, batch, shares):
@@ -116,6 +130,7 @@ def sharding(**options):
 
 
 def weights(module):
+    module = getattr(module, "_orig_mod", module)
     return {name: whole(tensor).tolist() for name, tensor in module.state_dict().items()}
 
 
@@ -389,12 +404,17 @@ def refused(folder, kind=Even, **options):
     return "nothing was refused"
 
 
+def compiled():
+    return torch.compile(Even(), backend="eager")
+
+
 DEEPER = net(8, 4)
 WARMED = [Growth(MIDDLE, step=3), Growth(LARGE, step=7, rate=Rate(0.5, rewarm=4, peak=1.2))]
 one_file = functools.partial(sharding, save_distributed_checkpoint=False)
 UNEVEN = net(20, 2)
 split = functools.partial(sharding, data_parallel_size=1, tensor_parallel_size=2)
 TWO = [Growth(MIDDLE, step=3), Growth(LARGE, step=7)]
+DOUBLED = [Growth(LARGE, epoch=1, data={"batch": 2 * BATCH})]
 CASES = {
     "lemon": functools.partial(grown, method="lemon"),
     "ligo": functools.partial(grown, method="ligo", steps=5),
@@ -410,6 +430,13 @@ CASES = {
     "averaged": functools.partial(
         grown, method="stack+lemon", callbacks=[EMAWeightAveraging(decay=0.8)]),
     "accumulated": functools.partial(grown, method="lemon", accumulate_grad_batches=2),
+    "compiled": functools.partial(grown, kind=compiled, method="ligo", steps=2),
+    "other data": functools.partial(grown, method="ligo", steps=2, growths=DOUBLED, epochs=3),
+    "other data, resumed": functools.partial(resumed, growths=DOUBLED),
+    "other data, uninterrupted": functools.partial(
+        grown, method="lemon", growths=DOUBLED, epochs=3),
+    "other data, sharded": functools.partial(
+        grown, kind=Sharded, method="lemon", growths=DOUBLED, epochs=3, strategy=sharding),
     "unused": functools.partial(
         grown, method="ligo", steps=2, strategy=lambda: ddp(find_unused_parameters=True)),
     "static": functools.partial(

@@ -34,6 +34,7 @@ def tensors(result):
 GROWN = [name for name, case in CASES.items() if getattr(case, "func", None) in (grown, resumed)]
 RESUMED = {
     "resumed": "uninterrupted",
+    "other data, resumed": "other data, uninterrupted",
     "sharded, resumed": "sharded, uninterrupted",
     "sharded, resumed from a file": "sharded, uninterrupted",
     "split, resumed": "split, uninterrupted",
@@ -50,6 +51,7 @@ def test_all_ranks_train_one_network(results, name):
 EQUAL = [name for name in GROWN if "bf16" not in name and "resumed" not in name]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_ranks_are_one_process_with_the_batches_of_both(results, name, tmp_path):
     options = {k: v for k, v in CASES[name].keywords.items() if k not in ("strategy", "shares")}
