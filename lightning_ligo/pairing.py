@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Size, nn
@@ -16,9 +16,10 @@ from lightning_ligo.naming import Override, check
 from lightning_ligo.plan import Plan, Row
 from lightning_ligo.problems import changed_output, problems
 from lightning_ligo.proof import TOLERANCE, changes
+from lightning_ligo.replaced import replaced
 from lightning_ligo.stacks import pattern_of
 from lightning_ligo.streams import new_layers, passing, writing
-from lightning_ligo.trace import Tracer, watch
+from lightning_ligo.trace import watch
 
 SHOWN = 12  # problems in one error
 
@@ -73,10 +74,16 @@ def pair(
         ) from error
     ours, theirs = name_axes(first.ledger, second.ledger)
     shapes = _shapes(first.ledger.shapes, ours), _shapes(second.ledger.shapes, theirs)
-    fresh = new_layers(first.ledger.shapes, *shapes, second.ledger.sums)
-    fresh.update(dict.fromkeys(_unused(theirs, *shapes), False))
     same = counterparts(ours, theirs)
-    lengths, shared = lengths_of(ours, theirs, *shapes, same)
+    writes = writing(theirs, second.ledger.sums)
+    others = replaced(small, large, ours, theirs, shapes, same, writes)
+    alike = _without(shapes[0], others), _without(shapes[1], others)
+    lengths, shared = lengths_of(ours, theirs, *alike, same)
+    shapes = alike[0], shapes[1]
+    fresh = new_layers(first.ledger.shapes, *shapes, second.ledger.sums)
+    fresh.update({name: name in writes for name in shapes[1] if name not in alike[1]})
+    fresh.update(dict.fromkeys(_unused(theirs, *shapes), False))
+    writes.update(name for name in fresh if fresh[name])
     found = problems(ours, theirs, *shapes, lengths, shared, same, fresh)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (small, large)]
     if sizes[0] > sizes[1]:
@@ -112,7 +119,8 @@ def pair(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}:\n  "
             + "\n  ".join([*found[:SHOWN], *more])
         )
-    rows, buffers = _rows(large, ours, theirs, shapes, fresh, second)
+    passes = passing(theirs, second.ledger.scalings)
+    rows, buffers = _rows(large, ours, theirs, shapes, fresh, writes, passes)
     depths = {name: (ours.stacks[name].depth, stack.depth) for name, stack in theirs.stacks.items()}
     scales = {
         name: math.sqrt(ours.axes[same[name][0]].scale / axis.scale)
@@ -123,6 +131,11 @@ def pair(
         lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared
     )
     inexact = [
+        *(
+            f"{start.removesuffix('.')} is a {one} in the small network and a {other} in the large "
+            "one, with other axes: it starts as it was built, and what it writes is zero"
+            for start, (one, other) in others.items()
+        ),
         *conditions(plan, ours, theirs, (first, second), small, large, large_inputs is None),
         *differences(plan, same),
     ]
@@ -134,13 +147,12 @@ def _rows(
     ours: Axes,
     theirs: Axes,
     shapes: tuple[dict[str, Size], dict[str, Size]],
-    fresh: Mapping[str, bool],
-    traced: Tracer,
+    fresh: Collection[str],
+    writes: Collection[str],
+    passes: Collection[str],
 ) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """A row for every pattern of parameters, and for every one of persistent buffers."""
     parameters = {pattern_of(name, theirs.stacks)[0] for name, _ in large.named_parameters()}
-    writes = writing(theirs, traced.ledger.sums) | {name for name in fresh if fresh[name]}
-    passes = passing(theirs, traced.ledger.scalings)
     rows: list[Row] = []
     buffers: list[Row] = []
     for pattern, shape in shapes[1].items():
@@ -178,6 +190,11 @@ def _unused(axes: Axes, small: dict[str, Size], large: dict[str, Size]) -> list[
         and small.get(pattern, large[pattern]) != large[pattern]
         and all(axes.axes[use.axis].pinned == UNUSED for dim in dims for use in uses_of(dim))
     ]
+
+
+def _without(shapes: Mapping[str, Size], starts: Iterable[str]) -> dict[str, Size]:
+    """The shapes under patterns that begin with none of these."""
+    return {name: shape for name, shape in shapes.items() if not name.startswith(tuple(starts))}
 
 
 def _shapes(shapes: Mapping[str, Size], axes: Axes) -> dict[str, Size]:

@@ -42,7 +42,7 @@ def problems(
     apart = {name: those for name, those in same.items() if name not in shared}
     for pattern in [name for name in large if name in small and name not in fresh]:
         sizes = small[pattern], large[pattern]
-        found += _mismatch(pattern, ours, theirs, *sizes, apart) or _misfit(
+        found += mismatch(pattern, ours, theirs, *sizes, apart) or _misfit(
             pattern, theirs.dims.get(pattern, ()), small[pattern], lengths, shared
         )
     for name, axis in theirs.axes.items():
@@ -100,7 +100,7 @@ def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:
     return missing if len(missing) <= 8 else [*missing[:8], f"and {len(missing) - 8} more"]
 
 
-def _mismatch(
+def mismatch(
     pattern: str,
     ours: Axes,
     theirs: Axes,
