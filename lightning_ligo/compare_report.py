@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +35,8 @@ validations; small free: without what was spent before the last growth, as the p
 parentheses: the least and the most over the seeds, each against {SCRATCH} of the same seed.
 
 Seconds are of training with its validations, beside other runs where several went at once."""
+
+LINES = ("-", "--", ":")  # of the first ten curves, the next ten and those after them
 
 HEADS = ("method", "rate", "steps", "loss", "FLOPs", "small", "operator", "large", "evaluation",
          "off budget", "saved, all counted", "saved, small free", "seconds")  # fmt: skip
@@ -121,7 +124,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     for name, write in (
         ("compare.json", lambda path: path.write_text(json.dumps(comparison.to_dict(), indent=1))),
         ("compare.md", lambda path: path.write_text(markdown(comparison))),
-        ("compare.png", lambda path: figure.savefig(path, format="png", dpi=150)),
+        ("compare.png", lambda path: figure.savefig(path, format="png", dpi=100)),
     ):
         write_whole(folder / name, write)
 
@@ -131,9 +134,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 def rows(comparison: Comparison) -> list[list[str]]:
     """A line for every entry, below `HEADS`; from scratch first, then the lowest loss."""
-    order = sorted(comparison.entries, key=lambda e: (e.method != SCRATCH, e.share, e.loss))
     lines = []
-    for entry in order:
+    for entry in _in_order(comparison):
         flops = parts(entry)
         losses = f"{entry.loss:.4f}"
         if len(entry.losses) > 1:
@@ -149,6 +151,10 @@ def rows(comparison: Comparison) -> list[list[str]]:
             f"{fmean(result.seconds for result in entry.results):.0f}",
         ])  # fmt: skip
     return lines
+
+
+def _in_order(comparison: Comparison) -> list[Entry]:
+    return sorted(comparison.entries, key=lambda e: (e.method != SCRATCH, e.share, e.loss))
 
 
 def name_of(entry: Entry) -> str:
@@ -242,32 +248,48 @@ def _plain(loss: float) -> float | None:
 def plot(comparison: Comparison) -> Figure:
     """The metric over FLOPs and over time: a curve a method, the least and the most of its seeds.
 
-    Growths are marked by a ring, and the ends of the runs from scratch by crosses.
+    Growths are marked by a ring, and the ends of the runs from scratch by crosses. Shown are the
+    last four fifths of the budget, and losses up to a little above the highest that a run ends at;
+    what is above for a while, as many networks are right after they have grown, is cut off.
     """
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     over: tuple[Callable[[Point], float], ...] = (_flops_at, _seconds_at)
+    entries = [entry for entry in _in_order(comparison) if math.isfinite(entry.loss)]
     for panel, at in zip(panels, over, strict=True):
-        for number, entry in enumerate(e for e in comparison.entries if e.share == 1):
-            _draw(panel, entry, at, f"C{number}")
+        for number, entry in enumerate(e for e in entries if e.share == 1):
+            _draw(panel, entry, at, f"C{number}", LINES[number // 10 % len(LINES)])
         ends = [
             (fmean(at(result.curve[-1]) for result in entry.results), entry.loss)
-            for entry in comparison.entries
-            if entry.method == SCRATCH and math.isfinite(entry.loss)
+            for entry in entries
+            if entry.method == SCRATCH
         ]
         if ends:
-            panel.plot(*zip(*ends, strict=True), "x--", color="black", label=f"{SCRATCH} frontier")
+            panel.plot(*zip(*ends, strict=True), "x-.", color="black", label=f"{SCRATCH} frontier")
+        panel.set(xscale="log", yscale="log")
+        longest = [at(result.curve[-1]) for entry in entries for result in entry.results]
+        whole = [at(r.curve[-1]) for entry in entries if entry.share == 1 for r in entry.results]
+        if longest and whole:
+            panel.set_xlim(min(whole) / 5, 1.1 * max(longest))
+    losses = [entry.loss for entry in entries]
+    if losses:
+        panels[0].set_ylim(0.97 * min(losses), 1.1 * max(losses))
+    for panel in panels:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(EngFormatter())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_minor_formatter(ScalarFormatter())
     panels[0].set_xlabel("FLOPs, all counted")
     panels[0].set_ylabel(comparison.metric)
     panels[1].set_xlabel("seconds")
-    for panel in panels:
-        panel.set(xscale="log", yscale="log")
-    panels[0].legend(fontsize="small")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", fontsize="small")
     return figure
 
 
-def _draw(panel: Any, entry: Entry, at: Callable[[Point], float], color: str) -> None:
+def _draw(panel: Any, entry: Entry, at: Callable[[Point], float], color: str, line: str) -> None:
     """The mean of the seeds, point by point: they are validated at the same steps."""
     curves = [result.curve for result in entry.results]
     points = [
@@ -275,7 +297,7 @@ def _draw(panel: Any, entry: Entry, at: Callable[[Point], float], color: str) ->
         for same in zip(*curves, strict=True)
     ]
     xs = [x for x, _ in points]
-    panel.plot(xs, [fmean(ys) for _, ys in points], color=color, label=entry.method)
+    panel.plot(xs, [fmean(ys) for _, ys in points], color=color, linestyle=line, label=entry.method)
     if len(curves) > 1:
         panel.fill_between(xs, [min(ys) for _, ys in points], [max(ys) for _, ys in points],
                            color=color, alpha=0.2)  # fmt: skip

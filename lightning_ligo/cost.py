@@ -18,6 +18,7 @@ from lightning_ligo.fit import gradients
 from lightning_ligo.flops import flop_counter
 from lightning_ligo.growth import Operator
 from lightning_ligo.method import Method
+from lightning_ligo.methods import DEFAULT
 from lightning_ligo.plan import Plan
 from lightning_ligo.trace import copied, evaluating, outputs_of, without_values
 
@@ -45,6 +46,7 @@ class Cost:
     training_flops: int  # of one step of training the large network
     learning_bytes: int  # of learning, or of writing the weights if nothing is learned
     training_bytes: int  # of training the large network
+    inexact: tuple[str, ...] = ()  # why the start does not compute what the small network does
 
     @property
     def flops(self) -> int:
@@ -97,7 +99,7 @@ def estimate(
     small: nn.Module,
     large: nn.Module,
     *args: Any,
-    method: str | Method = "ligo",
+    method: str | Method = DEFAULT,
     steps: int | None = None,
     large_inputs: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -155,6 +157,7 @@ def estimate(
         training_flops=training.get_total_flops(),
         learning_bytes=held.most,
         training_bytes=held_in_training.most,
+        inexact=operator.inexact,
     )
 
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from lightning_ligo.growth import Operator
 from lightning_ligo.method import Method
+from lightning_ligo.methods import DEFAULT
 from lightning_ligo.naming import Override
 from lightning_ligo.pairing import pair
 
@@ -141,7 +142,7 @@ def grow(
     small: nn.Module,
     large: nn.Module,
     *args: Any,
-    method: str | Method = "ligo",
+    method: str | Method = DEFAULT,
     loss: Loss | None = None,
     batches: Iterable[Any] | None = None,
     steps: int | None = None,
@@ -162,7 +163,7 @@ def grow(
 
     Raises:
         ValueError: see `pair` and `fit`; also if the method learns and no loss or batches are
-            given.
+            given, or learns nothing and is told what to learn from.
         FloatingPointError: if the loss is not finite; ``large`` is then as it was.
 
     Example:
@@ -175,6 +176,18 @@ def grow(
     """
     plan = pair(small, large, *args, large_inputs=large_inputs, override=override, **kwargs)
     operator = Operator(plan, small, method, seed)
+    options = {
+        "loss": loss,
+        "batches": batches,
+        "steps": steps or None,
+        "learning_rate": learning_rate,
+    }
+    given = [name for name, option in options.items() if option is not None]
+    if given and not operator.method.learns:
+        raise ValueError(
+            f"method {operator.method.name!r} learns nothing, and was given {', '.join(given)}; "
+            "leave them out, or take a method that learns, such as 'ligo'"
+        )
     steps = operator.method.steps if steps is None else steps
     if steps and operator.coefficients:
         if loss is None or batches is None:

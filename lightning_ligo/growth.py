@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ligo.depths import Depths
 from lightning_ligo.limits import changes, refuse
 from lightning_ligo.method import Method, Width
-from lightning_ligo.methods import method_named
+from lightning_ligo.methods import DEFAULT, method_named
 from lightning_ligo.plan import Plan, Row
 from lightning_ligo.widths import Widths
 
@@ -42,7 +42,7 @@ class Operator(nn.Module):
     """
 
     def __init__(
-        self, plan: Plan, small: nn.Module, method: str | Method = "ligo", seed: int = 0
+        self, plan: Plan, small: nn.Module, method: str | Method = DEFAULT, seed: int = 0
     ) -> None:
         super().__init__()
         self.plan = plan

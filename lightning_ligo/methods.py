@@ -286,6 +286,7 @@ _METHODS = (
     ),
 )
 METHODS = {method.name: method for method in _METHODS}
+DEFAULT = "stack+copy"  # of all at equal FLOPs, one of the two best: recipes/README.md
 
 
 def method_named(name: str) -> Method:

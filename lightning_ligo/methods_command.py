@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_ligo.method import Method
-from lightning_ligo.methods import METHODS, method_named
+from lightning_ligo.methods import DEFAULT, METHODS, method_named
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 List the methods: how each makes axes longer and stacks deeper, what of that is learned, whether
 the large network computes what the small one does, and where it is from. A name shows the whole
 card of a method: lightning-ligo methods lemon. Two with a plus between are a method too, the first
-for depth and the second for width: lightning-ligo methods stack+lemon.
+for depth and the second for width: the default is {DEFAULT}, see lightning-ligo methods {DEFAULT}.
 """
 
 LEARNED = {

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli import QUIET, GrowthCLI, is_kind
-from lightning_ligo.methods import METHODS
+from lightning_ligo.methods import DEFAULT, METHODS
 from lightning_ligo.named import named
 from lightning_ligo.planning import REAL, Planned, plan_pair, plan_run
 
@@ -68,7 +68,7 @@ With --json there is {{"growths": [...]}}, and of each growth:
   proofs          axis -> relative change of the output when it is permuted; null if not proved,
                   or if it needs no proof (entries that are added behind, single ones)
   fixed           axis that cannot grow -> its length, and the reason
-  inexact         what keeps the function from being exactly the same
+  inexact         what keeps the large network from starting as exactly what the small one computes
   cost            coefficients, steps and method of the operator; batch: shapes of its tensors;
                   flops: learning (all of it), learning_step, generating_step (the part of it that
                   makes the weights), training_step (of the large network); training_steps: how
@@ -99,7 +99,7 @@ def plan(words: Sequence[str]) -> None:
                     named(name, **settings[which])
                     for which, name in (("small", options.small), ("large", options.large))
                 )
-                planned = [plan_pair(small, large, options.method or "ligo")]
+                planned = [plan_pair(small, large, options.method or DEFAULT)]
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"lightning-ligo plan: {error}")
     if options.json:
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--small", metavar="NAME", help="the network that grows")
     parser.add_argument("--large", metavar="NAME", help="the network that it becomes")
-    parser.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: ligo)")
+    parser.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {DEFAULT})")
     parser.add_argument(
         "--config", metavar="FILE", action="append", help="the configuration of a run, as for fit"
     )

@@ -18,7 +18,7 @@ from lightning_ligo.checkpoint import described
 from lightning_ligo.cost import Cost, Uncounted, estimate
 from lightning_ligo.flops import kind_of
 from lightning_ligo.method import Method
-from lightning_ligo.methods import method_named
+from lightning_ligo.methods import DEFAULT, method_named
 from lightning_ligo.named import inputs_of
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
@@ -41,6 +41,14 @@ class Planned:
     when: str | None = None  # `fraction 0.4`
     step: int | None = None  # the optimizer step at which that is, if it is known
 
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """Why the large network does not begin as what the small one computes.
+
+        Without a cost, what holds for every method.
+        """
+        return self.cost.inexact if self.cost else self.plan.inexact
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""
         return {
@@ -50,16 +58,18 @@ class Planned:
             "when": self.when,
             "step": self.step,
             **self.plan.to_dict(),
+            "inexact": list(self.inexact),
             "cost": self.cost.to_dict() if self.cost else None,
             "uncounted": self.uncounted,
         }
 
     def __str__(self) -> str:
-        return f"{self.plan}\n\n{self.cost or self.uncounted}"
+        own = [f"not exact: {why}" for why in self.inexact if why not in self.plan.inexact]
+        return "\n".join([str(self.plan), *own, "", str(self.cost or self.uncounted)])
 
 
 def plan_pair(
-    small: dict[str, Any], large: dict[str, Any], method: str | Method = "ligo"
+    small: dict[str, Any], large: dict[str, Any], method: str | Method = DEFAULT
 ) -> Planned:
     """Plan the growth between two networks that `named` has described.
 

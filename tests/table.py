@@ -187,7 +187,7 @@ def fit(cell, folder, checkpoint=None):
         precision = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
     else:
         precision = {"precision": cell.precision}
-    growing, watch = GrowthCallback([Growth(MIDDLE, fraction=0.5)], steps=2), Watch()
+    growing, watch = GrowthCallback([Growth(MIDDLE, fraction=0.5)], method="ligo", steps=2), Watch()
     saved = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     run = trainer(
         folder, growing, watch, saved, epochs=EPOCHS, devices=ranks,

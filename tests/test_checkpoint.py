@@ -29,7 +29,9 @@ def plain_types(value) -> bool:
 
 
 def test_all_that_growth_writes_into_a_checkpoint_is_plain(tmp_path):
-    run = fit(Described(SMALL), tmp_path, GrowthCallback([Growth(LARGE, step=8)], steps=2))
+    run = fit(
+        Described(SMALL), tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="ligo", steps=2)
+    )
     run.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert plain_types(saved["lightning_ligo"]) and plain_types(saved["callbacks"])

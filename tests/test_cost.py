@@ -38,6 +38,7 @@ def learn(small, large, inputs, method, steps):
 
 
 def cost(small, large, inputs, **options):
+    options = {"method": "ligo", **options}
     return ligo.estimate(ligo.pair(small, large, **inputs), small, large, **options, **inputs)
 
 

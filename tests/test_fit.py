@@ -32,7 +32,7 @@ def test_learning_lowers_the_loss_below_that_of_the_start(pair, method):
 def test_learning_changes_neither_the_small_nor_the_large_network(pair):
     small, large = pair
     before = [p.detach().clone() for network in pair for p in network.parameters()]
-    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small)
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "ligo")
     fit = ligo.fit(operator, large, loss, repeat(TOKENS), steps=3, learning_rate=1e-3)
     assert fit.steps == len(fit.losses) == 3
     after = [p for network in pair for p in network.parameters()]
@@ -42,7 +42,7 @@ def test_learning_changes_neither_the_small_nor_the_large_network(pair):
 
 def test_the_baked_network_has_the_loss_that_was_learned(pair):
     small, large = pair
-    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small)
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "ligo")
     ligo.fit(operator, large, loss, repeat(TOKENS), steps=3, learning_rate=1e-3)
     learned = ligo.fit(operator, large, loss, repeat(TOKENS), steps=1, learning_rate=0.0)
     operator.bake(large)
@@ -51,7 +51,7 @@ def test_the_baked_network_has_the_loss_that_was_learned(pair):
 
 def test_every_step_is_reported(pair):
     small, large = pair
-    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small)
+    operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "ligo")
     seen = []
     fit = ligo.fit(operator, large, loss, repeat(TOKENS), steps=3, learning_rate=1e-3,
                    on_step=lambda step, value: seen.append((step, value)))  # fmt: skip
@@ -62,7 +62,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rate(pair):
     small, large = pair
     losses = iter([1.0, float("nan")])
     with pytest.raises(FloatingPointError, match=r"nan at step 2 of 5 .*'ligo'.* rate 0\.001"):
-        ligo.grow(small, large, loss=lambda network, batch: loss(network, batch) * next(losses),
+        ligo.grow(small, large, method="ligo",
+                  loss=lambda network, batch: loss(network, batch) * next(losses),
                   batches=repeat(TOKENS), steps=5, **TOKENS)  # fmt: skip
 
 
@@ -73,7 +74,15 @@ def test_a_gradient_that_is_not_finite_stops_as_well(pair):
 
     small, large = pair
     with pytest.raises(FloatingPointError, match=r"gradient's norm is nan at step 1 of 5 of .*use"):
-        ligo.grow(small, large, loss=infinitely_steep, batches=repeat(TOKENS), steps=5, **TOKENS)
+        ligo.grow(
+            small,
+            large,
+            method="ligo",
+            loss=infinitely_steep,
+            batches=repeat(TOKENS),
+            steps=5,
+            **TOKENS,
+        )
 
 
 def test_other_processes_are_told_of_an_error(pair):
@@ -81,7 +90,7 @@ def test_other_processes_are_told_of_an_error(pair):
         raise RuntimeError("mine alone")
 
     small, large = pair
-    operator, told = ligo.Operator(ligo.pair(small, large, **TOKENS), small), []
+    operator, told = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "ligo"), []
     with pytest.raises(RuntimeError, match="mine alone"):
         ligo.fit(operator, large, fails, repeat(TOKENS), steps=1, learning_rate=1e-3,
                  average=lambda value: told.append(value.item()) or value)  # fmt: skip
@@ -91,13 +100,13 @@ def test_other_processes_are_told_of_an_error(pair):
 def test_batches_that_end_are_an_error(pair):
     small, large = pair
     with pytest.raises(ValueError, match="ended after 2 of 5 steps"):
-        ligo.grow(small, large, loss=loss, batches=[TOKENS] * 2, steps=5, **TOKENS)
+        ligo.grow(small, large, method="ligo", loss=loss, batches=[TOKENS] * 2, steps=5, **TOKENS)
 
 
 def test_a_learned_method_needs_a_loss(pair):
     small, large = pair
     with pytest.raises(ValueError, match="'ligo' learns its operator for 100 steps and needs"):
-        ligo.grow(small, large, **TOKENS)
+        ligo.grow(small, large, method="ligo", **TOKENS)
 
 
 def test_nothing_to_learn_is_an_error(pair):

@@ -101,7 +101,7 @@ def test_a_run_counts_what_every_size_was_trained_for(tmp_path, accumulate):
 
 
 def test_the_operator_costs_a_step_of_the_large_network_and_the_growing(tmp_path):
-    keep, growth = Keep(), GrowthCallback([Growth(LARGE, step=8)], steps=5)
+    keep, growth = Keep(), GrowthCallback([Growth(LARGE, step=8)], method="ligo", steps=5)
     fit(plain(), tmp_path, growth, keep)
     (operator,) = keep.operator
     assert operator % 5 == 0

@@ -13,6 +13,7 @@ import yaml
 import lightning_ligo.planning
 from lightning_ligo.cli import main
 from lightning_ligo.cost import Uncounted
+from lightning_ligo.methods import DEFAULT
 from lightning_ligo.nets import build
 from lightning_ligo.plan_command import EPILOG
 from test_cli import RECIPES, RUN, VIT
@@ -74,7 +75,7 @@ def test_two_timm_networks_are_planned(capsys):
     text = printed(
         capsys, "--small", "timm:swin_tiny_patch4_window7_224", *settings,
         "--large", "timm:swin_base_patch4_window7_224", "--large.embed_dim", "32",
-        "--large.num_heads", "[2, 4, 8, 16]", "--large.depths", "[1, 1, 4, 1]",
+        "--large.num_heads", "[2, 4, 8, 16]", "--large.depths", "[1, 1, 4, 1]", "--method", "ligo",
     )  # fmt: skip
     head = "timm:swin_tiny_patch4_window7_224 -> timm:swin_base_patch4_window7_224\n"
     assert text.startswith(head)
@@ -95,7 +96,7 @@ def test_two_hugging_face_networks_are_planned(capsys):
 
 
 def test_json_has_the_keys_that_the_help_explains(capsys):
-    (growth,) = planned(capsys, *PAIR)
+    (growth,) = planned(capsys, *PAIR, "--method", "ligo")
     keys = [*growth, *growth["cost"], *growth["cost"]["flops"], *growth["cost"]["bytes"]]
     assert [key for key in keys if not re.search(rf"\b{key}\b", EPILOG)] == []
     assert growth["axes"] == {
@@ -116,11 +117,19 @@ def test_json_has_the_keys_that_the_help_explains(capsys):
 def test_a_method_that_learns_nothing_costs_nothing(capsys):
     (growth,) = planned(capsys, *PAIR, "--method", "lemon")
     assert growth["cost"]["method"] == "lemon"
+    assert growth["inexact"] == []
     assert growth["cost"]["flops"]["learning"] == growth["cost"]["coefficients"] == 0
 
 
+def test_the_default_is_the_best_of_the_comparison_and_says_what_it_changes(capsys):
+    (growth,) = planned(capsys, *PAIR)
+    assert growth["cost"]["method"] == DEFAULT == "stack+copy"
+    assert "blocks grows from 1 to 2 layers: 1 new layers work, copies" in growth["inexact"]
+    assert "not exact: blocks grows from 1 to 2 layers" in printed(capsys, *PAIR)
+
+
 def test_images_may_become_larger(capsys):
-    text = printed(capsys, *PAIR, "--large.img_size", "64")
+    text = printed(capsys, *PAIR, "--large.img_size", "64", "--method", "ligo")
     assert re.search(r"positions +5 +17  not needed", text)
     assert "not exact: positions grows from 5 to 17 positions, which are interpolated" in text
     assert "on batches of 2 x 3 x 64 x 64" in text
@@ -129,7 +138,7 @@ def test_images_may_become_larger(capsys):
 def test_large_networks_are_planned_on_the_meta_device_and_not_proved(capsys, monkeypatch):
     monkeypatch.setattr(lightning_ligo.planning, "REAL", 100_000)
     assert printed(capsys, *PAIR).count("not proved, the small network is on the meta device") == 3
-    (growth,) = planned(capsys, *PAIR)
+    (growth,) = planned(capsys, *PAIR, "--method", "ligo")
     assert set(growth["proofs"].values()) == {None}
     assert growth["cost"]["flops"]["learning"] > 0
 

@@ -62,7 +62,7 @@ from lightning_ligo.choice import check_choice
 from lightning_ligo.growth import Operator
 from lightning_ligo.in_place import unwrapped
 from lightning_ligo.method import Method
-from lightning_ligo.methods import method_named
+from lightning_ligo.methods import DEFAULT, method_named
 from lightning_ligo.moments import Policy, check_policy
 from lightning_ligo.naming import read
 from lightning_ligo.nets import build
@@ -140,7 +140,7 @@ class GrowthCallback(Counting):
         self,
         growths: list[Growth],
         attribute: str = "network",
-        method: str | Method = "ligo",
+        method: str | Method = DEFAULT,
         steps: int | None = None,
         learning_rate: float | None = None,
         monitor: str | None = None,

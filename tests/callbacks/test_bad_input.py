@@ -15,7 +15,8 @@ from runs import LARGE, SMALL, Described, Plain, fit, net, plain, trainer, val_l
 
 
 def callback(to=LARGE, attribute="network", **when):
-    return GrowthCallback([Growth(to, **(when or {"step": 8}))], attribute=attribute)
+    growth = Growth(to, **(when or {"step": 8}))
+    return GrowthCallback([growth], attribute=attribute, method="ligo")
 
 
 class Conv(nn.Module):
@@ -104,8 +105,11 @@ def test_an_unknown_method_lists_the_known_ones():
         ({"moments": "keep"}, "unknown moments='keep'; .* map, keep-old-zero-new, reset"),
         ({"early_stopping": "reset"}, "unknown early_stopping='reset'; .* patience, anew, keep"),
         ({"on_failure": "skip"}, "unknown on_failure='skip'; .* a run can: stop, continue"),
-        ({"steps": -1}, "cannot be learned for steps=-1"),
-        ({"learning_rate": 0.0}, "at learning_rate=0.0; give 0 or more steps and a rate above 0"),
+        ({"method": "ligo", "steps": -1}, "cannot be learned for steps=-1"),
+        (
+            {"method": "ligo", "learning_rate": 0.0},
+            "at learning_rate=0.0; give 0 or more steps and a rate above 0",
+        ),
         ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),
     ],
 )

@@ -116,14 +116,18 @@ def test_the_same_run_grows_to_the_same_weights_and_says_so_in_a_line(tmp_path, 
 def test_another_seed_gives_another_growth(tmp_path):
     modules = [plain(), plain()]
     for seed, module in enumerate(modules):
-        fit(module, tmp_path, GrowthCallback([Growth(LARGE, step=8)], steps=2, seed=seed))
+        fit(
+            module,
+            tmp_path,
+            GrowthCallback([Growth(LARGE, step=8)], method="ligo", steps=2, seed=seed),
+        )
     assert not torch.equal(modules[0].network.embed.weight, modules[1].network.embed.weight)
 
 
 def test_it_grows_twice(tmp_path):
     watch, module = Watch(), plain()
     growths = [Growth(MIDDLE, step=5), Growth(LARGE, step=11)]
-    fit(module, tmp_path, GrowthCallback(growths, steps=2), watch)
+    fit(module, tmp_path, GrowthCallback(growths, method="ligo", steps=2), watch)
     assert {s: w for s, w in watch.widths.items() if s in (4, 5, 10, 11)} == {
         4: 8, 5: 16, 10: 16, 11: 24,
     }  # fmt: skip
@@ -139,7 +143,7 @@ def test_changes_are_laid_over_the_description_in_the_hyperparameters(tmp_path):
         Growth({"init_args": {"width": 16, "depth": 2}}, step=3),
         Growth({"init_args": {"depth": 3}}, step=6),
     ]
-    fit(module, tmp_path, GrowthCallback(changes, steps=2), epochs=2)
+    fit(module, tmp_path, GrowthCallback(changes, method="ligo", steps=2), epochs=2)
     assert module.network.head.in_features == 16 and len(module.network.blocks) == 3
     assert module.hparams.network["init_args"] == {"width": 16, "depth": 3}
     assert SMALL["init_args"] == {"width": 8, "depth": 1}
@@ -157,7 +161,11 @@ def test_a_network_deep_in_the_module_grows(tmp_path):
             return logits, nn.functional.cross_entropy(logits, batch[1])
 
     module = Deep()
-    fit(module, tmp_path, GrowthCallback([Growth(LARGE, step=8)], attribute="model.1", steps=2))
+    fit(
+        module,
+        tmp_path,
+        GrowthCallback([Growth(LARGE, step=8)], attribute="model.1", method="ligo", steps=2),
+    )
     assert module.model[1].head.in_features == 24
 
 
@@ -202,7 +210,8 @@ def test_after_the_run_module_and_trainer_have_no_patches_and_can_be_copied(tmp_
 
 
 def test_the_learning_rate_and_steps_are_the_methods_unless_given():
-    default, given = GrowthCallback([Growth(LARGE, step=1)]), growth(steps=7)
+    default = GrowthCallback([Growth(LARGE, step=1)], method="ligo")
+    given = growth(method="ligo", steps=7)
     assert (default.steps, default.learning_rate) == (
         METHODS["ligo"].steps, METHODS["ligo"].learning_rate,
     )  # fmt: skip

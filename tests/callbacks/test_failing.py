@@ -123,7 +123,9 @@ def fit(module, folder, *callbacks, checkpoint=None, **options):
 
 
 def growing(*growths, **settings):
-    return GrowthCallback(list(growths) or [Growth(LARGE, step=8)], **{"steps": 3, **settings})
+    return GrowthCallback(
+        list(growths) or [Growth(LARGE, step=8)], **{"method": "ligo", "steps": 3, **settings}
+    )
 
 
 def made(kind):

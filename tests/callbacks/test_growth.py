@@ -31,7 +31,7 @@ from runs import (
 
 
 def growth(**settings):
-    return GrowthCallback([Growth(LARGE, step=8)], **{"steps": 3, **settings})
+    return GrowthCallback([Growth(LARGE, step=8)], **{"method": "ligo", "steps": 3, **settings})
 
 
 def report(folder, number=0):
@@ -84,7 +84,7 @@ def test_the_metric_is_measured_before_after_and_at_the_end(tmp_path):
 
 def test_the_metric_of_a_growth_ends_where_the_next_growth_begins(tmp_path):
     growths = [Growth(MIDDLE, step=5), Growth(LARGE, step=12)]
-    fit(plain(), tmp_path, GrowthCallback(growths, steps=2))
+    fit(plain(), tmp_path, GrowthCallback(growths, method="ligo", steps=2))
     first, second = report(tmp_path, 0), report(tmp_path, 1)
     assert first["metric"]["final"] == second["metric"]["before"]
     assert first["flops"]["large"] == second["flops"]["small"]
@@ -123,7 +123,7 @@ def test_validations_that_just_were_are_not_repeated(tmp_path):
         def on_validation_start(self):
             Counts.validations += 1
 
-    fit(Counts(), tmp_path, GrowthCallback([Growth(LARGE, epoch=1)], steps=2))
+    fit(Counts(), tmp_path, GrowthCallback([Growth(LARGE, epoch=1)], method="ligo", steps=2))
     assert Counts.validations == 3 + 1  # at the end of every epoch, and right after the growth
 
 

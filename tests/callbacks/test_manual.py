@@ -161,7 +161,7 @@ def test_learning_on_a_step_that_trains_is_refused(tmp_path):
     for method in ("ligo", "ligo-paper"):
         with pytest.raises(ValueError, match=rf'(?s)the operator of method {method!r}.*"lemon"'):
             fit(tmp_path, growth(method))
-    module, _ = fit(tmp_path, GrowthCallback([Growth(BIGGER, step=16)], steps=0))
+    module, _ = fit(tmp_path, GrowthCallback([Growth(BIGGER, step=16)], method="ligo", steps=0))
     assert module.network.head.in_features == 24
 
 

@@ -58,7 +58,9 @@ class Words(Images):
 
 def run(folder, module, ckpt_path=None):
     batches = torch.arange(8 * 64).view(8, 8, 8) % 50
-    growing = GrowthCallback([Growth(module.large, step=2)], steps=3, learning_rate=0.05)
+    growing = GrowthCallback(
+        [Growth(module.large, step=2)], method="ligo", steps=3, learning_rate=0.05
+    )
     saved = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     fitted = trainer(folder, growing, saved, epochs=2, enable_checkpointing=True)
     fitted.fit(module, DataLoader(batches.float(), 2), ckpt_path=ckpt_path)

@@ -101,7 +101,7 @@ def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
     growths = [Growth(MIDDLE, step=5), Growth(LARGE, step=11)]
     saves = ModelCheckpoint(tmp_path / "saved", monitor="val_loss")
     run = fit(
-        plain(), tmp_path, GrowthCallback(growths, steps=2), saves,
+        plain(), tmp_path, GrowthCallback(growths, method="ligo", steps=2), saves,
         logger=CSVLogger(tmp_path, name="run", version=0), enable_checkpointing=True,
         log_every_n_steps=1,
     )  # fmt: skip

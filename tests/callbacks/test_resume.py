@@ -57,21 +57,23 @@ class States(Callback):
 
 
 def growths(step=8):
-    return GrowthCallback([Growth(LARGE, step=step)], steps=3)
+    return GrowthCallback([Growth(LARGE, step=step)], method="ligo", steps=3)
 
 
 def twice():
-    return GrowthCallback([Growth(MIDDLE, step=5), Growth(LARGE, step=14)], steps=3)
+    return GrowthCallback([Growth(MIDDLE, step=5), Growth(LARGE, step=14)], method="ligo", steps=3)
 
 
 def decided():
     """After the third epoch, as no loss is lower by ten than the first."""
     plateau = Plateau("val_loss", patience=2, min_delta=10.0)
-    return GrowthCallback([Growth(LARGE, plateau=plateau)], steps=3)
+    return GrowthCallback([Growth(LARGE, plateau=plateau)], method="ligo", steps=3)
 
 
 def spent():
-    return GrowthCallback([Growth(MIDDLE, flops=1.5e5), Growth(LARGE, flops=8e5)], steps=3)
+    return GrowthCallback(
+        [Growth(MIDDLE, flops=1.5e5), Growth(LARGE, flops=8e5)], method="ligo", steps=3
+    )
 
 
 def fit(module, folder, callback, *more, epochs=4, ckpt_path=None, **options):
@@ -264,7 +266,12 @@ def test_a_second_fit_goes_on_with_the_large_network(tmp_path):
 
 
 def test_a_growth_to_come_can_be_added_when_a_run_is_resumed(tmp_path):
-    fit(plain(), tmp_path, GrowthCallback([Growth(MIDDLE, step=5)], steps=3), epochs=2)
+    fit(
+        plain(),
+        tmp_path,
+        GrowthCallback([Growth(MIDDLE, step=5)], method="ligo", steps=3),
+        epochs=2,
+    )
     model = plain()
     fit(model, tmp_path / "again", twice(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert model.network.head.in_features == 24
