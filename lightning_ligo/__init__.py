@@ -14,6 +14,7 @@ from lightning_ligo.modules import ImageClassifier, LanguageModel
 from lightning_ligo.moments import grow_states
 from lightning_ligo.named import named
 from lightning_ligo.nets import build, describe
+from lightning_ligo.offline import grow_checkpoint
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
 from lightning_ligo.proof import prove
@@ -47,6 +48,7 @@ __all__ = [
     "estimate",
     "fit",
     "grow",
+    "grow_checkpoint",
     "grow_states",
     "named",
     "pair",

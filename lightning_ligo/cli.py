@@ -1,4 +1,4 @@
-"""The command line: `lightning-ligo fit | validate | test | predict | plan | compare | methods`."""
+"""The command line: `lightning-ligo fit | validate | test | predict | plan | grow | ...`."""
 
 import pydoc
 import sys
@@ -36,7 +36,8 @@ this prints one with every option and its default:
     lightning-ligo fit --model ImageClassifier --data DigitsDataModule --print_config
 
 What a growth would be and cost is shown, without training, by lightning-ligo plan, of a run or of
-any two networks of timm and transformers: lightning-ligo plan --help. The ways to grow are listed
+any two networks of timm and transformers: lightning-ligo plan --help. What a checkpoint holds grows
+between two runs by lightning-ligo grow: lightning-ligo grow --help. The ways to grow are listed
 by lightning-ligo methods, and compared with training from scratch, at equal FLOPs, by
 lightning-ligo compare: lightning-ligo compare --help.
 
@@ -156,6 +157,10 @@ def main(args: ArgsType = None) -> None:
         from lightning_ligo.plan_command import plan
 
         plan(rest)
+    elif command == "grow":
+        from lightning_ligo.grow_command import grow_command
+
+        grow_command(rest)
     elif command == "compare":
         from lightning_ligo.compare_command import compare
 

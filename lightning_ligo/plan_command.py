@@ -165,6 +165,7 @@ class PlanCLI(GrowthCLI):
     """Makes what a run is made of, but what writes or trains on many devices, and plans it."""
 
     planned: list[Planned]
+    kept: tuple[type, ...] = (GrowthCallback,)  # of the run's callbacks
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """In place of Lightning's, which warns of the words that the process was called with."""
@@ -176,7 +177,7 @@ class PlanCLI(GrowthCLI):
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         trainer.callbacks = [
-            callback for callback in callbacks if is_kind(callback.class_path, GrowthCallback)
+            callback for callback in callbacks if is_kind(callback.class_path, *self.kept)
         ]
         trainer.accelerator = "cpu" if trainer.accelerator == "cpu" else "auto"
         for name, value in QUIET.items():

@@ -39,8 +39,8 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
     if not known or isinstance(strategy, DeepSpeedStrategy):
         raise ValueError(
             f"growth under {type(strategy).__name__} is not supported; train with strategy='ddp', "
-            "with ModelParallelStrategy, or on one device, or grow between two runs with "
-            "lightning_ligo.grow"
+            "with ModelParallelStrategy, or on one device, or grow its checkpoint between two "
+            "runs, with the command lightning-ligo grow or with lightning_ligo.grow_checkpoint"
         )
     if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
         raise ValueError(
