@@ -2,12 +2,14 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_ligo.cli import main
+from lightning_ligo.methods import METHODS, method_named
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -62,15 +64,38 @@ def test_python_gpt_grows_and_goes_on(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_python_gpt_grows(tmp_path):
-    report, rows = run("python_gpt", tmp_path, "--trainer.max_epochs", "3",
-                       "--trainer.limit_train_batches", "20",
-                       "--data.init_args.validation_windows", "32")  # fmt: skip
+    report, rows = run("python_gpt", tmp_path, *SHORT["python_gpt"])
     check(report, rows, [2, 4], [48, 64])
 
 
+def whole(method):
+    """A method, with another one where it says only how to deepen or how to widen."""
+    if method.depth is None and not method.takes_nothing:
+        return f"stack+{method.name}"
+    return method.name if method.width or method.takes_nothing else f"{method.name}+copy"
+
+
+SHORT = {
+    "digits_vit": ["--trainer.max_epochs", "4"],
+    "python_gpt": ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "20",
+                   "--data.init_args.validation_windows", "32"],
+}  # fmt: skip
+SOME = [("digits_vit", "ligo-paper"), ("digits_vit", "lemon")]
+ALL = [(recipe, whole(method)) for recipe in SHORT for method in METHODS.values()]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["ligo-paper", "lemon"])
-def test_the_method_can_be_named_on_the_command_line(method, tmp_path):
-    report, _ = run("digits_vit", tmp_path, "--trainer.max_epochs", "4",
-                    "--trainer.callbacks.method", method)  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [each if each in SOME else pytest.param(*each, marks=pytest.mark.slow) for each in ALL],
+)
+def test_every_method_can_be_named_on_the_command_line(recipe, method, tmp_path):
+    options = [*SHORT[recipe], "--trainer.callbacks.method", method]
+    width, ramp = method_named(method).width, method_named(method).ramp
+    if recipe == "python_gpt" and ramp:
+        options += ["--trainer.limit_train_batches", "150"]  # room for its ramp
+    if recipe == "python_gpt" and width is not None and width.whole:
+        options = ["--config", str(RECIPES / "changes" / "python_gpt_from_32.yaml"), *options]
+    report, rows = run(recipe, tmp_path, *options)
     assert report["growths"][0]["method"] == method
+    assert math.isfinite(float([row["val_loss"] for row in rows if row["val_loss"]][-1]))
