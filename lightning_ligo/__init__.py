@@ -1,4 +1,4 @@
-"""Grow a network while it trains, by learned linear maps of its weights."""
+"""Grow a network while it trains, by linear maps of its weights, learned or not."""
 
 from lightning_ligo.axes import Axes, Axis
 from lightning_ligo.callbacks.failing import GrowthFailedError

@@ -85,11 +85,12 @@ class GrowthCallback(Counting):
     """Replace a network by a larger one, grown from it, while `fit` goes on.
 
     At the start of the batch at which a growth is due, and before that batch is used, the large
-    network is built, the operator is learned on the run's own training data with the module's own
-    `training_step`, the grown weights are written, and the network is swapped. Optimizers and
-    schedulers go on, and the moments that the optimizer keeps grow by the maps of the weights. What
-    the module logs, counts and draws is not disturbed. At the end of `fit` a report is printed and
-    written into the log folder: `growth_report.json`, `growth_report.md`, `growth.png`.
+    network is built, the grown weights are written, and the network is swapped. A method that
+    learns its operator (`ligo`) does so before, on the run's own training data with the module's
+    own `training_step`. Optimizers and schedulers go on, and the moments that the optimizer keeps
+    grow by the maps of the weights. What the module logs, counts and draws is not disturbed. At the
+    end of `fit` a report is printed and written into the log folder: `growth_report.json`,
+    `growth_report.md`, `growth.png`.
 
     Under ModelParallelStrategy the module's `configure_model` is called again to shard the large
     network: it must shard whatever is at `attribute`, and leave what is sharded already.
@@ -109,7 +110,8 @@ class GrowthCallback(Counting):
         growths: what to grow to and when, in order.
         attribute: where the network is in the LightningModule; may be dotted.
         method: a name of `METHODS`, two with a plus between, the first for depth and the second for
-            width, or a `Method` of your own: how the operator starts and what of it is learned.
+            width, or a `Method` of your own: how the operator starts and what of it is learned. The
+            default learns nothing; it is one of the two best of the comparison of the recipes.
         steps: of learning the operator; the method's own number by default.
         learning_rate: of learning the operator; the method's own by default.
         monitor: the validation metric of the report; by default the one that the first
