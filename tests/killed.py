@@ -82,7 +82,7 @@ def telling(say: Callable[[str], None]) -> tuple[Plain, GrowthCallback, TorchChe
     swapped = lightning_ligo.callbacks.growing.swap
     lightning_ligo.callbacks.growing.swap = swap
     growths = [Growth(MIDDLE, step=6), Growth(LARGE, step=14, rate=Rate(0.5, rewarm=4, peak=1.2))]
-    growing = Growing(growths, steps=3)
+    growing = Growing(growths, method="ligo", steps=3)
     torch.manual_seed(0)
     return Module(), growing, Writer()
 

@@ -23,6 +23,7 @@ ALLOWED = {
     "stretch": set(),
     "lengths": {"axes", "flows", "plan"},
     "problems": {"axes", "ledger", "lengths", "plan", "stretch"},
+    "replaced": {"axes", "lengths", "problems"},
     "conditions": {"axes", "lengths", "plan", "proof", "stacks", "streams", "stretch", "trace"},
     "pairing": {
         "axes",
@@ -32,6 +33,7 @@ ALLOWED = {
         "plan",
         "problems",
         "proof",
+        "replaced",
         "stacks",
         "streams",
         "trace",
@@ -50,9 +52,9 @@ ALLOWED = {
     "moments": {"choice", "growth", "plan"},
     "ramp": {"axes", "growth", "plan"},
     "rate": set(),
-    "fit": {"growth", "method", "naming", "pairing"},
+    "fit": {"growth", "method", "methods", "naming", "pairing"},
     "flops": set(),
-    "cost": {"fit", "flops", "growth", "method", "plan", "trace"},
+    "cost": {"fit", "flops", "growth", "method", "methods", "plan", "trace"},
 }
 
 
