@@ -24,7 +24,7 @@ class Saving:
         >>> print(Saving(0.254), Saving(-0.1), Saving(0.5, ">"))
         25 % -10 % > 50 %
         """
-        return f"{self.bound} {100 * self.share:.0f} %".strip()
+        return f"{self.bound} {round(100 * self.share)} %".strip()
 
 
 def frontier(runs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
