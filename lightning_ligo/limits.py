@@ -27,14 +27,11 @@ def refuse(plan: Plan, method: Method) -> None:
         return
     axes = {name: pair for name, pair in plan.axes.items() if not plan.facts[name].stretch}
     stacks = {name: pair for name, pair in plan.depths.items() if pair[0] != pair[1]}
-    for part, grown, what, example in (
-        (method.width, axes, "widen", f"{method.name}+lemon"),
-        (method.depth, stacks, "deepen", f"lemon+{method.name}"),
-    ):
+    for what, part, grown in (("width", method.width, axes), ("depth", method.depth, stacks)):
         if grown and part is None:
             raise ValueError(
-                f"method {method.name!r} does not say how to {what}, and {_grows(grown)}; combine "
-                f"it with one that does, the one for depth first: {example!r}"
+                f"method {method.name!r} has no {what}, and {_grows(grown)}; give it the {what} of "
+                f"a method that does, such as METHODS['lemon'].{what}"
             )
         if part is not None and part.whole:
             odd = {name: pair for name, pair in grown.items() if pair[1] % pair[0]}

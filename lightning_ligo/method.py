@@ -32,6 +32,10 @@ class Width:
     ahead: bool = False  # new entries of a layer are those of the next layer
     whole: bool = False  # only for lengths that divide
 
+    def __str__(self) -> str:
+        words = _words(self.start)
+        return f"{words}, rest as built" if self.rest == "built" else words
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -47,13 +51,17 @@ class Depth:
     always: bool = False  # mix the layers of a stack that does not grow, too
     whole: bool = False  # only for depths that divide
 
+    def __str__(self) -> str:
+        words = _words(self.mix)
+        return words if self.new == "works" else f"{words}, new layers {self.new}"
+
 
 @dataclass(frozen=True)
 class Method:
     """A way to grow, as data; ``print(method)`` shows its card.
 
-    A method without ``width`` cannot widen, one without ``depth`` cannot deepen; `method_named`
-    combines two. ``random`` alone has neither and takes nothing from the small network.
+    A method of your own may be without ``width``, and cannot widen, or without ``depth``. One that
+    has neither, as ``random``, takes nothing from the small network.
     """
 
     name: str
@@ -87,6 +95,8 @@ class Method:
     def __str__(self) -> str:
         keeps = "yes" if self.keeps_function else "no"
         lines = {
+            "width": str(self.width or ""),
+            "depth": str(self.depth or ""),
             "equation": self.equation,
             "keeps the function": f"{keeps}: {self.conditions}",
             "copies part": self.parts,
@@ -96,6 +106,7 @@ class Method:
         text = [
             textwrap.fill(words, 100, initial_indent=f"  {what:<20}", subsequent_indent=" " * 22)
             for what, words in lines.items()
+            if words
         ]
         return "\n".join([f"{self.name}: {self.idea}", *text])
 
@@ -110,10 +121,10 @@ def combined(depth: Method, width: Method) -> Method:
     """
     name = f"{depth.name}+{width.name}"
     if depth.depth is None or width.width is None:
-        lacking, what = (depth, "deepen") if depth.depth is None else (width, "widen")
+        lacking, what = (depth, "depth") if depth.depth is None else (width, "width")
         raise ValueError(
-            f"method {name!r} deepens as {depth.name!r} and widens as {width.name!r}, and "
-            f"{lacking.name!r} does not say how to {what}"
+            f"method {name!r} has the depth of {depth.name!r} and the width of {width.name!r}, and "
+            f"{lacking.name!r} has no {what}"
         )
     if depth.ramp != width.ramp:
         masking = depth.name if depth.ramp else width.name
@@ -140,3 +151,7 @@ def combined(depth: Method, width: Method) -> Method:
         learning_rate=min((part.learning_rate for part in learning), default=0.0),
         warmup=max((part.warmup for part in learning), default=0),
     )
+
+
+def _words(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__).replace("_", " ")

@@ -28,11 +28,11 @@ _PRE_NORM = (
     "in networks whose layers add to a stream (norms before the blocks), at any width; where they "
     "stand in the stream itself, for widths that divide and no new layers"
 )
-_SILENT = "in networks whose layers add to a stream: a layer that adds nothing leaves it as it is"
 _LEARNING = "100 steps (the paper); AdamW 0.9, 0.95, gradients clipped to 1, 10 steps of warmup; "
 _NONE = "none"
 
-_LEMON = Width(uneven_copies, uneven_isometry)
+_LEMON = Width(uneven_copies, uneven_isometry)  # also of methods that are about depth
+_SILENT = Depth(interpolated, "silent")  # also of methods that are about width
 
 _METHODS = (
     Method(
@@ -45,7 +45,7 @@ _METHODS = (
         parts="yes, by unequal shares, and by learning",
         settings=_LEARNING + "rate 1e-3, the highest that does not harm a lossless start in trials",
         width=replace(_LEMON, learns="both"),
-        depth=Depth(interpolated, "silent", learned=True),
+        depth=replace(_SILENT, learned=True),
         steps=100,
         learning_rate=1e-3,
         warmup=10,
@@ -61,7 +61,7 @@ _METHODS = (
         parts="yes, by unequal shares, and by learning",
         settings=_LEARNING + "rate 1e-3, as ligo; rank 8, ours",
         width=replace(_LEMON, learns="low-rank", rank=8),
-        depth=Depth(interpolated, "silent"),
+        depth=_SILENT,
         steps=100,
         learning_rate=1e-3,
         warmup=10,
@@ -94,7 +94,7 @@ _METHODS = (
         settings="shares of two copies from [1/3, 2/3] (ours); the paper goes on at its peak "
         "learning rate and decays faster",
         width=_LEMON,
-        depth=Depth(interpolated, "silent"),
+        depth=_SILENT,
     ),
     Method(
         name="net2net",
@@ -110,7 +110,7 @@ _METHODS = (
         settings="noise 0.01 of the weights, as W + N and W - N for two copies; the paper adds a "
         "small noise that does not cancel",
         width=Width(random_copies, even_isometry, noise=0.01),
-        depth=Depth(interpolated, "silent"),
+        depth=_SILENT,
     ),
     Method(
         name="bert2bert",
@@ -145,10 +145,11 @@ _METHODS = (
         equation="W → [[W, W], [W, W]] / 2 for twice the length, n x n tiles of W / n in general",
         source="HyperCloning (2024)",
         keeps_function=True,
-        conditions="lengths must be whole multiples, others are refused; depth stays",
+        conditions="lengths must be whole multiples, others are refused",
         parts="never without noise (see hypercloning-noisy): copies have equal gradients",
         settings="no noise, as its released code",
         width=Width(tiles, even_isometry, whole=True),
+        depth=_SILENT,
     ),
     Method(
         name="hypercloning-noisy",
@@ -156,10 +157,11 @@ _METHODS = (
         equation="W → [[W + N, W - N], [W + M, W - M]] / 2; of an odd number the last has none",
         source="HyperCloning (2024), its option for noise",
         keeps_function=True,
-        conditions="lengths must be whole multiples, others are refused; depth stays",
+        conditions="lengths must be whole multiples, others are refused",
         parts="yes, by the noise",
         settings="noise 0.1 of the weights (20 dB); its released code leaves it to the user",
         width=Width(tiles, even_isometry, whole=True, noise=0.1),
+        depth=_SILENT,
     ),
     Method(
         name="staged",
@@ -189,6 +191,7 @@ _METHODS = (
         "up again (Rate)",
         settings="the paper's learning rate is Rate(rewarm=250, peak=1.3)",
         width=Width(rms_copies, even_isometry),
+        depth=_SILENT,
     ),
     Method(
         name="stack",
@@ -199,6 +202,7 @@ _METHODS = (
         conditions="stacked layers add to the stream again",
         parts="yes, copies of a layer see other inputs",
         settings=_NONE,
+        width=_LEMON,
         depth=Depth(stacked),
     ),
     Method(
@@ -210,6 +214,7 @@ _METHODS = (
         conditions="stacked layers add to the stream again; depths must be whole multiples",
         parts="yes, copies of a layer see other inputs",
         settings="the paper's growth factors are 2 to 4",
+        width=_LEMON,
         depth=Depth(stacked, whole=True),
     ),
     Method(
@@ -221,6 +226,7 @@ _METHODS = (
         conditions="copied layers add to the stream again",
         parts="yes, copies of a layer see other inputs",
         settings=_NONE,
+        width=_LEMON,
         depth=Depth(interpolated),
     ),
     Method(
@@ -230,9 +236,10 @@ _METHODS = (
         "projections of zero",
         source="LLaMA-Pro (ACL 2024), block expansion",
         keeps_function=True,
-        conditions=_SILENT,
+        conditions=_PRE_NORM,
         parts="yes, output projections learn first",
         settings="the paper trains the new blocks only; here all are, unless you freeze them",
+        width=_LEMON,
         depth=Depth(after_groups, "silent"),
     ),
     Method(

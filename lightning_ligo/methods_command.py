@@ -52,37 +52,9 @@ def methods_table() -> Table:
         table.add_column(column, overflow="fold")
     for method in METHODS.values():
         keeps = "yes" if method.keeps_function else "no"
-        table.add_row(method.name, _width(method), _depth(method), _learned(method), keeps,
-                      method.source)  # fmt: skip
+        table.add_row(method.name, str(method.width or ""), str(method.depth or ""),
+                      _learned(method), keeps, method.source)  # fmt: skip
     return table
-
-
-def _width(method: Method) -> str:
-    """The name of its maps, and what they do not reach.
-
-    >>> _width(METHODS["lemon"]), _width(METHODS["copy"]), _width(METHODS["stack"])
-    ('uneven copies', 'upper left, rest as built', '')
-    """
-    if method.width is None:
-        return ""
-    words = _words(method.width.start)
-    return f"{words}, rest as built" if method.width.rest == "built" else words
-
-
-def _depth(method: Method) -> str:
-    """The name of its mix, and what is special in new layers.
-
-    >>> _depth(METHODS["lemon"]), _depth(METHODS["stack"]), _depth(METHODS["hypercloning"])
-    ('interpolated, new layers silent', 'stacked', '')
-    """
-    if method.depth is None:
-        return ""
-    words, new = _words(method.depth.mix), method.depth.new
-    return words if new == "works" else f"{words}, new layers {new}"
-
-
-def _words(function: object) -> str:
-    return getattr(function, "__name__", type(function).__name__).replace("_", " ")
 
 
 def _learned(method: Method) -> str:

@@ -310,10 +310,11 @@ CUT_DOWN = ["--trainer.max_epochs", "1", "--trainer.callbacks.steps", "3",
 
 
 def test_a_method_that_cannot_grow_the_plan_is_refused_before_anything_trains(tmp_path):
-    method = ["--trainer.callbacks.method", "hypercloning"]
+    wider = '[{"fraction": 0.4, "to": {"init_args": {"embed_dim": 48, "num_heads": 3}}}]'
+    method = ["--trainer.callbacks.growths", wider, "--trainer.callbacks.method", "hypercloning"]
     said = refused("--config", str(RECIPE), "--out", str(tmp_path), *method)
     assert "nothing was trained, as methods fail" in said
-    assert "hypercloning: ValueError: growth 1" in said and "does not say how to deepen" in said
+    assert "hypercloning: ValueError: growth 1" in said and "embed grows from 32 to 48" in said
     assert all("rehearsal" in folder.name for folder in tmp_path.iterdir())
 
 

@@ -433,9 +433,7 @@ LOCKED = ["hypercloning", "staged", "sparkling"]
 def closest(method):
     """The least distance of two entries of the stream, heads or hidden neurons after ten steps."""
     torch.manual_seed(0)
-    deepens = ligo.METHODS[method].depth is not None
-    small, large = gpt2(), gpt2(64, 4 if deepens else 2)
-    small, large = small.double().eval(), large.double().eval()  # no dropout
+    small, large = gpt2().double().eval(), gpt2(64, 4).double().eval()  # no dropout
     ligo.grow(small, large, method=method, steps=0, **TOKENS)
     optimizer = torch.optim.AdamW(large.parameters(), lr=1e-3)
     for _ in range(10):
@@ -468,11 +466,15 @@ def test_equal_copies_never_part_and_the_card_says_so(method):
     ("method", "size", "message"),
     [
         (
-            "stack",
+            replace(ligo.METHODS["stack"], name="mine", width=None),
             (9, 8, 4),
-            r"'stack' does not say how to widen, and embed grows .*'stack\+lemon'",
+            r"'mine' has no width, and embed grows from 6 to 9; .*METHODS\['lemon'\]\.width",
         ),
-        ("hypercloning", (12, 8, 3), r"not say how to deepen, and blocks .*'lemon\+hypercloning'"),
+        (
+            replace(ligo.METHODS["stack"], name="mine", depth=None),
+            (6, 8, 4),
+            r"'mine' has no depth, and blocks grows from 2 to 4; .*METHODS\['lemon'\]\.depth",
+        ),
         ("hypercloning", (9, 8, 2), "whole copies, and embed grows from 6 to 9, no multiple"),
         ("gstack", (6, 8, 3), "whole copies, and blocks grows from 2 to 3, no multiple"),
         ("staged", (12, 24, 2), "side by side, and embed grows from 6 to 12, .* by one multiple"),
@@ -486,9 +488,8 @@ def test_what_a_method_cannot_grow_is_refused(method, size, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("stack+stack", "'stack' does not say how to widen"),
-        ("hypercloning+lemon", "'hypercloning' does not say how to deepen"),
-        ("random+lemon", "'random' does not say how to deepen"),
+        ("stack+random", "'random' has no width"),
+        ("random+lemon", "'random' has no depth"),
         ("msg+lemon", "'msg' masks all that is new; take it by itself"),
         ("stack+lego", "unknown method 'lego'; the methods are .*lemon.* plus between"),
     ],
@@ -557,9 +558,7 @@ def test_a_table_lists_the_methods():
 
 def test_the_large_network_of_every_method_is_plain():
     for name in ligo.METHODS:
-        deepens = ligo.METHODS[name].depth is not None
-        widens = ligo.METHODS[name].width is not None
-        small, large = randomised(gpt2()), gpt2(64 if widens else 32, 4 if deepens else 2).eval()
+        small, large = randomised(gpt2()), gpt2(64, 4).eval()
         keys, types = list(large.state_dict()), [type(m) for m in large.modules()]
         ligo.grow(small, large, method=name, steps=0, **TOKENS)
         assert list(large.state_dict()) == keys and [type(m) for m in large.modules()] == types

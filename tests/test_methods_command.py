@@ -19,7 +19,7 @@ def test_every_method_is_listed_with_what_it_does(capsys, monkeypatch):
         "uneven copies", "interpolated, new layers silent", "both forms of every map, depth mix",
         "yes",
     ]  # fmt: skip
-    assert rows["stack"][:4] == ["", "stacked", "", "no"]
+    assert rows["stack"][:4] == ["uneven copies", "stacked", "", "no"]
     assert rows["lemon"][4] == "LEMON (ICLR 2024)"
 
 

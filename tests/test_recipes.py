@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_ligo.cli import main
-from lightning_ligo.methods import METHODS, method_named
+from lightning_ligo.methods import DEFAULT, METHODS, method_named
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -68,20 +68,13 @@ def test_a_short_python_gpt_grows(tmp_path):
     check(report, rows, [2, 4], [48, 64])
 
 
-def whole(method):
-    """A method, with another one where it says only how to deepen or how to widen."""
-    if method.depth is None and not method.takes_nothing:
-        return f"stack+{method.name}"
-    return method.name if method.width or method.takes_nothing else f"{method.name}+copy"
-
-
 SHORT = {
     "digits_vit": ["--trainer.max_epochs", "4"],
     "python_gpt": ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "20",
                    "--data.init_args.validation_windows", "32"],
 }  # fmt: skip
 SOME = [("digits_vit", "ligo-paper"), ("digits_vit", "lemon")]
-ALL = [(recipe, whole(method)) for recipe in SHORT for method in METHODS.values()]
+ALL = [(recipe, method) for recipe in SHORT for method in [*METHODS, DEFAULT]]
 
 
 @pytest.mark.filterwarnings("ignore")
