@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Size, nn
@@ -30,6 +30,7 @@ def pair(
     *args: Any,
     large_inputs: Mapping[str, Any] | None = None,
     override: Override | None = None,
+    answers: Sequence[Any] = (),
     **kwargs: Any,
 ) -> Plan:
     """Plan how ``large`` grows from ``small``, by tracing ``network(*args, **kwargs)`` of both.
@@ -40,6 +41,9 @@ def pair(
     entries (vocabulary, classes), each new one the mean of the old; and positions that are added
     are interpolated, as when images become larger. The large network is then called with
     ``large_inputs``, by the names of its forward's arguments.
+
+    ``answers`` are what a network of the same architecture has read of its tensors to decide how to
+    go on (`Plan.answers`), for a pair that is on the meta device, where tensors hold nothing.
 
     ``override`` names axes of both networks, see `trace`. What it names by a word may grow whatever
     stands against it, and the plan says so; what it gives as a number stays.
@@ -60,12 +64,12 @@ def pair(
         {'hidden': (8, 20)}
     """
     check(override, small, large)
-    first = watch(small, args, kwargs, override=override)
+    inputs = (args, kwargs) if large_inputs is None else ((), dict(large_inputs))
+    if _is_meta(small) and not _is_meta(large):
+        answers = watch(large, *inputs, override=override).answers
+    first = watch(small, args, kwargs, answers, override)
     try:
-        if large_inputs is None:
-            second = watch(large, args, kwargs, first.answers, override)
-        else:
-            second = watch(large, (), dict(large_inputs), first.answers, override)
+        second = watch(large, *inputs, first.answers, override)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         raise ValueError(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
@@ -94,7 +98,7 @@ def pair(
     if not found and first.outputs and second.outputs:
         found = changed_output(first.outputs[0], second.outputs[0], ours, theirs)
     proofs: dict[str, float] = {}
-    if not found and not any(p.is_meta for p in small.parameters()):
+    if not found and not _is_meta(small):
         grown = [
             name
             for name, (length, longer) in lengths.items()
@@ -128,8 +132,9 @@ def pair(
         if axis.inner and name in same and ours.axes[same[name][0]].scale * axis.scale > 0
     }
     plan = Plan(
-        lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared
-    )
+        lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared,
+        answers=tuple(second.answers),
+    )  # fmt: skip
     inexact = [
         *(
             f"{start.removesuffix('.')} is a {one} in the small network and a {other} in the large "
@@ -140,6 +145,10 @@ def pair(
         *differences(plan, same),
     ]
     return dataclasses.replace(plan, inexact=tuple(inexact))
+
+
+def _is_meta(network: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in network.parameters())
 
 
 def _rows(

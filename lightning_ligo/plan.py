@@ -58,6 +58,8 @@ class Plan:
     proofs: dict[str, float] = field(default_factory=dict, compare=False)  # of the axes that grow
     scales: dict[str, float] = field(default_factory=dict, repr=False)  # of what writes inner axes
     shared: dict[str, int] = field(default_factory=dict)  # heads: for how many queries one stands
+    answers: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    """What the large network has read of its tensors, in order, to decide how to go on."""
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,7 @@ class _Planner(Callback):
             batches = examining.batches(trainer, pl_module, batch)
             first = batches[growing.size(pl_module)]
             args, kwargs = examining.called_with(trainer, pl_module, first, batch_idx)
+            answers: Sequence[Any] = ()
             for number, larger in examining.coming(pl_module):
                 growth = growing.growths[number - 1]
                 with of_growth(number, growth):
@@ -137,7 +138,7 @@ class _Planner(Callback):
                     if number in batches:
                         changed = trainer, pl_module, number, batches[number]
                         inputs = examining.large_inputs(*changed)
-                    plan = examining.paired(small, large, args, kwargs, inputs)
+                    plan = examining.paired(small, large, args, kwargs, inputs, answers)
                     settings = growing.method, growing.steps
                     cost = _cost(plan, small, large, *settings, args, kwargs, inputs)
                 args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
@@ -145,7 +146,7 @@ class _Planner(Callback):
                 self.planned.append(
                     Planned(description, larger, plan, *cost, number, growth.when, due)
                 )
-                small, description = large, larger
+                small, description, answers = large, larger, plan.answers
         raise _TunerExitException
 
 

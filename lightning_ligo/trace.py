@@ -61,7 +61,7 @@ def watch(
     network: nn.Module,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    answers: list[Any] | None = None,
+    answers: Sequence[Any] = (),
     override: Override | None = None,
 ) -> Tracer:
     """Run the forward under a `Tracer`, without values where the network allows it.
@@ -95,7 +95,7 @@ def _watch(
     network: nn.Module,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    answers: list[Any] | None,
+    answers: Sequence[Any],
     override: Override | None,
 ) -> Tracer:
     tracer = Tracer(network, answers)
@@ -218,12 +218,12 @@ class _Whole(TorchFunctionMode):
 class Tracer(TorchDispatchMode):
     """Follow the factors of every dimension of every tensor through one forward."""
 
-    def __init__(self, network: nn.Module, answers: list[Any] | None = None) -> None:
+    def __init__(self, network: nn.Module, answers: Sequence[Any] = ()) -> None:
         super().__init__()
         self.ledger = Ledger(network)
         self.answers: list[Any] = []  # the values that the network read from tensors
         self.outputs: list[Tensor] = []
-        self._told = list(answers or [])
+        self._told = list(answers)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

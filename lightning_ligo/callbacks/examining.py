@@ -111,13 +111,14 @@ class Examining:
             batches = self.batches(trainer, pl_module, batch)
             first = batches[size_of(pl_module)]
             args, kwargs = at_first = self.called_with(trainer, pl_module, first, batch_idx)
+            answers: Sequence[Any] = ()
             for number, larger in self._larger.items():
                 with of_growth(number, self._growths[number - 1]):
                     inputs = None
                     if number in batches:
                         inputs = self.large_inputs(trainer, pl_module, number, batches[number])
-                    self.plans[number] = self.paired(smaller, larger, args, kwargs, inputs)
-                smaller = larger
+                    plan = self.paired(smaller, larger, args, kwargs, inputs, answers)
+                self.plans[number], smaller, answers = plan, larger, plan.answers
                 args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
             again = None
             if before is not None:
@@ -157,11 +158,13 @@ class Examining:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         large_inputs: dict[str, Any] | None = None,
+        answers: Sequence[Any] = (),
     ) -> Plan:
         """How a growth of this run goes; refuses one that the run's own module cannot follow."""
         plan = pair(
-            small, large, *args, large_inputs=large_inputs, override=self._override, **kwargs
-        )
+            small, large, *args, large_inputs=large_inputs, override=self._override,
+            answers=answers, **kwargs,
+        )  # fmt: skip
         check_outputs(plan)
         refuse(plan, self._method)
         if self._method.ramp:
