@@ -10,20 +10,22 @@ from lightning.pytorch import seed_everything
 
 from lightning_ligo import grow
 from lightning_ligo.nets import build
-from ranks import CASES, RANKS, STEP, UNEVEN, Even, compiled, grown, launched, resumed
+from ranks import CASES, COMPILED, RANKS, STEP, UNEVEN, Even, grown, launched, resumed
 from runs import FEATURES
+
+
+def ran(folder, *names):
+    """What these cases left behind, by name, for every rank."""
+    launched(Path(__file__).parents[1] / "ranks.py", folder, *names)
+    return {
+        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]
+        for name in names
+    }
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What every case left behind, by name, for every rank."""
-    folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).parents[1] / "ranks.py"
-    launched(script, folder)
-    return {
-        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]
-        for name in CASES
-    }
+    return ran(tmp_path_factory.mktemp("ranks"), *CASES)
 
 
 def tensors(result):
@@ -54,10 +56,17 @@ EQUAL = [name for name in GROWN if "bf16" not in name and "resumed" not in name]
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_ranks_are_one_process_with_the_batches_of_both(results, name, tmp_path):
     options = {k: v for k, v in CASES[name].keywords.items() if k not in ("strategy", "shares")}
-    if options.get("kind") is compiled:
-        options["kind"] = Even
-    alone = grown(tmp_path, ranks=1, **options)
-    together = results[name][0]
+    alike(results[name][0], grown(tmp_path, ranks=1, **options))
+
+
+@pytest.mark.slow
+def test_a_module_that_is_compiled_is_the_one_that_is_not(tmp_path):
+    first, second = ran(tmp_path, *COMPILED)["compiled"]
+    assert first == second
+    alike(first, grown(tmp_path, ranks=1, method="ligo", steps=2))
+
+
+def alike(together, alone):
     assert together["steps"] == alone["steps"]
     assert together["flops"] == alone["flops"]
     expected = tensors(alone)
