@@ -73,6 +73,10 @@ SHORT = {
     "python_gpt": ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "20",
                    "--data.init_args.validation_windows", "32"],
 }  # fmt: skip
+ROOM = {
+    "digits_vit": ["--trainer.max_epochs", "10"],
+    "python_gpt": ["--trainer.limit_train_batches", "150"],
+}
 SOME = [("digits_vit", "ligo-paper"), ("digits_vit", "lemon")]
 ALL = [(recipe, method) for recipe in SHORT for method in [*METHODS, DEFAULT]]
 
@@ -85,8 +89,8 @@ ALL = [(recipe, method) for recipe in SHORT for method in [*METHODS, DEFAULT]]
 def test_every_method_can_be_named_on_the_command_line(recipe, method, tmp_path):
     options = [*SHORT[recipe], "--trainer.callbacks.method", method]
     width, ramp = method_named(method).width, method_named(method).ramp
-    if recipe == "python_gpt" and ramp:
-        options += ["--trainer.limit_train_batches", "150"]  # room for its ramp
+    if ramp:  # which needs room
+        options += ROOM[recipe]
     if recipe == "python_gpt" and width is not None and width.whole:
         options = ["--config", str(RECIPES / "changes" / "python_gpt_from_32.yaml"), *options]
     report, rows = run(recipe, tmp_path, *options)
