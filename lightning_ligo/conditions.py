@@ -34,6 +34,9 @@ TAKEN = {
 }
 
 
+NORMED = {"group", "layer", "mean", "mean square", "rms", "spread"}
+
+
 def conditions(
     plan: Plan,
     ours: Axes,
@@ -80,9 +83,18 @@ def conditions(
     yield from _of_buffers(plan, axes, small, large)
 
 
-def differences(plan: Plan, same: Counterparts) -> Iterator[str]:
-    """Where one of the networks has a shortcut, and the other none."""
+def differences(plan: Plan, ours: Axes, same: Counterparts) -> Iterator[str]:
+    """Where one of the networks has a shortcut or a norm, and the other none.
+
+    Args:
+        ours: the axes of the small network.
+        same: for every axis of the large network those of the small one that it is.
+    """
     free = {name: axes for name, axes in same.items() if not plan.facts[name].pinned}
+    for name, axes in free.items():
+        over = {kind for axis in axes for kind in ours.axes[axis].over}
+        for kind in sorted(NORMED & over - plan.facts[name].over):
+            yield f"{TAKEN[kind]} is taken over {name} only in the small network"
     those: dict[str, list[str]] = {}
     for name, axes in free.items():
         for axis in axes:
@@ -158,10 +170,8 @@ def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
         if len(rates) > 1 and kind in ("layer", "rms", "group", "mean", "mean square", "spread"):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow unequally"
         elif (
-            kind == "layer"
-            and max(len(terms), len(names)) > 1
-            and any(b % a for a, b in names.values())
-        ):
+            (len(terms) > 1 and kind in ("layer", "rms")) or (len(names) > 1 and kind == "layer")
+        ) and any(b % a for a, b in names.values()):
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow by no multiples"
 
 

@@ -52,7 +52,7 @@ def lengths_of(
         if not name.endswith("heads"):
             continue
         heads = _heads(name, group, theirs, small, lengths)
-        if len(heads) != 2:
+        if len(heads) != 2 or 0 in heads:  # no whole number of these heads, which is refused
             continue
         keys, queries = sorted(heads)
         grouped = theirs.axes[group].length if group in theirs.axes else 1

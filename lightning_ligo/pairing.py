@@ -142,7 +142,7 @@ def pair(
             for start, (one, other) in others.items()
         ),
         *conditions(plan, ours, theirs, (first, second), small, large, large_inputs is None),
-        *differences(plan, same),
+        *differences(plan, ours, same),
     ]
     return dataclasses.replace(plan, inexact=tuple(inexact))
 

@@ -352,6 +352,8 @@ def group_norm(net: Drawn, x: Tensor, groups: int, width: int) -> Tensor:
 
 
 def instance_norm(net: Drawn, x: Tensor) -> Tensor:
+    if x.shape[2:].numel() == 1:  # which torch refuses
+        return x
     return net.layer(lambda: nn.InstanceNorm2d(x.shape[1], affine=True))(x)
 
 

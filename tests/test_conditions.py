@@ -138,6 +138,36 @@ def test_a_mean_over_heads_that_attend_needs_a_multiple():
     assert error > 1e-6 and "no multiple, under a norm of activations" in inexact[0]
 
 
+def test_a_mean_over_heads_that_are_normed_needs_a_multiple():
+    class Heads(nn.Module):
+        def __init__(self, heads):
+            super().__init__()
+            self.heads, self.norm = heads, nn.LayerNorm(3)
+            self.one, self.two = nn.Linear(4, 3 * heads), nn.Linear(3 * heads, 2)
+
+        def forward(self, x):
+            x = self.norm(self.one(x).unflatten(-1, (self.heads, 3))).flatten(-2)
+            return self.two(x - x.mean(-1, True))
+
+    change, (why,) = grown(Heads, 2, 3)
+    assert change > 1e-3 and "2 to 3, no multiple, under a norm of activations" in why
+    assert grown(Heads, 2, 4) == (pytest.approx(0, abs=1e-12), ())
+
+
+def test_channels_that_are_one_group_in_the_small_network_only_are_normed_otherwise():
+    class Groups(nn.Module):
+        def __init__(self, groups):
+            super().__init__()
+            self.norm = nn.GroupNorm(groups, 2 * groups)
+            self.one, self.two = nn.Linear(4, 2 * groups), nn.Linear(2 * groups, 2)
+
+        def forward(self, x):
+            return self.two(self.norm(self.one(x)))
+
+    change, (why,) = grown(Groups, 1, 2)
+    assert change > 1e-3 and why == "a layer norm is taken over hidden only in the small network"
+
+
 def test_layers_of_a_list_that_do_unlike_things_are_no_stack():
     class Own(nn.Module):
         def __init__(self, width):

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 import lightning_ligo as ligo
 from drawn import WIDTHS, architectures, inputs, widths
 from lightning_ligo.axes import UNUSED
-from lightning_ligo.ledger import TABLE
+from lightning_ligo.ledger import SELECTED, TABLE
 from lightning_ligo.proof import TOLERANCE, noisy
 from lightning_ligo.rules.table import SPACE
 
 ALIKE = {  # why axes stay as they are, in some networks, although no order of theirs matters
     UNUSED: "nothing reads it",
     TABLE: "the output does not depend on which token it is",
+    SELECTED: "joined with the one that is selected, for which they come in any order",
     SPACE: "pooled to a single position; images do not grow with the network",
     "it is the network's input": "averaged over all positions; they come with the data",
     "it is a position of a convolution's kernel": "pooled behind a transposed convolution",
+    "it is shifted or mirrored": "of two entries the one is where the other was",
     "it is ranked": "sorting forgets an order, and makes another of as many entries",
 }
 MORE = st.lists(st.integers(0, 5), min_size=WIDTHS, max_size=WIDTHS)

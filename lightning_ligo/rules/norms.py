@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, Flow, Item, ends, leaves, pin, regroup, size, unite
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import Ledger, bend
 from lightning_ligo.rules.table import position, rule
 
 
@@ -34,6 +34,7 @@ def group_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
     whole = [rest]
     positions = any(size(items) > 1 for items in dims[2:])
     norm(ledger, whole, (0,), {}, "group" if positions else "layer")
+    bend([group])
     dims[1] = [*group, *whole[0]]
     for parameter, role in ((args[1], "gain"), (args[2], "shift")):
         if parameter is not None:
@@ -52,6 +53,8 @@ def norm(
     """A norm ends the flow that it reads and begins one that its gain and bias write."""
     written, read = Flow(), None
     ledger.reduce(kind, [dims[axis] for axis in axes])
+    normed = [axis % len(dims) for axis in axes]
+    bend(dim for axis, dim in enumerate(dims) if axis not in normed)
     for axis in axes:
         for end in ends(dims[axis]):
             if end.flow is not None:
@@ -83,7 +86,10 @@ def weight_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
       "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm")  # fmt: skip
 def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """Each channel on its own: the statistics are those of a flow, gain and bias write another."""
+    """Each channel on its own: the statistics are those of a flow, gain and bias write another.
+
+    As an instance norm it has none that it keeps, but those of what flows.
+    """
     dims = list(ledger.dims(args[0]))
     for parameter in args[3:5]:
         if isinstance(parameter, Tensor):
@@ -95,6 +101,8 @@ def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
             for end in ends(items):
                 end.factor.unit = True
     dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]
+    if not isinstance(args[3], Tensor):
+        bend([dims[1]])
     for parameter in args[1:3]:
         if isinstance(parameter, Tensor):
             ledger.record(parameter, "produces")
@@ -141,6 +149,8 @@ def reduction(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if kind == "length" and args[1] not in (2, None):
         kind = "sum"
     ledger.reduce(kind, [dims[axis] for axis in gone])
+    if name not in ("mean", "sum") and kind != "mean square":
+        bend(dim for axis, dim in enumerate(dims) if axis not in gone)
     tensors = [out] if isinstance(out, Tensor) else list(out)
     if name.startswith("arg") or (kind == "extreme" and len(tensors) > 1):
         for axis in gone:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.factors import pin, regroup, size
-from lightning_ligo.ledger import Ledger
+from lightning_ligo.ledger import Ledger, bend
 from lightning_ligo.rules.table import SPACE, position, rule
 
 
@@ -29,6 +29,8 @@ def resample(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: A
     lead = len(dims) - int(spatial[1])
     for items in dims[lead:]:
         pin(items, SPACE)
+    if "max" in func.__name__:
+        bend(dims[:lead])
     results = [
         [*dims[:lead], *(ledger.new(length, pinned=SPACE) for length in tensor.shape[lead:])]
         for tensor in tensors
