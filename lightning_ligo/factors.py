@@ -434,6 +434,8 @@ def _passing(items: Dim) -> Flow | None:
     """One flow for all factors of a product: what a norm over the last made of that of others."""
     flows = [item.flow.root() for item in items if item.flow is not None]
     for other in flows[:-1]:
-        if flows[-1] not in map(Flow.root, other.normed_into):
+        if flows[-1] in map(Flow.root, other.normed_into):
+            flows[-1].bent = True  # each of the others was normed by itself
+        else:
             flows[-1].union(other)
     return flows[-1] if flows else None
