@@ -32,9 +32,7 @@ TAKEN = {
     "spread": "a variance",
     "sum": "a sum",
 }
-
-
-NORMED = {"group", "layer", "mean", "mean square", "rms", "spread"}
+NORMED = {"group", "layer", "mean", "mean square", "rms", "spread"}  # what averages over an axis
 
 
 def conditions(
@@ -167,7 +165,7 @@ def _of_reductions(plan: Plan, axes: Axes) -> Iterator[str]:
             )
             for term in terms
         }
-        if len(rates) > 1 and kind in ("layer", "rms", "group", "mean", "mean square", "spread"):
+        if len(rates) > 1 and kind in NORMED:
             yield f"{TAKEN[kind]} is taken over {', '.join(names)}, which grow unequally"
         elif (
             (len(terms) > 1 and kind in ("layer", "rms")) or (len(names) > 1 and kind == "layer")

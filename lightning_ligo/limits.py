@@ -31,7 +31,7 @@ def refuse(plan: Plan, method: Method) -> None:
         if grown and part is None:
             raise ValueError(
                 f"method {method.name!r} has no {what}, and {_grows(grown)}; give it the {what} of "
-                f"a method that does, such as METHODS['lemon'].{what}"
+                f"a method that has one, such as METHODS['lemon'].{what}"
             )
         if part is not None and part.whole:
             odd = {name: pair for name, pair in grown.items() if pair[1] % pair[0]}

@@ -31,11 +31,10 @@ def group_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out:
     """The groups stay; what is in a group is normed like a layer, at all positions at once."""
     dims, groups = list(ledger.dims(args[0])), args[6]
     group, rest = regroup([dims[1]], (groups, size(dims[1]) // groups))
-    whole = [rest]
+    parts = [group, rest]
     positions = any(size(items) > 1 for items in dims[2:])
-    norm(ledger, whole, (0,), {}, "group" if positions else "layer")
-    bend([group])
-    dims[1] = [*group, *whole[0]]
+    norm(ledger, parts, (1,), {}, "group" if positions else "layer")
+    dims[1] = [*group, *parts[1]]
     for parameter, role in ((args[1], "gain"), (args[2], "shift")):
         if parameter is not None:
             unite(dims[1], ledger.dims(parameter)[0])
