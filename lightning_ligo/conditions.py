@@ -120,7 +120,8 @@ def _of_axes(plan: Plan, axes: Axes) -> Iterator[str]:
             )
         if axis.unit:
             yield f"{name} is what a weight is normed over, and copies make it longer"
-        taken = [TAKEN[kind] for kind in sorted(axis.over - {"length"})]
+        same = math.isclose(plan.scales.get(name, 1.0), 1.0)  # if the product is scaled as before
+        taken = [TAKEN[kind] for kind in sorted(axis.over - ({"length"} if same else set()))]
         taken += ["a function that is not linear"] if name in axes.bent else []
         taken += ["a product with parameters"] if roles & {"gain", "scales"} else []
         if axis.inner and taken:

@@ -74,12 +74,11 @@ class Flows:
         self._flipped: dict[Flow, int] = {}
         self._raised: set[Flow] = set()
         for leaf in own:
-            if not any(use.role == "produces" for use in uses[leaf]):
-                continue
-            for use in uses[leaf]:
+            roles = {use.role for use in uses[leaf]} - {"consumes"}
+            for use in uses[leaf] if roles else ():
                 if use.role == "consumes" and use.reads is not None:
                     read = use.reads.root()
-                    if read is not self.flow(leaf) and read in written:
+                    if roles == {"produces"} and read is not self.flow(leaf) and read in written:
                         self._flipped[read] = -self._power(self.flow(leaf))
                     else:
                         self.tied.add(self.flow(leaf))

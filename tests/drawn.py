@@ -190,6 +190,20 @@ def affine(net: Drawn, x: Tensor, gain: bool) -> Tensor:
     return x * parameter if gain else x + parameter
 
 
+def spread(net: Drawn, x: Tensor, width: int) -> Tensor:
+    """One number times many, as a time by learned frequencies."""
+    shape = (-1, 1, 1) if x.dim() == 4 else (-1,)
+    return net.project(x, 1) * net.parameter(net.widths[width]).view(shape)
+
+
+def scored(net: Drawn, x: Tensor) -> Tensor:
+    """Scaled by what it is scored by."""
+    x = x.movedim(1, -1) if x.dim() == 4 else x
+    parameter = net.parameter(x.shape[-1])
+    x = x * parameter + torch.tanh(x @ parameter).unsqueeze(-1)
+    return x.movedim(-1, 1) if x.dim() == 4 else x
+
+
 def centred(net: Drawn, x: Tensor) -> Tensor:
     return x - x.mean(features(x), keepdim=True)
 
@@ -264,9 +278,9 @@ def sorted_(net: Drawn, x: Tensor) -> Tensor:
     return x.sort(-1)[0]
 
 
-def batch_norm(net: Drawn, x: Tensor) -> Tensor:
+def batch_norm(net: Drawn, x: Tensor, affine: bool) -> Tensor:
     make = nn.BatchNorm2d if x.dim() == 4 else nn.BatchNorm1d
-    return net.layer(lambda: make(x.shape[1]))(x)
+    return net.layer(lambda: make(x.shape[1], affine=affine))(x)
 
 
 # Steps of sequences ------------------------------------------------------------------------------
@@ -351,10 +365,10 @@ def group_norm(net: Drawn, x: Tensor, groups: int, width: int) -> Tensor:
     return net.layer(lambda: nn.GroupNorm(count, count * width))(x)
 
 
-def instance_norm(net: Drawn, x: Tensor) -> Tensor:
+def instance_norm(net: Drawn, x: Tensor, affine: bool) -> Tensor:
     if x.shape[2:].numel() == 1:  # which torch refuses
         return x
-    return net.layer(lambda: nn.InstanceNorm2d(x.shape[1], affine=True))(x)
+    return net.layer(lambda: nn.InstanceNorm2d(x.shape[1], affine=affine))(x)
 
 
 def shuffled(net: Drawn, x: Tensor, width: int) -> Tensor:
@@ -407,6 +421,8 @@ EVERY = {
     gate: {"width": WIDTH, "how": st.sampled_from(["glu", "chunk", "narrow", "two"]), "name": NAME},
     twice: {"name": NAME},
     affine: {"gain": FLAG},
+    spread: {"width": WIDTH},
+    scored: {},
     centred: {},
     softmax: {},
     l2_normalised: {},
@@ -430,20 +446,20 @@ SEQUENCES = {
 }  # fmt: skip
 IMAGES = {
     convolve: {"width": WIDTH, "kernel": st.sampled_from([1, 3]), "bias": FLAG},
-    batch_norm: {},
+    batch_norm: {"affine": FLAG},
     depthwise: {"bias": FLAG},
     grouped: {"groups": WIDTH, "inner": WIDTH, "outer": WIDTH, "up": FLAG},
     multiplied: {"times": st.sampled_from([1, 2])},
     transposed: {"width": WIDTH},
     group_norm: {"groups": WIDTH, "width": WIDTH},
-    instance_norm: {},
+    instance_norm: {"affine": FLAG},
     shuffled: {"width": WIDTH},
     squeezed: {"width": WIDTH},
     pixel_shuffled: {"width": WIDTH},
     resized: {"how": st.sampled_from(["nearest", "max", "mean"])},
 }
 STEPS = {
-    "vectors": {**EVERY, **FLAT, batch_norm: {}},
+    "vectors": {**EVERY, **FLAT, batch_norm: {"affine": FLAG}},
     "sequences": {**EVERY, **FLAT, **SEQUENCES},
     "images": {**EVERY, **IMAGES},
 }

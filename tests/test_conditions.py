@@ -73,6 +73,11 @@ COUNTED = {  # not kept
     "length": (function(F.normalize), "the length of a vector, which counts every copy"),
     "sum": (function(lambda x: x * x.sum(-1, True)), "a sum, which counts every copy"),
 }
+ALONE = {  # channels that are normed one by one, or of which the largest is taken, under a norm
+    "instance norm without a gain": lambda width: nn.InstanceNorm1d(width, affine=False),
+    "instance norm with one": lambda width: nn.InstanceNorm1d(width, affine=True),
+    "maximum": lambda width: nn.MaxPool1d(2),
+}
 KEPT = {
     "mean": function(lambda x: x - x.mean(-1, keepdim=True)),
     "maximum": function(lambda x: x * x.amax(-1, keepdim=True)),
@@ -107,8 +112,62 @@ def test_what_sees_no_copies_keeps_the_function(build, large):
     assert error < 1e-12 and inexact == ()
 
 
-def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple():
-    build = module(lambda n: nn.LayerNorm(2 * n))
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE)
+def test_a_norm_over_channels_that_are_changed_one_by_one_needs_a_multiple(make):
+    class Channels(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Conv1d(1, width, 1), nn.Linear(width, 2)
+            self.inside, self.norm = make(width), nn.LayerNorm(width)
+
+        def forward(self, x):
+            return self.two(self.norm(self.inside(self.one(x.unsqueeze(1))).transpose(1, 2)))
+
+    assert grown(Channels, 3, 6) == (pytest.approx(0, abs=1e-12), ())
+    assert grown(Channels, 3, 5)[1] == (
+        "hidden grows from 3 to 5, no multiple, under a norm of activations",
+    )
+
+
+class Spread(nn.Module):
+    """One number times, or by, a parameter of many, as a time by its frequencies."""
+
+    def __init__(self, width, divided=False):
+        super().__init__()
+        self.divided, self.by = divided, nn.Parameter(torch.ones(width))
+        self.one, self.norm, self.two = nn.Linear(4, 1), nn.LayerNorm(width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.two(self.norm(x / self.by if self.divided else x * self.by))
+
+
+def test_a_parameter_that_one_number_is_multiplied_by_is_written_like_any_other():
+    assert grown(Spread, 3, 5) == (pytest.approx(0, abs=1e-12), ())
+    error, (why,) = grown(lambda width: Spread(width, divided=True), 3, 5)
+    assert error > 1e-6 and "no multiple, under norms in the stream" in why
+
+
+def test_a_parameter_that_scales_what_it_reads_is_said_to_change_it():
+    class Scored(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+            self.by = nn.Parameter(torch.ones(width))
+
+        def forward(self, x):
+            x = self.one(x)
+            return self.two(x * self.by) + (x @ self.by).unsqueeze(-1)
+
+    error, (why,) = grown(Scored, 3, 6)
+    assert error > 1e-6 and why == (
+        "hidden is written and read by one tied table without a norm between"
+    )
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple(norm):
+    build = module(lambda n: norm(2 * n))
 
     def doubled(width):
         network = build(width)
@@ -118,9 +177,9 @@ def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple():
 
     assert grown(doubled, 3, 6) == (pytest.approx(0, abs=1e-12), ())
     error, inexact = grown(doubled, 3, 5)
-    assert error > 1e-6 and inexact == (
-        "a layer norm is taken over hidden, which grow by no multiples",
-    )
+    kind = "a layer norm" if norm is nn.LayerNorm else "an RMS norm"
+    assert inexact == (f"{kind} is taken over hidden, which grow by no multiples",)
+    assert error > 1e-6 or norm is nn.RMSNorm  # which may change more where more is joined
 
 
 def test_a_mean_over_heads_that_attend_needs_a_multiple():
@@ -294,6 +353,8 @@ def test_a_norm_over_what_was_joined_needs_all_of_it_to_grow_alike():
         (lambda q, k: q * k, "a function that is not linear"),
         (lambda q, k: F.normalize(q), None),
         (lambda q, k: q / q.shape[-1] ** 0.5, None),
+        (lambda q, k: F.normalize(q, dim=-1), None),
+        (lambda q, k: F.normalize(q, dim=-1) / q.shape[-1] ** 0.5, "the length of a vector"),
     ],
 )
 def test_what_stands_before_a_product_of_activations_decides_whether_it_is_kept(between, reason):

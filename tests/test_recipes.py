@@ -77,7 +77,7 @@ ROOM = {
     "digits_vit": ["--trainer.max_epochs", "10"],
     "python_gpt": ["--trainer.limit_train_batches", "150"],
 }
-SOME = [("digits_vit", "ligo-paper"), ("digits_vit", "lemon")]
+SOME = [("digits_vit", "lemon")]
 ALL = [(recipe, method) for recipe in SHORT for method in [*METHODS, DEFAULT]]
 
 

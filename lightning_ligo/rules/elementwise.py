@@ -38,10 +38,12 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     numbers = [number for arg in args[:2] if (number := _number(ledger, arg))]
     if name in ("mul", "div") and len(moving) == len(numbers) == 1:
         ledger.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
-    if not all(ledger.static(tensor) for tensor in tensors):
-        scaling = name in ("mul", "div")
-        for tensor in tensors:
-            ledger.record(tensor, "scales" if scaling else "produces")
+    for tensor in tensors if moving else ():
+        for number, items in enumerate(ledger.dims(tensor)[::-1]):
+            along = any(other.dim() > number and ledger.dims(other)[-1 - number] for other in moving)
+            divides = name == "div" and tensor is tensors[-1]
+            scales = divides or (name == "mul" and along)
+            ledger.record(tensor, "scales" if scales else "produces", items)
     return broadcast([ledger.dims(tensor) for tensor in tensors])
 
 

@@ -87,20 +87,21 @@ def weight_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out
 def batch_norm(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """Each channel on its own: the statistics are those of a flow, gain and bias write another.
 
-    As an instance norm it has none that it keeps, but those of what flows.
+    As an instance norm it has no statistics but those of what flows: it passes as a function.
     """
     dims = list(ledger.dims(args[0]))
     for parameter in args[3:5]:
         if isinstance(parameter, Tensor):
             ledger.record(parameter, "scales")
             unite(dims[1], ledger.dims(parameter)[0])
-    written = Flow()
-    if ledger.static(args[0]):  # a weight is normed over all that it sums over
-        for items in (dims[0], *dims[2:]):
-            for end in ends(items):
-                end.factor.unit = True
-    dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]
-    if not isinstance(args[3], Tensor):
+    weighs = ledger.static(args[0])  # a weight is normed over all that it sums over
+    for items in (dims[0], *dims[2:]) if weighs else ():
+        for end in ends(items):
+            end.factor.unit = True
+    if weighs or isinstance(args[3], Tensor):
+        written = Flow()
+        dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]
+    else:
         bend([dims[1]])
     for parameter in args[1:3]:
         if isinstance(parameter, Tensor):
