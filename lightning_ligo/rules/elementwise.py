@@ -18,7 +18,10 @@ IDEMPOTENT = {"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "abs"}  # t
 
 @rule("masked_fill_", "hardswish")
 def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """Broadcast, unite position by position; adding writes a flow, multiplying scales it."""
+    """Broadcast, unite position by position; adding writes a flow, multiplying scales it.
+
+    What multiplies a single entry, as frequencies do a time, writes as well.
+    """
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
     name = func._schema.name.removeprefix("aten::").rstrip("_")
     if (normed := _rms_norm(ledger, name, args, out)) is not None:
@@ -38,11 +41,12 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     numbers = [number for arg in args[:2] if (number := _number(ledger, arg))]
     if name in ("mul", "div") and len(moving) == len(numbers) == 1:
         ledger.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
+    flowing = [ledger.dims(tensor)[::-1] for tensor in moving]
     for tensor in tensors if moving else ():
         for number, items in enumerate(ledger.dims(tensor)[::-1]):
-            along = any(other.dim() > number and ledger.dims(other)[-1 - number] for other in moving)
+            along = any(number < len(dims) and dims[number] for dims in flowing)
             divides = name == "div" and tensor is tensors[-1]
-            scales = divides or (name == "mul" and along)
+            scales = name in ("mul", "div") and (along or divides)
             ledger.record(tensor, "scales" if scales else "produces", items)
     return broadcast([ledger.dims(tensor) for tensor in tensors])
 
