@@ -27,13 +27,14 @@ def prove(
     override: Override | None = None,
     **kwargs: Any,
 ) -> dict[str, float]:
-    """The relative change of the first output when an axis is permuted, for every axis.
+    """The relative change of the outputs when an axis is permuted, for every axis.
 
     Permuting an axis in every parameter and buffer that carries it leaves the output as it is, to
     rounding, exactly where its entries are exchangeable; only then can the axis grow. Two orders
     are tried, a cycle through all entries and a swap of two of them, of which every other order is
     made. The proof runs in evaluation mode, in float64 where it can be, on a copy of ``network``
-    with noise on all weights (so that what starts at zero or one hides nothing). It needs no
+    with noise on all weights and random numbers for inputs that are zero (so that what starts at
+    zero or one hides nothing). Of several outputs the one that changes most counts. It needs no
     knowledge of the network but its axes, and is the test of every tracing rule.
 
     Axes that are called growable are permuted all at once, each in an order of its own; they share
@@ -96,18 +97,23 @@ def _changes(
 ) -> dict[str, float]:
     dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
     device = next(noisy(network).parameters()).device
-    args, kwargs = tree_map_only(
-        Tensor,
-        lambda t: t.detach().to(device, dtype if t.is_floating_point() else t.dtype),
-        (tuple(args), dict(kwargs)),
-    )
+    generator = torch.Generator().manual_seed(0)
+
+    def given(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.detach().to(device)
+        if not tensor.is_meta and not tensor.any():
+            tensor = torch.randn(tensor.shape, generator=generator)
+        return tensor.detach().to(device, dtype)
+
+    args, kwargs = tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
-    def output() -> Tensor:
+    def outputs() -> list[Tensor]:
         with torch.no_grad():
-            return outputs_of(network.train().eval()(*args, **kwargs))[0]
+            return outputs_of(network.train().eval()(*args, **kwargs))
 
-    before = _calmed(network, output) if dtype == torch.float64 else output()
+    before = _calmed(network, outputs) if dtype == torch.float64 else outputs()
 
     def permute(group: list[str], swap: bool, back: bool = False) -> None:
         for name, tensor in tensors.items():
@@ -123,7 +129,7 @@ def _changes(
         changes = []
         for swap in (False, True):
             permute(group, swap)
-            changes.append(_change(before, output()))
+            changes.append(_change(before, outputs()))
             permute(group, swap, back=True)
         return max(changes)
 
@@ -146,27 +152,32 @@ def _changes(
 
 
 @torch.no_grad()
-def _calmed(network: nn.Module, output: Callable[[], Tensor]) -> Tensor:
-    """The output, after the weights were made smaller until rounding does not change it.
+def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """The outputs, after the weights were made smaller until rounding does not change them.
 
     Deep networks whose norms do not hold what they add up let any difference grow by each layer,
-    until nothing can be told from the output.
+    until nothing can be told from what they put out.
     """
     for _ in range(20):
-        before = output()
+        before = outputs()
         for parameter in network.parameters():
             if parameter.is_floating_point():
                 parameter.mul_(1 + 4 * torch.finfo(parameter.dtype).eps)
-        after = output()
+        after = outputs()
         if _change(before, after) <= TOLERANCE / 100:
             return after
         for parameter in network.parameters():
             if parameter.is_floating_point() and parameter.dim() > 1:
                 parameter.mul_(0.85)
-    return output()
+    return outputs()
 
 
-def _change(before: Tensor, after: Tensor) -> float:
+def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """How much the output that changes most does, relative to itself."""
+    return max(map(_change_of_one, before, after), default=math.inf)
+
+
+def _change_of_one(before: Tensor, after: Tensor) -> float:
     if before.shape != after.shape or not before.numel():
         return 0.0 if before.shape == after.shape else math.inf
     if not before.is_floating_point():

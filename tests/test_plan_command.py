@@ -314,8 +314,14 @@ def test_a_run_that_does_not_grow_is_refused(capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("words", EXACT)
-def test_the_commands_of_the_help_run(words, capsys):
-    text = printed(capsys, *words.split())
-    assert "coefficients" in text
+@pytest.mark.parametrize("method", [DEFAULT, "ligo"])
+def test_the_commands_of_the_help_run(words, method, capsys):
+    option = "--trainer.callbacks.method" if "--config" in words else "--method"
+    text = printed(capsys, *words.split(), option, method)
     if "--json" in words:
-        json.loads(text)
+        (growth,) = json.loads(text)["growths"]
+        assert growth["proofs"].keys() == growth["axes"].keys()
+        assert (growth["cost"]["coefficients"] > 0) == (method == "ligo")
+    else:
+        assert "  holds, to" in text and "fails, by" not in text
+        assert re.search(r"\d coefficients" if method == "ligo" else "nothing is learned", text)

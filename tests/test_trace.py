@@ -149,6 +149,45 @@ def test_an_axis_that_only_some_orders_leave_alone_is_not_exchangeable():
         assert ligo.prove(Mirrored(width), torch.randn(2, 4))["in"] > 0.01
 
 
+class _Ordered(nn.Module):
+    """Sums its hidden axis up in order, which only one of its outputs shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = (
+            nn.Linear(4, 6, bias=False),
+            nn.Linear(6, 2),
+            nn.Linear(6, 2),
+        )
+
+    def forward(self, x):
+        hidden = self.one(x)
+        return self.two(hidden), self.three(hidden.cumsum(-1))
+
+
+def test_the_proof_looks_at_every_output_and_behind_zeros():
+    network, zeros = _Ordered(), torch.zeros(3, 4)
+    assert ligo.prove(network, zeros)["in"] > 0.1
+    nn.init.zeros_(network.three.weight)
+    assert ligo.prove(network, torch.randn(3, 4))["in"] > 0.1
+    assert not network.three.weight.any() and not zeros.any()
+
+
+def test_what_tracing_does_not_see_fails_in_the_proof():
+    class Unseen(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            hidden = self.one(x)
+            hidden.detach().numpy()[:, 0] *= 3
+            return self.two(hidden)
+
+    with pytest.raises(ValueError, match=r"axis hidden cannot grow: permuting its entries changes"):
+        ligo.pair(Unseen(4), Unseen(6), torch.randn(3, 4))
+
+
 class _Chaotic(nn.Module):
     """Every layer makes a difference of the size of rounding some times larger."""
 
