@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelSummary
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Optimizer
 
@@ -45,7 +46,8 @@ def swap(
     `conform`.
 
     Raises:
-        RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards.
+        RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards, or
+            ranks have other weights, or under DDP another optimizer state, than rank 0.
     """
     small, at = network_at(pl_module, attribute), name_at(pl_module, attribute)
     groups = group_names(trainer, pl_module)
@@ -77,6 +79,8 @@ def swap(
     _fill_groups(trainer, pl_module, groups, outer)
     for parameter in grown.values():
         parameter.grad = None
+    if isinstance(trainer.strategy, DDPStrategy):
+        check_ranks_are_alike(trainer, {**pl_module.state_dict(), **_moments(trainer, pl_module)})
     if is_compiled(pl_module) or pl_module._compiler_ctx is not None:
         torch.compiler.reset()  # the small network's programs count against the recompile limit
     pl_module._metric_attributes = None  # the names of torchmetrics, which Lightning caches
@@ -114,10 +118,18 @@ def _wrap_again(trainer: Trainer, pl_module: LightningModule, attribute: str) ->
         strategy.model = pl_module  # the old wrapper, and its buckets, are freed
         strategy._pl_static_graph_delay_done = False
         strategy.configure_ddp()  # rank 0's parameters and buffers are for all
-        check_ranks_are_alike(trainer, pl_module.state_dict())
     elif is_sharded(trainer):  # afterwards each rank has a part only; buffers stay its own
         check_ranks_are_alike(trainer, dict(network_at(pl_module, attribute).named_parameters()))
         shard(trainer, pl_module, attribute)
+
+
+def restart_compression(trainer: Trainer) -> None:
+    """Let PowerSGD begin anew: what it keeps has the shapes of the small network's gradients."""
+    state = getattr(trainer.strategy, "_ddp_comm_state", None)
+    if isinstance(state, PowerSGDState):
+        state.iter = 0
+        for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            kept.clear()
 
 
 def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
@@ -137,9 +149,10 @@ def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> No
     differ = [str(rank) for rank, theirs in enumerate(every) if not torch.equal(theirs, every[0])]
     if differ:
         raise RuntimeError(
-            f"after the growth at step {trainer.global_step} the weights of ranks "
-            f"{', '.join(differ)} are not those of rank 0, so the run would train several "
-            "networks; look for randomness that is not seeded, in the network's constructor"
+            f"after the growth at step {trainer.global_step} the weights, or the state of their "
+            f"optimizers, of ranks {', '.join(differ)} are not those of rank 0, so the run would "
+            "train several networks; look for randomness that is not seeded, in the network's "
+            "constructor, and for what one rank alone does to the optimizers"
         )
 
 
@@ -189,6 +202,18 @@ def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[
         [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
     ]
+
+
+def _moments(trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+    """The tensors of the optimizers' state, by the parameter that they belong to."""
+    name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
+    return {
+        f"{name_of[parameter]} {number} {key}": value
+        for number, optimizer in enumerate(trainer.optimizers)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _laid_out(value: Any, parameter: nn.Parameter) -> Any:

@@ -21,6 +21,10 @@ from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
+    PowerSGDState,
+    powerSGD_hook,
+)
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
@@ -227,6 +231,32 @@ class Short(Even):
         if self.network.embed.out_features > 8 and self.global_rank == RANKS - 1:
             raise torch.OutOfMemoryError("out of memory")
         return super().training_step(batch, batch_idx)
+
+
+class Drifting(Even):
+    """The last rank changes its momentum by itself."""
+
+    def on_train_batch_end(self, *_):
+        for state in self.optimizers().state.values():
+            state["momentum_buffer"] += self.global_rank
+
+
+class Compressing(DDPStrategy):
+    """PowerSGD, which Lightning registers on GPUs only."""
+
+    def _register_ddp_hooks(self):
+        self.model.register_comm_hook(self._ddp_comm_state, powerSGD_hook)
+
+
+def compressed(folder):
+    """How often gradients were reduced by the state of a hook since the growth."""
+    state = PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+    strategy = functools.partial(
+        Compressing, ddp_comm_state=state, process_group_backend="gloo",
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    result = grown(folder, method="lemon", strategy=strategy)
+    return {**result, "reduced": state.iter, "kept": len(state.error_dict)}
 
 
 class Stemmed(Even):
@@ -442,11 +472,16 @@ CASES = {
         grown, method="ligo", steps=2, strategy=lambda: ddp(static_graph=True)),
     "view": functools.partial(
         grown, method="ligo", steps=2, strategy=lambda: ddp(gradient_as_bucket_view=True)),
+    "clipped": functools.partial(grown, method="lemon", gradient_clip_val=0.1),
+    "compressed": compressed,
+    "drifting": lambda folder: refused(folder, Drifting, method="lemon"),
     "bf16": functools.partial(grown, method="ligo", steps=2, precision="bf16-mixed"),
     "uninterrupted": functools.partial(grown, method="lemon", epochs=3),
     "resumed": functools.partial(resumed, growths=[Growth(LARGE, step=4)]),
     "not a number": lambda folder: refused(folder, Broken, method="ligo", steps=3),
     "sharded": functools.partial(grown, kind=Sharded, method="ligo", steps=5, strategy=sharding),
+    "sharded, clipped": functools.partial(
+        grown, kind=Sharded, method="lemon", gradient_clip_val=0.1, strategy=sharding),
     "sharded, made late": functools.partial(
         grown, kind=Late, method="stack+lemon", strategy=sharding),
     "sharded, bf16": functools.partial(

@@ -48,6 +48,12 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
             "that makes them, which goes on after fit, would be left with the small network; use "
             "strategy='ddp'"
         )
+    if isinstance(strategy, DDPStrategy) and strategy._model_averaging_period is not None:
+        raise ValueError(
+            "the DDPStrategy averages the weights of the ranks every "
+            f"{strategy._model_averaging_period} steps only, and until then each has a network of "
+            "its own to grow; leave out model_averaging_period"
+        )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     count = sum(isinstance(callback, growing) for callback in callbacks)
     if count > 1:

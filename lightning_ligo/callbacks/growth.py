@@ -41,7 +41,7 @@ from lightning_ligo.callbacks.events import log_growths, log_parameters
 from lightning_ligo.callbacks.examining import Examining
 from lightning_ligo.callbacks.failing import GrowthFailedError, OnFailure
 from lightning_ligo.callbacks.growing import Growing, check_grown
-from lightning_ligo.callbacks.ramping import Ramping, check_room
+from lightning_ligo.callbacks.ramping import Ramping, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.record import Metric, count, growth_record, told
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
@@ -78,6 +78,7 @@ from lightning_ligo.surgery import (
     check_every_parameter_once,
     check_optimizers_can_change,
     group_names,
+    restart_compression,
 )
 
 
@@ -261,6 +262,8 @@ class GrowthCallback(Counting):
         self._rates.resume([Rate(**record["rate"]) for record in self._records])
         if self._rates.factor != 1:
             rank_zero_info(f"The learning rate is {Rate(self._rates.factor)}, as since the growth")
+        if self._records:
+            check_ramp_goes_on(self._records[-1], self.method, trainer.global_step)
         if self.steps > 0:
             assert trainer.fit_loop._combined_loader is not None
             for loader in trainer.fit_loop._combined_loader.flattened:
@@ -306,9 +309,10 @@ class GrowthCallback(Counting):
         """Whether masks, and which entries are new, of the last growth are to be found again."""
         if not self._records:
             return False, False
-        since, rate = self._records[-1]["step"], Rate(**self._records[-1]["rate"])
+        last, rate = self._records[-1], Rate(**self._records[-1]["rate"])
+        since = last["step"]
         return (
-            self._ramping.is_lost(since, trainer.global_step),
+            last["ramp"] > 0 and self._ramping.is_lost(since, trainer.global_step),
             self._rates.is_lost(rate, since, trainer.global_step),
         )
 
@@ -488,6 +492,7 @@ class GrowthCallback(Counting):
             + told(trainer, record, grown.losses, self._rates.factor)
         )
         restart_stopping(trainer, self.early_stopping)
+        restart_compression(trainer)
         log_parameters(trainer, count(grown.large))
         log_growths(trainer, self._records, self._sizes(pl_module))
 

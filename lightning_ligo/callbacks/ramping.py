@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_ligo.method import Method
 from lightning_ligo.ramp import Ramp
 
 
@@ -47,6 +49,22 @@ class Ramping:
             rank_zero_info(f"New parts were let in to {self._ramp.c:.0%}, and are now to 100%")
             self._ramp.end()
             self._ramp = None
+
+
+def check_ramp_goes_on(record: dict[str, Any], method: Method, step: int) -> None:
+    """Refuse to go on, by another method, while a growth still lets its new parts in.
+
+    Raises:
+        ValueError: naming both methods.
+    """
+    begun, ramp, now = record["step"], record["ramp"], (method.name, method.ramp)
+    if step < begun + ramp and (record["method"], ramp) != now:
+        raise ValueError(
+            f"the checkpoint was written at step {step}, while method {record['method']!r} let the "
+            f"new parts of the growth at step {begun} in over {ramp} steps, and this "
+            f"GrowthCallback has method {method.name!r} with a ramp of {method.ramp}; give it the "
+            f"method of the run that wrote the checkpoint until step {begun + ramp}"
+        )
 
 
 def check_room(steps: int, name: str, growths: Iterable[int | None], end: float) -> None:

@@ -36,6 +36,7 @@ def growth_record(
         "step": step,
         "reason": reason,
         "method": operator.method.name,
+        "ramp": operator.method.ramp,
         "parameters": {"small": count(grown.small), "large": count(grown.large)},
         "axes": {axis: list(lengths) for axis, lengths in plan.axes.items()},
         "stacks": {stack: list(depths) for stack, depths in plan.stacks.items()},

@@ -148,6 +148,12 @@ def test_a_strategy_that_is_not_supported(tmp_path, strategy, message):
         run.callbacks[0].on_fit_start(run, plain())
 
 
+def test_ranks_that_are_averaged_now_and_then(tmp_path):
+    run = trainer(tmp_path, callback(), strategy=DDPStrategy(model_averaging_period=2))
+    with pytest.raises(ValueError, match="averages the weights of the ranks every 2 steps only"):
+        run.callbacks[0].on_fit_start(run, plain())
+
+
 def test_two_callbacks(tmp_path):
     class Another(GrowthCallback):
         state_key = "another"

@@ -67,22 +67,35 @@ def test_after_the_ramp_the_network_is_plain(tmp_path):
         assert set(vars(ours)) == set(vars(theirs))
 
 
-def test_a_run_that_is_resumed_while_parts_are_let_in_ends_with_the_same_weights(tmp_path):
-    def run(folder, ckpt_path=None, epochs=3):
-        torch.manual_seed(0)
-        saves = ModelCheckpoint(folder, every_n_train_steps=12, save_top_k=-1, filename="{step}")
-        module = Described(SMALL)
-        fitted = trainer(folder, growth(), saves, epochs=epochs, enable_checkpointing=True)
-        data = DataLoader(items(), 8)
-        fitted.fit(module, data, val_loader(), ckpt_path=ckpt_path)
-        return module
+def run(folder, callback, ckpt_path=None):
+    """A run that saves a checkpoint at steps 12, in the ramp, and 18, behind it."""
+    torch.manual_seed(0)
+    saves = ModelCheckpoint(folder, every_n_train_steps=6, save_top_k=-1, filename="{step}")
+    module = Described(SMALL)
+    fitted = trainer(folder, callback, saves, epochs=4, enable_checkpointing=True)
+    fitted.fit(module, DataLoader(items(), 8), val_loader(), ckpt_path=ckpt_path)
+    return module
 
-    whole = run(tmp_path / "whole")
-    resumed = run(tmp_path / "resumed", tmp_path / "whole" / "step=12.ckpt")
+
+def test_a_run_that_is_resumed_while_parts_are_let_in_ends_with_the_same_weights(tmp_path):
+    whole = run(tmp_path / "whole", growth())
+    resumed = run(tmp_path / "resumed", growth(), tmp_path / "whole" / "step=12.ckpt")
     for (name, ours), theirs in zip(
         resumed.state_dict().items(), whole.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_it_goes_on_by_the_method_it_was_begun_by_until_all_parts_are_in(tmp_path):
+    run(tmp_path / "msg", growth())
+    lemon = GrowthCallback(growth().growths, method="lemon")
+    with pytest.raises(ValueError, match="method 'msg' let the new parts of the growth at step 8"):
+        run(tmp_path / "resumed", lemon, tmp_path / "msg" / "step=12.ckpt")
+    run(tmp_path / "resumed", lemon, tmp_path / "msg" / "step=18.ckpt")
+    whole = run(tmp_path / "lemon", lemon)
+    resumed = run(tmp_path / "masked", growth(), tmp_path / "lemon" / "step=12.ckpt")
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)  # nothing was masked
 
 
 def test_a_run_that_fails_meanwhile_leaves_a_plain_network(tmp_path):

@@ -17,6 +17,7 @@ RECORDS = [
         "step": 100 * number,
         "reason": f"step {100 * number}",
         "method": "ligo",
+        "ramp": 0,
         "parameters": {"small": 1000 * number, "large": 4000 * number},
         "axes": {"embed": [32, 64]},
         "stacks": {"blocks": [2, 4]},
@@ -111,7 +112,7 @@ def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
     for number, growth in enumerate(report["growths"]):
         assert set(growth) == {
             "step", "method", "parameters", "axes", "stacks", "operator", "metric", "flops",
-            "seconds", "inexact", "moments", "rate", "reason",
+            "seconds", "inexact", "moments", "ramp", "rate", "reason",
         }  # fmt: skip
         small, large = counts[number], counts[number + 1]
         assert growth["parameters"] == {"small": small, "large": large}
