@@ -73,15 +73,17 @@ class Flows:
         self.tied: set[Flow] = set()
         self._flipped: dict[Flow, int] = {}
         self._raised: set[Flow] = set()
+        tables: dict[Flow, set[Flow]] = {}  # what is read by tables -> what these write
         for leaf in own:
             roles = {use.role for use in uses[leaf]} - {"consumes"}
             for use in uses[leaf] if roles else ():
                 if use.role == "consumes" and use.reads is not None:
                     read = use.reads.root()
                     if roles == {"produces"} and read is not self.flow(leaf) and read in written:
-                        self._flipped[read] = -self._power(self.flow(leaf))
+                        tables.setdefault(read, set()).add(self.flow(leaf))
                     else:
                         self.tied.add(self.flow(leaf))
+        self._flip(tables)
         self.post_norm |= self._level(together, plain)
         self._names = self._merge(own, stacks)
         self._written: dict[Factor, str] = {}  # by axis
@@ -116,6 +118,20 @@ class Flows:
             if _overlap(use.owner, owner)
             and any(end.factor in inside for end in ends([Item(use.factor, None)]))
         ]
+
+    def _flip(self, tables: dict[Flow, set[Flow]]) -> None:
+        """Flip what tables read, but by those that write what is flipped: the last ones first."""
+        left = dict(tables)
+        while left:
+            ready = [read for read, own in left.items() if not own & left.keys()]
+            for read in ready or list(left):
+                own = left.pop(read)
+                powers = {(flow in self._flipped, self._power(flow)) for flow in own}
+                ((turned, power), *others) = powers
+                if others or not ready or (turned and power != -self._power(read)):
+                    self.tied |= own
+                elif not turned:
+                    self._flipped[read] = -power
 
     def _level(self, together: list[set[Flow]], plain: set[Flow]) -> set[Flow]:
         """Let flows that one weight reads have one power; those that cannot."""

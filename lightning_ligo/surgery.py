@@ -206,7 +206,9 @@ def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[
 
 def _moments(trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
     """The tensors of the optimizers' state, by the parameter that they belong to."""
-    name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
+    name_of: dict[Tensor, str] = {
+        parameter: name for name, parameter in pl_module.named_parameters()
+    }
     return {
         f"{name_of[parameter]} {number} {key}": value
         for number, optimizer in enumerate(trainer.optimizers)

@@ -165,6 +165,25 @@ def test_a_parameter_that_scales_what_it_reads_is_said_to_change_it():
     )
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_autoencoders_behind_each_other_keep_the_function(count):
+    class Tables(nn.Module):
+        """Each reads by its table, and writes by it what the next one reads."""
+
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+            self.tables = nn.ParameterList(torch.randn(3, width) for _ in range(count))
+
+        def forward(self, x):
+            x = self.one(x)
+            for table in self.tables:
+                x = torch.tanh(x @ table.T) @ table
+            return self.two(x)
+
+    assert grown(Tables, 3, 5) == (pytest.approx(0, abs=1e-12), ())
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple(norm):
     build = module(lambda n: norm(2 * n))
