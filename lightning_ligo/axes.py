@@ -129,22 +129,22 @@ class Axes:
 
     def _shown(self, pattern: str) -> str:
         """A pattern with the numbers of its layers, if others in the list are not of its stack."""
-        title = next((title for title in self.stacks if pattern.startswith(f"{title}.*.")), None)
+        title = next((t for t in self.stacks if f"{pattern}.".startswith(f"{t}.*.")), None)
         if title is None:
             return pattern
         path, layers = self.stacks[title]
-        rest = pattern.removeprefix(f"{title}.*.")
-        every = split(f"{path}.*.{rest}")
+        rest = pattern.removeprefix(f"{title}.*")
+        every = split(f"{path}.*{rest}")
         others = [
             layer
             for other, stack in self.stacks.items()
-            if other != title and stack.path == path and f"{other}.*.{rest}" in self.dims
+            if other != title and stack.path == path and f"{other}.*{rest}" in self.dims
             for layer in stack.layers
         ]
         others += [
             found[0] for name in self.dims if name.endswith(rest) and (found := match(every, name))
         ]
-        return f"{path}.{hole(layers, others)}.{rest}"
+        return f"{path}.{hole(layers, others)}{rest}"
 
 
 # Names ------------------------------------------------------------------------------------------

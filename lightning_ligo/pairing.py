@@ -165,7 +165,7 @@ def _rows(
     rows: list[Row] = []
     buffers: list[Row] = []
     for pattern, shape in shapes[1].items():
-        stack = next((s for s in theirs.stacks if pattern.startswith(f"{s}.*.")), None)
+        stack = next((s for s in theirs.stacks if f"{pattern}.".startswith(f"{s}.*.")), None)
         row = Row(
             pattern,
             stack,
@@ -186,8 +186,8 @@ def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
     if stack is None:
         return (pattern,)
     path, layers = axes.stacks[stack]
-    rest = pattern.removeprefix(f"{stack}.*.")
-    return tuple(f"{path}.{layer}.{rest}" for layer in layers)
+    rest = pattern.removeprefix(f"{stack}.*")
+    return tuple(f"{path}.{layer}{rest}" for layer in layers)
 
 
 def _unused(axes: Axes, small: dict[str, Size], large: dict[str, Size]) -> list[str]:

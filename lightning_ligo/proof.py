@@ -34,7 +34,8 @@ def prove(
     are tried, a cycle through all entries and a swap of two of them, of which every other order is
     made. The proof runs in evaluation mode, in float64 where it can be, on a copy of ``network``
     with noise on all weights and random numbers for inputs that are zero (so that what starts at
-    zero or one hides nothing). Of several outputs the one that changes most counts. It needs no
+    zero or one hides nothing). Of several outputs the one that changes most counts; those behind
+    the first may carry the axis, so that their entries are compared in order of size. It needs no
     knowledge of the network but its axes, and is the test of every tracing rule.
 
     Axes that are called growable are permuted all at once, each in an order of its own; they share
@@ -111,7 +112,8 @@ def _changes(
 
     def outputs() -> list[Tensor]:
         with torch.no_grad():
-            return outputs_of(network.train().eval()(*args, **kwargs))
+            first, *others = outputs_of(network.train().eval()(*args, **kwargs))
+        return [first, *(other.flatten().sort().values for other in others)]
 
     before = _calmed(network, outputs) if dtype == torch.float64 else outputs()
 

@@ -86,9 +86,9 @@ def pattern_of(name: str, stacks: Stacks) -> tuple[str, str | None, int | None]:
     """
     for title, stack in stacks.items():
         if name.startswith(f"{stack.path}."):
-            number, _, rest = name.removeprefix(f"{stack.path}.").partition(".")
+            number, dot, rest = name.removeprefix(f"{stack.path}.").partition(".")
             if number.isdigit() and int(number) in stack.layers:
-                return f"{title}.*.{rest}", title, stack.layers.index(int(number))
+                return f"{title}.*{dot}{rest}", title, stack.layers.index(int(number))
     return name, None, None
 
 

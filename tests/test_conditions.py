@@ -173,11 +173,13 @@ def test_autoencoders_behind_each_other_keep_the_function(count):
         def __init__(self, width):
             super().__init__()
             self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
-            self.tables = nn.ParameterList(torch.randn(3, width) for _ in range(count))
+            for number in range(count):
+                setattr(self, f"table{number}", nn.Parameter(torch.randn(3, width)))
 
         def forward(self, x):
             x = self.one(x)
-            for table in self.tables:
+            for number in range(count):
+                table = getattr(self, f"table{number}")
                 x = torch.tanh(x @ table.T) @ table
             return self.two(x)
 

@@ -135,6 +135,22 @@ class UNet(nn.Module):
         return self.out(x)
 
 
+class Listed(nn.Module):
+    """Parameters in lists, without a module to each, as prompts and low-rank parts often are."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.ups = nn.ParameterList(torch.randn(width, 2 * width) for _ in range(depth))
+        self.downs = nn.ParameterList(torch.randn(2 * width, width) for _ in range(depth))
+
+    def forward(self, input):
+        x = self.stem(input)
+        for up, down in zip(self.ups, self.downs, strict=True):
+            x = x + torch.tanh(x @ up) @ down
+        return self.head(x)
+
+
 class Recurrent(nn.Module):
     """Reads the outputs of a recurrent network, or only its last state."""
 
@@ -239,6 +255,7 @@ CASES = [
     *recurrent(),
     case("perceptron", perceptron, (7, 5), (17, 6), VECTORS),
     case("perceptron of equal layers", perceptron, (7, 7, 7), (9, 9, 9), VECTORS),
+    case("parameters in lists", Listed, [4, 2], [7, 2], VECTORS),
     case("resnet, wider", ResNet, [(4, 6, 8)], [(6, 9, 8)], IMAGES),
     case("resnet", ResNet, [(4, 6, 8)], [(6, 12, 10), (2, 3, 4)], IMAGES),
     case("unet", UNet, [4], [6], IMAGES),
@@ -274,6 +291,15 @@ def test_networks_of_plain_torch_are_proved_and_grow(small, large, inputs, reaso
     assert len(plan.inexact) == len(reasons), plan.inexact
     for reason, line in zip(reasons, plan.inexact, strict=True):
         assert reason in line
+
+
+def test_lists_of_parameters_become_deeper():
+    small, large = randomised(Listed(4, 2), torch.float64), Listed(6, 3).double()
+    inputs = cast(VECTORS, torch.float64)
+    plan = ligo.pair(small, large, **inputs)
+    assert plan.stacks == {"ups": (2, 3), "downs": (2, 3)}
+    ligo.Operator(plan, small, "lemon").bake(large)
+    torch.testing.assert_close(output(large, inputs), output(small, inputs))
 
 
 def test_the_gates_of_a_recurrent_layer_are_told_apart():
