@@ -9,10 +9,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _metadata_fn as LIST
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 METADATA = "meta.pt"
@@ -23,10 +24,11 @@ METADATA = "meta.pt"
 def intact(path: str | Path, weights_only: bool | None = None) -> Iterator[None]:
     """Load a local checkpoint within: a file, or a folder that `ModelParallelStrategy` writes.
 
-    The check sums of a file are computed, which reads it once, for torch itself loads changed
-    numbers without a word. Of a folder all files must be there and as long as they were. Torch
-    unpickles its list of tensors and its numbers whatever `weights_only` is; unless it is False,
-    they are read by themselves before, and refused if they are more than that.
+    All check sums are computed, which reads it once, for torch itself loads changed numbers without
+    a word: those of a file, or those of every tensor in a folder, one after the other. Only the
+    list of the tensors has none. Torch unpickles that list and a folder's numbers whatever
+    `weights_only` is; unless it is False, they are read by themselves before, and refused if they
+    are more than that.
 
     Raises:
         ValueError: for a checkpoint that is damaged, or that would run code.
@@ -48,13 +50,18 @@ def intact(path: str | Path, weights_only: bool | None = None) -> Iterator[None]
 
 
 def _check_file(path: Path) -> None:
+    with path.open("rb") as file:
+        _check_sums(path, file, "it")
+
+
+def _check_sums(path: Path, file: IO[bytes], what: str) -> None:
+    """Refuse what torch.save has written, which is a zip file, if it is not as it was written."""
     try:
-        with zipfile.ZipFile(path) as file:
-            changed = file.testzip()
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, "it is cut off, or no file of torch.save") from error
+        changed = zipfile.ZipFile(file).testzip()
+    except Exception as error:  # of any kind: most of what is read is where something lies
+        raise _damaged(path, f"{what} is cut off, or no file of torch.save") from error
     if changed is not None:
-        raise _damaged(path, f"{changed} in it is not as it was written")
+        raise _damaged(path, f"{changed} in {what} is not as it was written")
 
 
 def _check_folder(path: Path, weights_only: bool | None) -> None:
@@ -62,22 +69,42 @@ def _check_folder(path: Path, weights_only: bool | None) -> None:
         if not (path / name).is_file():
             raise _damaged(path, f"it has no file {name}, which is written last")
     _check_file(path / METADATA)
+    for name, info, is_number in _listed(path, weights_only):
+        _check_item(path, name, info, unpickled=is_number and weights_only is not False)
+
+
+def _listed(path: Path, weights_only: bool | None) -> list[tuple[str, _StorageInfo, bool]]:
+    """What the list of a folder tells: the names, where each lies, and whether it is a number."""
     try:
         with (path / LIST).open("rb") as file:
             metadata = (pickle.Unpickler if weights_only is False else _Listed)(file).load()
-    except EOFError as error:
-        raise _damaged(path, f"its file {LIST} is cut off") from error
-    for index, info in metadata.storage_data.items():
-        part = path / info.relative_path
-        if not part.is_file():
-            raise _damaged(path, f"it has no file {part.name}")
-        if part.stat().st_size < info.offset + info.length:
-            raise _damaged(path, f"its file {part.name} is cut off")
-        numbers = isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata)
-        if numbers and weights_only is not False:
-            with part.open("rb") as file:
-                file.seek(info.offset)
-                torch.load(io.BytesIO(file.read(info.length)), weights_only=True)
+        kinds = metadata.state_dict_metadata
+        return [
+            (index.fqn, info, isinstance(kinds[index.fqn], BytesStorageMetadata))
+            for index, info in metadata.storage_data.items()
+        ]
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # of any kind, from a pickle that is not whole
+        if str(error).startswith("GLOBAL"):
+            raise
+        raise _damaged(path, f"its file {LIST} is cut off, or no list of tensors") from error
+
+
+def _check_item(path: Path, name: str, info: _StorageInfo, *, unpickled: bool) -> None:
+    """Refuse a tensor, or a number, that is not as it was written into its part of a file."""
+    part = path / info.relative_path
+    if not part.is_file():
+        raise _damaged(path, f"it has no file {part.name}")
+    if part.stat().st_size < info.offset + info.length:
+        raise _damaged(path, f"its file {part.name} is cut off")
+    with part.open("rb") as file:
+        file.seek(info.offset)
+        held = io.BytesIO(file.read(info.length))
+    _check_sums(path, held, f"{name} of its file {part.name}")
+    if unpickled:
+        held.seek(0)
+        torch.load(held, weights_only=True)
 
 
 def _damaged(path: Path, how: str) -> ValueError:

@@ -224,6 +224,14 @@ class Broken(Even):
         return loss * math.nan if large and self.global_rank == RANKS - 1 else loss
 
 
+class Infinite(Even):
+    """Validation finds infinity in the large network on the last rank, and tells no other."""
+
+    def validation_step(self, batch, batch_idx):
+        worse = self.network.embed.out_features > 8 and self.global_rank == RANKS - 1
+        self.log("val_loss", math.inf if worse else 1.0, sync_dist=False)
+
+
 class Short(Even):
     """The last rank has no memory left while the operator is learned."""
 
@@ -479,6 +487,7 @@ CASES = {
     "uninterrupted": functools.partial(grown, method="lemon", epochs=3),
     "resumed": functools.partial(resumed, growths=[Growth(LARGE, step=4)]),
     "not a number": lambda folder: refused(folder, Broken, method="ligo", steps=3),
+    "infinite": functools.partial(given_up, kind=Infinite, method="lemon"),
     "sharded": functools.partial(grown, kind=Sharded, method="ligo", steps=5, strategy=sharding),
     "sharded, clipped": functools.partial(
         grown, kind=Sharded, method="lemon", gradient_clip_val=0.1, strategy=sharding),

@@ -114,3 +114,21 @@ def test_nothing_to_learn_is_an_error(pair):
     operator = ligo.Operator(ligo.pair(small, large, **TOKENS), small, "lemon")
     with pytest.raises(ValueError, match="'lemon' has nothing to learn"):
         ligo.fit(operator, large, loss, repeat(TOKENS), steps=1, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"steps": 3}, "steps"),
+        (
+            {"loss": loss, "batches": [TOKENS], "learning_rate": 1e-3},
+            "loss, batches, learning_rate",
+        ),
+    ],
+)
+def test_a_method_that_learns_nothing_is_given_nothing_to_learn_from(pair, given, named):
+    small, large = pair
+    before = [p.detach().clone() for p in large.parameters()]
+    with pytest.raises(ValueError, match=f"'lemon' learns nothing, and was given {named}; leave"):
+        ligo.grow(small, large, method="lemon", **given, **TOKENS)
+    assert all(torch.equal(a, b) for a, b in zip(before, large.parameters(), strict=True))

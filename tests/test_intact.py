@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, or that would run code; in runs in callbacks/test_resume.py."""
 
 import pickle
+import struct
 import warnings
 
 import pytest
@@ -61,6 +62,20 @@ def change(path):
     path.write_bytes(held)
 
 
+def change_number(path):
+    """One bit of the rate of the optimizer."""
+    held = bytearray(path.read_bytes())
+    held[held.rindex(struct.pack(">d", 0.1)) + 2] ^= 1
+    path.write_bytes(held)
+
+
+def change_end(path):
+    """One bit of where the last item of a part says what it holds."""
+    held = bytearray(path.read_bytes())
+    held[held.rindex(b"PK\x01\x02") + 1] ^= 1
+    path.write_bytes(held)
+
+
 @pytest.mark.parametrize("written", [file, sharded])
 def test_what_is_whole_is_loaded(tmp_path, written):
     assert load(written(tmp_path))["epoch"] == 1
@@ -70,6 +85,15 @@ def test_torch_itself_loads_a_changed_weight(tmp_path):
     path = file(tmp_path)
     change(path)
     assert not torch.equal(torch.load(path)["state_dict"]["weight"], torch.arange(4096.0))
+
+
+def test_torch_itself_loads_a_changed_weight_from_a_folder(tmp_path):
+    path, state = sharded(tmp_path), {"state_dict.weight": torch.zeros(4096)}
+    change(path / "__0_0.distcp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distributed.load(state, checkpoint_id=path, no_dist=True)
+    assert not torch.equal(state["state_dict.weight"], torch.arange(4096.0))
 
 
 @pytest.mark.parametrize(
@@ -96,12 +120,34 @@ def test_a_damaged_file_is_refused(tmp_path, damage, message):
         (".metadata", empty, r"its file \.metadata is cut off"),
         ("__0_0.distcp", lambda path: path.unlink(), r"it has no file __0_0\.distcp; resume from"),
         ("__0_0.distcp", cut, r"its file __0_0\.distcp is cut off"),
+        ("__0_0.distcp", change, r"data/0 in state_dict\.weight of its file __0_0\.distcp is not"),
+        ("__0_0.distcp", change_number, r"data\.pkl in optimizer_0\.lr of its file .* is not as"),
+        ("__0_0.distcp", change_end, r"damaged: state_dict\.weight of its file .* is cut off, or"),
     ],
 )
-def test_a_damaged_folder_is_refused(tmp_path, name, damage, message):
+@pytest.mark.parametrize("weights_only", [None, False])
+def test_a_damaged_folder_is_refused(tmp_path, name, damage, message, weights_only):
     path = sharded(tmp_path)
     damage(path / name)
     with pytest.raises(ValueError, match=message):
+        load(path, weights_only)
+
+
+@pytest.mark.parametrize("weights_only", [None, False])
+def test_a_list_that_is_cut_off_anywhere_is_damaged_and_no_payload(tmp_path, weights_only):
+    path = sharded(tmp_path)
+    held = (path / ".metadata").read_bytes()
+    for length in range(0, len(held), 50):
+        (path / ".metadata").write_bytes(held[:length])
+        with pytest.raises(ValueError, match=r"damaged: its file \.metadata is cut off.*; resume"):
+            load(path, weights_only)
+
+
+@pytest.mark.parametrize("held", [b"no pickle", pickle.dumps([]), pickle.dumps(3.0)[:-1]])
+def test_a_list_of_something_else_is_damaged(tmp_path, held):
+    path = sharded(tmp_path)
+    (path / ".metadata").write_bytes(held)
+    with pytest.raises(ValueError, match=r"its file \.metadata is cut off, or no list of tensors"):
         load(path)
 
 

@@ -1,5 +1,6 @@
 """A checkpoint grown between two runs: the oracle is a run that grows while it goes on."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from runs import (
     val_loader,
 )
 from test_cli import RUN, VIT
+from test_intact import RAN, Payload
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
@@ -166,7 +168,52 @@ def test_what_cannot_be_grown_is_refused_and_nothing_is_written(tmp_path):
             grown(start, end, *([callback] if callback else []))
     with pytest.raises(ValueError, match="has 2 devices, and a checkpoint is grown on one"):
         grown(path, out, one, devices=2, strategy="ddp")
+    with pytest.raises(ValueError, match="the run ends before its first batch, so nothing grows"):
+        grown(path, out, one, limit_train_batches=0)
     assert not out.exists() and torch.load(path, weights_only=True)["global_step"] == EPOCH
+
+
+@pytest.mark.parametrize("older", [None, b"of another"])
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch, older):
+    """The disk is full; and another has written a file of that name meanwhile."""
+    fit(plain(), tmp_path, epochs=1)
+    out, save = tmp_path / "grown.ckpt", torch.save
+
+    def fails(checkpoint, path):
+        save(checkpoint, path)
+        os.truncate(path, path.stat().st_size // 2)
+        if older is not None:
+            out.write_bytes(older)
+        raise OSError("disk full")
+
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        grown(tmp_path / "epoch=0.ckpt", out, growing(Growth(LARGE, step=17)))
+    if older is None:
+        assert set(tmp_path.iterdir()) == before
+    else:
+        assert set(tmp_path.iterdir()) == {*before, out} and out.read_bytes() == older
+
+
+def test_a_payload_is_not_run_unless_its_source_is_trusted(tmp_path):
+    fit(plain(), tmp_path, epochs=1)
+    path, out = tmp_path / "held.ckpt", tmp_path / "grown.ckpt"
+    held = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    torch.save({**held, "more": Payload()}, path)
+    train, val = loaders()
+    RAN.clear()
+    for weights_only in (None, True):
+        run = trainer(tmp_path, growing(Growth(LARGE, step=17)))
+        with pytest.raises(
+            ValueError, match=r"held\.ckpt holds more .* \(test_intact\.run\); nothi"
+        ):
+            grow_checkpoint(run, plain(1), path, out, weights_only, train_dataloaders=train)
+    assert RAN == [] and not out.exists()
+    run = trainer(tmp_path, growing(Growth(LARGE, step=17)))
+    grow_checkpoint(run, plain(1), path, out, False, train_dataloaders=train, val_dataloaders=val)
+    assert set(RAN) == {"was run"}
+    assert torch.load(out, weights_only=True)["state_dict"]["network.head.weight"].shape[1] == 24
 
 
 @pytest.mark.filterwarnings(
@@ -185,6 +232,20 @@ def test_gradients_that_are_accumulated_are_not_lost(tmp_path):
     with pytest.raises(ValueError, match="was written while gradients were accumulated; take one"):
         grown(path, tmp_path / "grown.ckpt", growing(Growth(LARGE, step=5)), epochs=2,
               accumulate_grad_batches=2)  # fmt: skip
+
+
+def test_the_command_runs_no_payload(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-ligo"])
+    growth = {"step": 1, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
+    callback = {"class_path": "GrowthCallback", "init_args": {"growths": [growth]}}
+    Path("run.yaml").write_text(yaml.safe_dump(merge(RUN, {"trainer": {"callbacks": [callback]}})))
+    torch.save({"state_dict": {}, "more": Payload()}, "held.ckpt")
+    words = ["--config", "run.yaml", "--ckpt_path", "held.ckpt", "--out", "grown.ckpt"]
+    RAN.clear()
+    with pytest.raises(SystemExit, match=r"grow: .* held\.ckpt holds more .* \(test_intact\.run\)"):
+        main(["grow", *words])
+    assert RAN == [] and not Path("grown.ckpt").exists()
 
 
 def test_the_command_grows_a_configured_run_and_fit_goes_on(tmp_path, monkeypatch, capsys):

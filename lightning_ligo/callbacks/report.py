@@ -93,8 +93,12 @@ def write_report(
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Nobody finds half a file, and a failure leaves the one before."""
     part = path.with_name(f".{path.name}.part")
-    write(part)
-    os.replace(part, path)
+    try:
+        write(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 # Words --------------------------------------------------------------------------------------------

@@ -257,6 +257,17 @@ def test_an_average_of_other_weights_is_not_cut_short(tmp_path):
         fit(plain(), tmp_path, growth(), Partial())
 
 
+def test_an_average_in_another_order_is_not_paired(tmp_path):
+    class Reordered(WeightAveraging):
+        def setup(self, trainer, pl_module, stage):
+            super().setup(trainer, pl_module, stage)
+            parts = self._average_model.module._modules
+            parts["stem"] = parts.pop("stem")
+
+    with pytest.raises(RuntimeError, match="other weights than the module itself: their order; le"):
+        fit(plain(), tmp_path, growth(), Reordered())
+
+
 def test_an_average_of_sharded_weights_is_refused(tmp_path):
     run = trainer(tmp_path, growth(), WeightAveraging())
     run.strategy.__class__ = ModelParallelStrategy  # a real one would start processes

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_ligo.callbacks import GrowthCallback
@@ -110,6 +110,10 @@ def test_an_unknown_method_lists_the_known_ones():
             {"method": "ligo", "learning_rate": 0.0},
             "at learning_rate=0.0; give 0 or more steps and a rate above 0",
         ),
+        (
+            {"growths": [Growth(LARGE, epoch=1, data={"batch": 16})], "on_failure": "continue"},
+            "on_failure='continue' goes on with the small network, and the data has changed by",
+        ),
         ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),
     ],
 )
@@ -137,14 +141,22 @@ def test_an_override_that_does_not_fit(tmp_path, override, message):
     [
         (FSDPStrategy, "growth under FSDPStrategy .*'ddp', with ModelParallelStrategy, or on one"),
         (DeepSpeedStrategy, "growth under DeepSpeedStrategy is not supported; train with"),
-        (DDPStrategy, "processes of the DDPStrategy are made by fork, and the one that makes them"),
     ],
 )
 def test_a_strategy_that_is_not_supported(tmp_path, strategy, message):
     run = trainer(tmp_path, callback())
-    run.strategy.__class__ = strategy  # a real one would start processes
-    run.strategy._start_method = "fork"
-    with pytest.raises(ValueError, match=message):
+    run.strategy.__class__ = strategy  # Lightning makes a real one with a GPU, or with DeepSpeed
+    offline = r"with the command lightning-ligo grow or with lightning_ligo\.grow_checkpoint"
+    with pytest.raises(ValueError, match=f"{message}.* its checkpoint between two runs, {offline}"):
+        run.callbacks[0].on_fit_start(run, plain())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "made"), [("ddp_spawn", "spawn"), ("ddp_fork", "fork"), ("ddp_notebook", "fork")]
+)
+def test_a_strategy_whose_processes_leave_nothing_behind(tmp_path, strategy, made):
+    run = trainer(tmp_path, callback(), strategy=strategy, devices=2)  # fit would make them
+    with pytest.raises(ValueError, match=f"processes of the DDPStrategy are made by {made}, and t"):
         run.callbacks[0].on_fit_start(run, plain())
 
 
@@ -305,5 +317,17 @@ def test_a_metric_that_validation_does_not_log(tmp_path):
     growth = GrowthCallback([Growth(LARGE, step=8)], monitor="val_los")
     module = plain()
     with pytest.raises(ValueError, match=r"'val_los' .* it logged: val_loss, val_accuracy"):
+        fit(module, tmp_path, growth, num_sanity_val_steps=1)
+    assert module.calls == 0
+
+
+def test_a_metric_of_a_validation_that_logs_nothing(tmp_path):
+    class Quiet(Plain):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    growth = GrowthCallback([Growth(LARGE, step=8)], monitor="val_loss")
+    module = Quiet()
+    with pytest.raises(ValueError, match=r"'val_loss' .* it logged: nothing$"):
         fit(module, tmp_path, growth, num_sanity_val_steps=1)
     assert module.calls == 0

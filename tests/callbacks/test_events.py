@@ -5,8 +5,9 @@ import csv
 import pytest
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ligo import Growth, GrowthCallback
 from lightning_ligo.nets import build
@@ -87,10 +88,6 @@ def test_a_resumed_run_tells_its_own_loggers_of_the_growths_before(tmp_path):
 
 
 def test_tensorboard_has_both(tmp_path):
-    pytest.importorskip("tensorboard")
-    from lightning.pytorch.loggers import TensorBoardLogger
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     logger = TensorBoardLogger(tmp_path, name=None, version="")
     fit(Described(SMALL), tmp_path, twice(), logger=logger, log_every_n_steps=1)
     events = EventAccumulator(str(tmp_path)).Reload()

@@ -134,6 +134,15 @@ def test_all_ranks_go_on_with_the_small_network_if_a_growth_fails(results, name,
     assert first["failed"]["why"] == told
 
 
+def test_a_metric_that_is_not_finite_on_one_rank_is_the_failure_of_all(results):
+    (first, second), (expected, _) = results["infinite"], results["without a growth"]
+    for key, weight in tensors(first).items():
+        assert torch.equal(weight, tensors(second)[key]), key
+        torch.testing.assert_close(weight, tensors(expected)[key])
+    assert first["failed"]["why"] == "another rank has failed, and says why"
+    assert second["failed"]["why"].startswith("val_loss is inf of the grown network, and was 1 of")
+
+
 def test_a_sharded_network_in_bf16_is_grown_in_float32_and_then_rounded(results):
     weights = tensors(results["sharded, bf16"][0])
     seed_everything(0)

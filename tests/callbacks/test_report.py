@@ -6,7 +6,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.callbacks.report import growth_report, markdown, plot, rows, write_report
+from lightning_ligo.callbacks.report import (
+    growth_report,
+    markdown,
+    plot,
+    rows,
+    write_report,
+    write_whole,
+)
 from lightning_ligo.callbacks.spending import Point
 from lightning_ligo.nets import build
 from lightning_ligo.schedule import Growth
@@ -81,21 +88,41 @@ def test_the_plot_marks_the_growths():
     assert above.get_ylabel() == "val_loss"
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    report = growth_report(RECORDS, None, [], {}, None)
-    write_report(report, CURVE, tmp_path / "new")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    assert set(before) == {"growth_report.json", "growth_report.md", "growth.png"}
-    assert before["growth.png"].startswith(b"\x89PNG")
+NAMES = ["growth_report.json", "growth_report.md", "growth.png"]
 
-    def fails(*_):
-        raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", fails)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("moment", ["in the middle of a file", "at the end of a file"])
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, name, moment):
+    def written(folder, records):
+        folder = write_report(growth_report(records, None, [], {}, None), CURVE, tmp_path / folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def write(path, write):
+        def half(part):
+            write(part)
+            os.truncate(part, part.stat().st_size // 2)
+            raise OSError("disk full")
+
+        write_whole(path, half if path.name == name else write)
+
+    def replace(part, path):
+        if path.name == name:
+            raise OSError("disk full")
+        move(part, path)
+
+    move, older, newer = os.replace, written("a", RECORDS), written("b", RECORDS[:1])
+    assert set(older) == set(newer) == set(NAMES)
+    assert older["growth.png"].startswith(b"\x89PNG")
+    if moment == "at the end of a file":
+        monkeypatch.setattr(os, "replace", replace)
+    else:
+        monkeypatch.setattr("lightning_ligo.callbacks.report.write_whole", write)
     with pytest.raises(OSError, match="disk full"):
-        write_report(growth_report(RECORDS, None, [], {}, "b"), CURVE, tmp_path / "new")
-    monkeypatch.undo()
-    assert (tmp_path / "new" / "growth_report.json").read_bytes() == before["growth_report.json"]
+        written("a", RECORDS[:1])
+    found = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    first = NAMES.index(name)
+    assert found == {each: (newer if NAMES.index(each) < first else older)[each] for each in NAMES}
 
 
 def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
