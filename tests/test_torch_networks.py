@@ -140,7 +140,7 @@ class Listed(nn.Module):
 
     def __init__(self, width, depth):
         super().__init__()
-        self.stem, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.stem, self.head = nn.Linear(12, width), nn.Linear(width, 3)
         self.ups = nn.ParameterList(torch.randn(width, 2 * width) for _ in range(depth))
         self.downs = nn.ParameterList(torch.randn(2 * width, width) for _ in range(depth))
 
