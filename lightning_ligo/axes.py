@@ -207,7 +207,9 @@ def _patterns(ledger: Ledger, stacks: Stacks) -> set[str]:
 
 
 def _broken(ledgers: Sequence[Ledger], stacks: Sequence[Stacks]) -> str | None:
-    return next(iter(_all_broken(ledgers, stacks)), None)
+    """The first of them, in the order of the parameters: every process must choose the same."""
+    broken = _all_broken(ledgers, stacks)
+    return next((stack for stack in stacks[0] if stack in broken), None)
 
 
 def _all_broken(ledgers: Sequence[Ledger], stacks: Sequence[Stacks]) -> set[str]:

@@ -3,7 +3,11 @@
 The proof is the oracle: it permutes what tracing has named, and knows nothing of any rule.
 """
 
+import hashlib
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,3 +89,35 @@ def test_a_random_network_keeps_its_function_as_it_grows_or_the_plan_says_why_no
 @many(40, 2000)
 def test_a_random_network_with_axes_of_one_entry_grows_rightly_or_is_refused(count):
     holds(growth_keeps_the_function_or_is_refused, count, architectures(), widths(), MORE)
+
+
+def plans(count):
+    """What the plans of so many networks say, in few letters."""
+    digest = hashlib.sha256()
+
+    def planned(architecture, sizes, more):
+        larger = [size + grown for size, grown in zip(sizes, more, strict=True)]
+        x = inputs(architecture.kind)
+        try:
+            plan = ligo.pair(architecture.build(sizes), architecture.build(larger), x)
+            digest.update(repr((plan.lengths, plan.rows, plan.inexact)).encode())
+        except ValueError as error:
+            digest.update(str(error).encode())
+
+    holds(planned, count, architectures(), widths(2), MORE)
+    return digest.hexdigest()
+
+
+@pytest.mark.slow
+def test_processes_that_order_sets_otherwise_plan_the_same():
+    """As the ranks of a run do."""
+    command = [sys.executable, "-c", "import test_random_networks as t; print(t.plans(500))"]
+    folders = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    printed = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": folders},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(printed) == 1 and len(printed.pop().strip()) == 64

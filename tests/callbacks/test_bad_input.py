@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_ligo.callbacks import GrowthCallback
