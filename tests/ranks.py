@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import traceback
@@ -142,23 +143,38 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+class Wrapping(Callback):
+    """How DDP's wrapper was made that is there at the end."""
+
+    names = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
+
+    def on_train_end(self, trainer, pl_module):
+        model = trainer.strategy.model
+        self.flags = [name for name in self.names if getattr(model, name, False)]
+
+
 def grown(folder, **options):
     """The final weights, and what the growth said."""
-    module, run = fit(folder, **options)
+    wrapping = Wrapping()
+    callbacks = [wrapping, *options.pop("callbacks", [])]
+    module, run = fit(folder, callbacks=callbacks, **options)
     (callback,) = (c for c in run.callbacks if isinstance(c, GrowthCallback))
     return {
         "weights": weights(module),
         "steps": run.global_step,
         "records": [{**record, "seconds": 0} for record in callback.state_dict()["records"]],
         "flops": callback.spending.training.totals,
+        "flags": wrapping.flags,
     }
 
 
-def resumed(folder, **options):
-    """A run that is cut off after its growth and goes on from its last checkpoint."""
-    saved = ModelCheckpoint(folder / "kept", filename="end", save_on_train_epoch_end=True)
+def resumed(folder, epoch=1, **options):
+    """A run that is cut off after two epochs and goes on from the checkpoint of one of them."""
+    saved = ModelCheckpoint(
+        folder / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True
+    )
     fit(folder, method="lemon", enable_checkpointing=True, callbacks=[saved], **options)
-    checkpoint = folder / "kept" / "end.ckpt"
+    checkpoint = folder / "kept" / f"epoch={epoch}.ckpt"
     return grown(folder, epochs=3, method="lemon", checkpoint=checkpoint, **options)
 
 
@@ -265,6 +281,14 @@ def compressed(folder):
     )  # fmt: skip
     result = grown(folder, method="lemon", strategy=strategy)
     return {**result, "reduced": state.iter, "kept": len(state.error_dict)}
+
+
+class Spare(Even):
+    """Has a parameter that it does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(3))
 
 
 class Stemmed(Even):
@@ -446,6 +470,34 @@ def compiled():
     return torch.compile(Even(), backend="eager")
 
 
+class Wide(ShardedAdamW):
+    """From 2 million parameters to 17."""
+
+    def __init__(self, width=512, depth=2):
+        super().__init__()
+        self.network = build(net(width, depth))
+
+
+def held(folder, method=None, steps=0):
+    """The most memory that this process has held by the end of a run, in bytes.
+
+    Of a growth, or of the large network alone if there is no method.
+    """
+    large = net(1024, 4)
+    seed_everything(0)
+    module = Wide() if method else Wide(1024, 4)
+    callbacks = (
+        [GrowthCallback([Growth(large, step=4)], method=method, steps=steps)] if method else []
+    )
+    run = trainer(folder, *callbacks, epochs=2, devices=RANKS, strategy=sharding())
+    run.fit(module, datamodule=Batches(RANKS))
+    assert module.network.embed.out_features == 1024
+    return {
+        "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "parameters": sum(p.numel() for p in module.network.parameters()),
+    }
+
+
 DEEPER = net(8, 4)
 WARMED = [Growth(MIDDLE, step=3), Growth(LARGE, step=7, rate=Rate(0.5, rewarm=4, peak=1.2))]
 one_file = functools.partial(sharding, save_distributed_checkpoint=False)
@@ -475,7 +527,8 @@ CASES = {
     "other data, sharded": functools.partial(
         grown, kind=Sharded, method="lemon", growths=DOUBLED, epochs=3, strategy=sharding),
     "unused": functools.partial(
-        grown, method="ligo", steps=2, strategy=lambda: ddp(find_unused_parameters=True)),
+        grown, kind=Spare, method="ligo", steps=2,
+        strategy=lambda: ddp(find_unused_parameters=True)),
     "static": functools.partial(
         grown, method="ligo", steps=2, strategy=lambda: ddp(static_graph=True)),
     "view": functools.partial(
@@ -507,6 +560,10 @@ CASES = {
         resumed, kind=ShardedAdamW, growths=WARMED, strategy=sharding),
     "sharded, resumed from a file": functools.partial(
         resumed, kind=ShardedAdamW, growths=WARMED, strategy=one_file),
+    "sharded, resumed between": functools.partial(
+        resumed, epoch=0, kind=ShardedAdamW, growths=WARMED, strategy=sharding),
+    "sharded, resumed between from a file": functools.partial(
+        resumed, epoch=0, kind=ShardedAdamW, growths=WARMED, strategy=one_file),
     "tested": functools.partial(evaluated, kind=Sharded, strategy=sharding),
     "tested from files": functools.partial(evaluated, kind=ShardedDescribed, strategy=one_file),
     "unrecorded": functools.partial(unrecorded, strategy=sharding),
@@ -533,8 +590,11 @@ CASES = {
     "late": lambda folder: refused(folder, LateAndUnknown, strategy=sharding),
     "masked": lambda folder: refused(folder, Sharded, method="msg", strategy=sharding),
 }  # fmt: skip
-COMPILED = {  # which takes half a minute
+SLOW = {
     "compiled": functools.partial(grown, kind=compiled, method="ligo", steps=2),
+    "memory, lemon": functools.partial(held, method="lemon"),
+    "memory, ligo": functools.partial(held, method="ligo", steps=2),
+    "memory, large alone": held,
 }
 
 
@@ -553,7 +613,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     for number, name in enumerate(sys.argv[2:]):
         try:
-            result = (CASES | COMPILED)[name](folder / str(number))
+            result = (CASES | SLOW)[name](folder / str(number))
         except Exception:
             result = {"error": traceback.format_exc()}
         rank = torch.distributed.get_rank()

@@ -105,42 +105,56 @@ def assert_whole(folder: Path):
         json.loads(path.read_text())
 
 
-def kill_and_resume(processes, folder: Path, within_epochs: bool, kills: int, seed: int):
-    """Kill runs so often, each until it ends; where each was killed, and how many ended."""
+ANY_TIME = "any time"
+
+
+def kill_and_resume(processes, folder: Path, within_epochs: bool, moments: list[str], seed: int):
+    """Kill runs at these moments, each until it ends; what each had said last, and how many ended.
+
+    A moment is one of the words, of which a run may say several, or any time.
+    """
     whole = Process(processes, folder / "whole", within_epochs)
     assert not whole.kill_at("never", 1, 0.0)
     seconds, expected = time.monotonic() - whole.began, end_of(folder / "whole")
     assert set(whole.said) == set(WORDS) and len(expected[1]["growths"]) == 2
-    draw, killed, runs = random.Random(seed), Counter(), 0
-    while killed.total() < kills:
+    draw, killed, runs, left = random.Random(seed), Counter(), 0, list(moments)
+    while left:
         runs += 1
         each = folder / f"{runs}"
         while True:
             process = Process(processes, each, within_epochs)
-            word = draw.choice(WORDS) if killed.total() < kills else "never"
-            if word == "never":
-                there = process.kill_at(word, 1, 0.0)
-            elif draw.random() < 0.25:
+            if not left:
+                there = process.kill_at("never", 1, 0.0)
+            elif left[0] == ANY_TIME:
                 there = process.kill_after(draw.uniform(0.0, seconds))
             else:
-                count = draw.randint(1, whole.said[word])
-                there = process.kill_at(word, count, draw.uniform(0.0, 0.01))
+                count = draw.randint(1, whole.said[left[0]])
+                there = process.kill_at(left[0], count, draw.uniform(0.0, 0.01))
             if not there:
                 break
             assert process.process.exitcode == -9, (each / "log.txt").read_text()[-3000:]
             killed[process.last] += 1
+            left.pop(0)
             assert_whole(each)
         assert_equal(end_of(each), expected)
     return killed, runs
 
 
-@pytest.mark.parametrize(("within_epochs", "kills"), [(False, 3), (True, 2)])
-def test_a_killed_run_ends_as_the_whole_one(processes, tmp_path, within_epochs, kills):
-    kill_and_resume(processes, tmp_path, within_epochs, kills, seed=0)
+@pytest.mark.parametrize(
+    ("within_epochs", "moments"),
+    [(False, ["operator", "swap", "write"]), (True, ["grown", ANY_TIME])],
+)
+def test_a_killed_run_ends_as_the_whole_one(processes, tmp_path, within_epochs, moments):
+    killed, _ = kill_and_resume(processes, tmp_path, within_epochs, moments, seed=0)
+    assert killed.total() == len(moments)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("within_epochs", [False, True])
 def test_a_run_killed_fifty_times_ends_as_the_whole_one(processes, tmp_path, within_epochs):
-    killed, runs = kill_and_resume(processes, tmp_path, within_epochs, kills=50, seed=1)
+    moments = [*WORDS] * 6 + [ANY_TIME] * 8
+    random.Random(1).shuffle(moments)
+    killed, runs = kill_and_resume(processes, tmp_path, within_epochs, moments, seed=1)
     print(f"\n{killed.total()} kills of {runs} runs, the last said by them: {dict(killed)}")
+    assert killed.total() == 50
+    assert killed.keys() >= {"step", "growing", "operator", "swap", "write", "written"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from lightning.pytorch import seed_everything
 
 from lightning_ligo import grow
 from lightning_ligo.nets import build
-from ranks import CASES, COMPILED, RANKS, STEP, UNEVEN, Even, grown, launched, resumed
+from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, launched, resumed
 from runs import FEATURES
 
 
@@ -39,6 +40,8 @@ RESUMED = {
     "other data, resumed": "other data, uninterrupted",
     "sharded, resumed": "sharded, uninterrupted",
     "sharded, resumed from a file": "sharded, uninterrupted",
+    "sharded, resumed between": "sharded, uninterrupted",
+    "sharded, resumed between from a file": "sharded, uninterrupted",
     "split, resumed": "split, uninterrupted",
 }
 
@@ -48,6 +51,20 @@ def test_all_ranks_train_one_network(results, name):
     first, second = results[name]
     assert first == second
     assert first["records"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("lemon", []),
+        ("unused", ["find_unused_parameters"]),
+        ("static", ["static_graph"]),
+        ("view", ["gradient_as_bucket_view"]),
+        ("sharded", []),
+    ],
+)
+def test_the_large_network_is_wrapped_as_the_small_one_was(results, name, flags):
+    assert [result["flags"] for result in results[name]] == [flags, flags]
 
 
 EQUAL = [name for name in GROWN if "bf16" not in name and "resumed" not in name]
@@ -71,9 +88,23 @@ def test_a_hook_that_compresses_gradients_begins_anew(results):
 
 @pytest.mark.slow
 def test_a_module_that_is_compiled_is_the_one_that_is_not(tmp_path):
-    first, second = ran(tmp_path, *COMPILED)["compiled"]
+    first, second = ran(tmp_path, "compiled")["compiled"]
     assert first == second
     alike(first, grown(tmp_path, ranks=1, method="ligo", steps=2))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="others count this memory in other units")
+@pytest.mark.parametrize("method", ["lemon", "ligo"])
+def test_a_growth_holds_whole_networks_besides_what_training_the_large_one_takes(method, tmp_path):
+    """In float32: the weights of the large network and its two moments, whole."""
+    name = f"memory, {method}"
+    held, alone = ran(tmp_path, name)[name], ran(tmp_path, "memory, large alone")
+    for mine, other in zip(held, alone["memory, large alone"], strict=True):
+        whole = 4 * mine["parameters"]
+        more = mine["bytes"] - other["bytes"]
+        print(f"\n{method}: {more / whole:.2f} times the weights of the large network more")
+        assert more <= 3 * whole
 
 
 def alike(together, alone):
