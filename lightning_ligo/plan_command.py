@@ -24,7 +24,7 @@ from lightning_ligo.planning import REAL, Planned, plan_pair, plan_run
 
 USAGE = """\
 lightning-ligo plan --small NAME --large NAME [--small.SETTING VALUE] [--large.SETTING VALUE]
-                           [--method METHOD] [--json]
+                           [--method METHOD] [--override YAML] [--json]
        lightning-ligo plan --config FILE [options of lightning-ligo fit] [--json]"""
 
 DESCRIPTION = """\
@@ -83,7 +83,7 @@ def plan(words: Sequence[str]) -> None:
     """Run the command with what stands behind `lightning-ligo plan`."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
-    if options.config and (options.small or options.large or options.method):
+    if options.config and (options.small or options.large or options.method or options.override):
         parser.error("--config brings the networks and the method: leave the other options out, or "
                      "change it by those of fit, as with --trainer.callbacks.method")  # fmt: skip
     if not options.config and not (options.small and options.large):
@@ -99,7 +99,8 @@ def plan(words: Sequence[str]) -> None:
                     named(name, **settings[which])
                     for which, name in (("small", options.small), ("large", options.large))
                 )
-                planned = [plan_pair(small, large, options.method or DEFAULT)]
+                method, override = options.method or DEFAULT, options.override
+                planned = [plan_pair(small, large, method, override)]
     except (ValueError, MisconfigurationException) as error:
         sys.exit(f"lightning-ligo plan: {error}")
     if options.json:
@@ -121,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", metavar="NAME", help="the network that grows")
     parser.add_argument("--large", metavar="NAME", help="the network that it becomes")
     parser.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {DEFAULT})")
+    parser.add_argument(
+        "--override", metavar="YAML", type=get_loader("yaml"),
+        help="axes that you name: '{blocks.*.mlp.fc1.weight: hidden embed}'; a number pins one",
+    )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE", action="append", help="the configuration of a run, as for fit"
     )

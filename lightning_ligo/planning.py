@@ -20,6 +20,7 @@ from lightning_ligo.flops import kind_of
 from lightning_ligo.method import Method
 from lightning_ligo.methods import DEFAULT, method_named
 from lightning_ligo.named import inputs_of
+from lightning_ligo.naming import Override, read
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
@@ -69,20 +70,24 @@ class Planned:
 
 
 def plan_pair(
-    small: dict[str, Any], large: dict[str, Any], method: str | Method = DEFAULT
+    small: dict[str, Any],
+    large: dict[str, Any],
+    method: str | Method = DEFAULT,
+    override: Override | None = None,
 ) -> Planned:
     """Plan the growth between two networks that `named` has described.
 
     Raises:
         ValueError: if one cannot be built or called, or the large one not grown from the small one.
     """
+    read(override)
     method = method_named(method) if isinstance(method, str) else method
     one, other = sized(small), sized(large)
     inputs: dict[str, Any] = inputs_of(small, one)
     others: dict[str, Any] | None = inputs_of(large, other, inputs)
     if kind_of(inputs) == kind_of(others):
         others = None
-    plan = pair(one, other, large_inputs=others, **inputs)
+    plan = pair(one, other, large_inputs=others, override=override, **inputs)
     cost = _cost(plan, one, other, method, None, (), inputs, others)
     return Planned(small, large, plan, *cost)
 

@@ -84,6 +84,21 @@ def test_two_timm_networks_are_planned(capsys):
     assert "on batches of 2 x 3 x 224 x 224" in text
 
 
+def test_axes_of_two_networks_can_be_named_and_pinned(capsys):
+    named = "{blocks.*.mlp.fc1.weight: mine embed}"
+    assert planned(capsys, *PAIR, "--override", named)[0]["axes"]["blocks.*.mlp.mine"] == [
+        768,
+        1536,
+    ]
+    code, text = refused(capsys, *PAIR, "--override", "{blocks.*.mlp.fc1.weight: 768 embed}")
+    assert code == 1 and "768 long" in text
+    code, text = refused(capsys, *PAIR, "--override", "{blocks.*.mlp.fc1.weight: mine (embed}")
+    assert code == 1 and "override 'blocks.*.mlp.fc1.weight'" in text
+    code, text = refused(capsys, *PAIR, "--override", "hidden")
+    assert code == 1 and "override is 'hidden'; give a dict" in text
+    assert refused(capsys, *PAIR, "--override", "{")[0] == 2
+
+
 def test_two_hugging_face_networks_are_planned(capsys):
     sizes = ["--small.vocab_size=50", "--large.vocab_size=50"]
     (growth,) = planned(capsys, "--small", "hf:gpt2", *GPT2, "--large", "hf:gpt2", *SMALLER, *sizes)
