@@ -91,7 +91,7 @@ def test_axes_of_two_networks_can_be_named_and_pinned(capsys):
         1536,
     ]
     code, text = refused(capsys, *PAIR, "--override", "{blocks.*.mlp.fc1.weight: 768 embed}")
-    assert code == 1 and "768 long" in text
+    assert code == 1 and "is 1536 long, and you said that it stays 768" in text
     code, text = refused(capsys, *PAIR, "--override", "{blocks.*.mlp.fc1.weight: mine (embed}")
     assert code == 1 and "override 'blocks.*.mlp.fc1.weight'" in text
     code, text = refused(capsys, *PAIR, "--override", "hidden")
