@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--large", metavar="NAME", help="the network that it becomes")
     parser.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {DEFAULT})")
     parser.add_argument(
-        "--override", metavar="YAML", type=get_loader("yaml"),
+        "--override", metavar="YAML", type=_yaml,
         help="axes that you name: '{blocks.*.mlp.fc1.weight: hidden embed}'; a number pins one",
     )  # fmt: skip
     parser.add_argument(
@@ -131,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     return parser
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return get_loader("yaml")(text)
+    except YAMLError as error:
+        raise argparse.ArgumentTypeError(f"a value that is not YAML, {text!r}: {error}") from None
 
 
 def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -151,9 +158,9 @@ def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str
             if not isinstance(found, dict):
                 parser.error(f"{option} is within {found!r}, which has no settings")
         try:
-            found[path[-1]] = get_loader("yaml")(text)
-        except YAMLError as error:
-            parser.error(f"{option} has a value that is not YAML, {text!r}: {error}")
+            found[path[-1]] = _yaml(text)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"{option} has {error}")
     return settings
 
 
