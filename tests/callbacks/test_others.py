@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     DeviceStatsMonitor,
     GradientAccumulationScheduler,
     LambdaCallback,
@@ -22,7 +24,19 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from lightning_ligo import Growth, GrowthCallback
-from runs import BATCH, CLASSES, LARGE, Net, Plain, fit, items, plain
+from runs import (
+    BATCH,
+    CLASSES,
+    LARGE,
+    EpochOrder,
+    Net,
+    Plain,
+    fit,
+    items,
+    plain,
+    trainer,
+    val_loader,
+)
 
 
 class Lines(Logger):
@@ -118,13 +132,80 @@ def test_the_best_of_several_sizes_is_tested_from_either(tmp_path, better):
     assert results[0] == results[1]
 
 
+class Tuned(Plain):
+    lr = 1e-3
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
 def test_a_learning_rate_is_found_before_a_growth(tmp_path):
-    class Tuned(Plain):
-        lr = 1e-3
-
-        def configure_optimizers(self):
-            return torch.optim.AdamW(self.parameters(), lr=self.lr)
-
     module = Tuned()
     fit(module, tmp_path, LearningRateFinder(num_training_steps=20), growth(), seed=1)
     assert module.lr != 1e-3 and module.network.head.in_features == 24
+
+
+class Batches(LightningDataModule):
+    def __init__(self, batch_size=6):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self):
+        return DataLoader(items(), self.batch_size, sampler=EpochOrder())
+
+    def val_dataloader(self):
+        return val_loader()
+
+
+def fit_batches(folder, *callbacks, data=None, ckpt_path=None):
+    torch.manual_seed(0)
+    module, saves = Tuned(), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+    run = trainer(folder, *callbacks, saves, epochs=2, enable_checkpointing=True)
+    run.fit(module, datamodule=data or Batches(), ckpt_path=ckpt_path, weights_only=True)
+    return module
+
+
+def assert_equal(module, other):
+    for name, weight in other.state_dict().items():
+        assert torch.equal(module.state_dict()[name], weight), name
+
+
+def batch_sizes():
+    return BatchSizeFinder(init_val=4, max_trials=2, steps_per_trial=1)
+
+
+@pytest.mark.parametrize("callbacks", [(growth, batch_sizes), (batch_sizes, growth)])
+def test_a_batch_size_is_found_before_a_growth(tmp_path, callbacks):
+    data = Batches()
+    found = fit_batches(tmp_path / "found", *(make() for make in callbacks), data=data)
+    assert data.batch_size == 8
+    given = fit_batches(tmp_path / "given", growth(), data=Batches(8))
+    assert_equal(found, given)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+@pytest.mark.parametrize(
+    "search", [batch_sizes, lambda: LearningRateFinder(num_training_steps=20)], ids=["size", "rate"]
+)
+def test_a_search_at_the_start_of_a_run_that_is_resumed_is_refused(tmp_path, search):
+    starts = []
+    watch = LambdaCallback(on_train_start=lambda run, lit: starts.append(run.global_step))
+    fit_batches(tmp_path, growth())
+    before, after = tmp_path / "epoch=0.ckpt", tmp_path / "epoch=1.ckpt"
+    for path, callbacks in (before, [search(), growth()]), (after, [growth(), search()]):
+        with pytest.raises(ValueError, match="searches at the start of fit, after which Lightning"):
+            fit_batches(tmp_path / "again", watch, *callbacks, ckpt_path=path)
+    assert starts == []
+    fit_batches(tmp_path / "alone", watch, search(), ckpt_path=before)
+    assert starts == [0]  # and not 8: Lightning has forgotten it; if it has not, refuse no more
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+def test_a_search_at_another_time_is_none_of_them(tmp_path):
+    class Later(LearningRateFinder):
+        def on_fit_start(self, trainer, pl_module):
+            pass
+
+    whole = fit_batches(tmp_path, growth())
+    path = tmp_path / "epoch=0.ckpt"
+    assert_equal(fit_batches(tmp_path / "again", growth(), Later(), ckpt_path=path), whole)
