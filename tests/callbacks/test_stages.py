@@ -1,5 +1,6 @@
 """Arguments of the datamodule that change with the size of the network."""
 
+import functools
 import re
 
 import pytest
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 SHAPE = {"patch_size": 4, "in_chans": 1, "num_classes": 3}
 LARGE = describe(VisionTransformer, **SHAPE, img_size=16, embed_dim=32, depth=2, num_heads=2)
+SAME = describe(VisionTransformer, **SHAPE, img_size=8, embed_dim=32, depth=2, num_heads=2)
 DATA = {"image_size": 16, "batch_size": 12}
 
 
@@ -81,9 +83,9 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def growth(method="ligo", **settings):
+def growth(method="ligo", to=LARGE, **settings):
     steps = {"steps": 2} if method == "ligo" else {}
-    growths = [Growth(LARGE, **{"epoch": 1, "data": DATA, **settings})]
+    growths = [Growth(to, **{"epoch": 1, "data": DATA, **settings})]
     return GrowthCallback(growths, method=method, **steps)
 
 
@@ -92,9 +94,10 @@ def module(seed=0):
     return Classifier()
 
 
-def fit(model, folder, *callbacks, data=None, **options):
+def fit(model, folder, *callbacks, data=None, every=0, **options):
     saves = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
-    run = trainer(folder, *callbacks, saves, enable_checkpointing=True)
+    reload = {"reload_dataloaders_every_n_epochs": every}
+    run = trainer(folder, *callbacks, saves, enable_checkpointing=True, **reload)
     run.fit(model, datamodule=data or Images(), weights_only=True, **options)
     return run
 
@@ -135,6 +138,36 @@ def test_a_resumed_run_has_the_data_and_the_schedule_of_its_size(tmp_path, epoch
     fit(whole, tmp_path, growth())
     fit(resumed, tmp_path / "again", growth(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
     assert set(resumed.seen) == {seen for seen in SEEN if seen[1] > epoch}
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("to", "data"), [(SAME, None), (LARGE, DATA)], ids=["same", "larger"])
+def test_loaders_that_are_made_in_every_epoch_are_those_of_the_epoch(tmp_path, to, data):
+    class Others(Images):
+        """Other images in every epoch."""
+
+        def train_dataloader(self):
+            others = images(self.image_size, self.trainer.current_epoch)
+            return DataLoader(others, self.batch_size, sampler=EpochOrder())
+
+    class Sums(Callback):
+        def __init__(self):
+            self.sums = {}
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.sums.setdefault(trainer.current_epoch, []).extend(batch[0].sum((1, 2, 3)).tolist())
+
+    whole, resumed, seen, again = module(), module(1), Sums(), Sums()
+    growing = functools.partial(growth, "lemon", to, data=data)
+    fit(whole, tmp_path, growing(), seen, data=Others(), every=1)
+    for epoch, sums in seen.sums.items():
+        size = 16 if data and epoch else 8
+        expected = images(size, epoch).tensors[0].sum((1, 2, 3)).tolist()
+        assert sorted(sums) == pytest.approx(sorted(expected))
+    path = tmp_path / "epoch=0.ckpt"
+    fit(resumed, tmp_path / "again", growing(), again, data=Others(), every=1, ckpt_path=path)
+    assert again.sums == {epoch: seen.sums[epoch] for epoch in (1, 2)}
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
