@@ -1,12 +1,17 @@
 """Arguments of the datamodule that change with the size of the network."""
 
 import functools
-import re
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    LambdaCallback,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -172,6 +177,21 @@ def test_loaders_that_are_made_in_every_epoch_are_those_of_the_epoch(tmp_path, t
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
+@pytest.mark.parametrize("first", ["bar", "growth"])
+def test_a_progress_bar_counts_the_batches_that_there_are(tmp_path, kind, first):
+    totals, bar = {}, kind(refresh_rate=1)
+    watch = LambdaCallback(
+        on_train_batch_end=lambda run, *_: totals.setdefault(run.current_epoch, set()).add(
+            bar.train_progress_bar.total
+        )
+    )
+    callbacks = [bar, growth("lemon")] if first == "bar" else [growth("lemon"), bar]
+    run = trainer(tmp_path, *callbacks, watch, enable_progress_bar=True)
+    run.fit(module(), datamodule=Images())
+    assert totals == {0: {48 // 8}, 1: {48 // 12}, 2: {48 // 12}}
+
+
 def test_checkpoints_are_validated_on_data_of_their_size(tmp_path):
     model, data = module(), Images()
     run = fit(model, tmp_path, growth(), data=data)
@@ -219,11 +239,18 @@ def test_data_that_cannot_change_is_refused(tmp_path, data, message):
     assert not model.seen
 
 
-def test_a_size_that_does_not_fit_the_network_is_refused_at_the_start(tmp_path):
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_size_that_does_not_fit_the_network_is_refused_at_the_start(tmp_path, planned):
     model = module()
-    with pytest.raises(AssertionError, match=re.escape("Input height (12) doesn't match")):
-        fit(model, tmp_path, growth(data={"image_size": 12}))
-    assert {seen[0] for seen in model.seen} <= {"train"} and model.network.embed_dim == 16
+    run = trainer(tmp_path, growth(data={"image_size": 12}))
+    begin = functools.partial(plan_run, run) if planned else run.fit
+    message = (
+        r"growth 1 \(at epoch 1, to .*'img_size': 16.*, on data of \{'image_size': 12\}\): "
+        r"VisionTransformer cannot be trained on this data: .* AssertionError: Input height \(12\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        begin(model, datamodule=Images())
+    assert model.seen == [] and model.network.embed_dim == 16
 
 
 @pytest.mark.parametrize(
