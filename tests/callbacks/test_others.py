@@ -1,7 +1,9 @@
 """Callbacks that need nothing of a growth go on after it."""
 
 import math
+from types import SimpleNamespace
 
+import lightning.pytorch.callbacks.timer
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
@@ -75,24 +77,24 @@ def test_they_go_on_together(tmp_path, capsys, caplog, bar, summary):
     caplog.set_level("INFO")
     torch.manual_seed(0)
     module, logger, seen = Measured(), Lines(), []
-    rates, timer = LearningRateMonitor(), Timer("00:00:10:00")
+    rates, progress = LearningRateMonitor(), bar()
     throughput = ThroughputMonitor(lambda batch: len(batch[0]), window_size=5)
     watch = LambdaCallback(
         on_train_batch_end=lambda run, lit, *_: seen.append(
-            (run.global_step, lit.network.head.in_features)
+            (run.global_step, lit.network.head.in_features, progress.train_progress_bar.total)
         )
     )
     accumulation = GradientAccumulationScheduler({0: 1, 2: 2})
     saves = ModelCheckpoint(tmp_path, "{step}", monitor="val_loss", save_top_k=2)
     run = fit(
-        module, tmp_path, growth(step=13), rates, timer, throughput, watch, accumulation, saves,
-        DeviceStatsMonitor(), bar(), summary(), logger=logger, log_every_n_steps=1, epochs=4,
+        module, tmp_path, growth(step=13), rates, throughput, watch, accumulation, saves,
+        DeviceStatsMonitor(), progress, summary(), logger=logger, log_every_n_steps=1, epochs=4,
         enable_progress_bar=True, enable_model_summary=True, enable_checkpointing=True,
     )  # fmt: skip
     # six steps in each of two epochs, then three
     assert run.global_step == 18 and len(seen) == 24
-    assert [width for step, width in seen if step == 13] == [8, 24]  # one batch, then the growth
-    assert timer.time_elapsed() > 0
+    assert [width for step, width, _ in seen if step == 13] == [8, 24]  # one batch, then the growth
+    assert {total for *_, total in seen} == {6}
     for rate in ("lr-AdamW/pg1", "lr-AdamW/pg2"):
         assert logger.values[rate] == {step: pytest.approx(1e-2 * 0.95**step) for step in range(18)}
     flops = [module.flops_per_batch, 6 * BATCH * sum(p.numel() for p in Net().parameters())]
@@ -113,6 +115,29 @@ def test_a_timer_ends_a_run_that_has_grown(tmp_path):
     )
     run = fit(module, tmp_path, growth(), expire, timer)
     assert run.global_step == 10 and module.network.head.in_features == 24
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+def test_a_timer_goes_on_over_a_growth_and_a_resume(tmp_path, monkeypatch):
+    seconds = [100]  # one more at every batch
+    monkeypatch.setattr(
+        lightning.pytorch.callbacks.timer, "time", SimpleNamespace(monotonic=lambda: seconds[0])
+    )
+    tick = LambdaCallback(on_train_batch_start=lambda *_: seconds.append(seconds.pop() + 1))
+
+    def timed(folder, duration, ckpt_path=None):
+        timer = Timer({"seconds": duration})
+        saves = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+        run = fit(
+            plain(), folder, growth(), tick, timer, saves, enable_checkpointing=True,
+            ckpt_path=ckpt_path,
+        )  # fmt: skip
+        return timer.time_elapsed(), run.global_step
+
+    assert timed(tmp_path, 60) == (18, 18)
+    for epoch in (0, 1):
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        assert timed(tmp_path / f"from {epoch}", 15, path) == (15, 15)
 
 
 @pytest.mark.parametrize("better", [8, 24])
