@@ -111,7 +111,8 @@ def _mute(callback: Callback) -> Callback:
     kind = type(callback)
     hooks = {name: nothing for name in vars(Callback) if name.startswith("on_")}
     muted: Callback = object.__new__(type(f"Muted{kind.__name__}", (kind,), hooks))
-    vars(muted).update(vars(callback))
+    held = {name: value for name, value in vars(callback).items() if name not in hooks}
+    vars(muted).update(held)  # but not the hooks of a LambdaCallback
     return muted
 
 

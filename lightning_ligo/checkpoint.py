@@ -60,7 +60,9 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
                 f"and {type(module).__name__} holds another one; load it into a newly made module"
             )
         with isolated_random(0):
-            network = build(description).train(network.training)
+            built = build(description).train(network.training)
+        floats = {t.dtype for t in network.state_dict().values() if t.is_floating_point()}
+        network = built.to(*floats) if len(floats) == 1 else built  # weights are loaded unrounded
         if _shapes(network.state_dict()) != wanted:
             raise ValueError(
                 f"the checkpoint says that its network {attribute!r} is {description}, but this "

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    LambdaCallback,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
@@ -288,6 +293,14 @@ def test_progress_bars_and_checkpoints_see_nothing(tmp_path, bar):
     callbacks = Aside(), watch, best, bar()
     run(tmp_path, *callbacks, enable_progress_bar=True, enable_checkpointing=True)
     assert watch.validations == 3 and len(best.best_k_models) == 3
+
+
+def test_a_callback_of_functions_sees_nothing(tmp_path):
+    """Its hooks are attributes of its own."""
+    steps = []
+    watch = LambdaCallback(on_validation_end=lambda trainer, _: steps.append(trainer.global_step))
+    run(tmp_path, Aside(), watch)
+    assert steps == [6, 12, 18]
 
 
 def test_a_user_reads_the_trainer_as_ever(tmp_path):

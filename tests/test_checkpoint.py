@@ -60,6 +60,17 @@ def test_rebuilding_gives_the_module_the_network_of_the_checkpoint():
     assert module.network is network
 
 
+def test_what_is_rebuilt_has_the_precision_of_what_it_replaces():
+    held = checkpoint()
+    for tensor in held["state_dict"].values():
+        tensor.data = tensor.data.double() / 3
+    module = plain().double()
+    rebuild(module, held)
+    module.load_state_dict(held["state_dict"])
+    weight = held["state_dict"]["network.embed.weight"]
+    assert torch.equal(module.network.embed.weight, weight)
+
+
 def test_a_checkpoint_without_a_record_changes_nothing():
     module = plain()
     network = module.network

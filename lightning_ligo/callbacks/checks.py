@@ -8,7 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelPruning
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelPruning,
+)
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -121,6 +126,26 @@ def _has_copy(module: nn.Module, network: nn.Module) -> bool:
             ):
                 return True
     return False
+
+
+def check_searches(trainer: Trainer) -> None:
+    """Refuse searches at the start of a run that goes on from a checkpoint.
+
+    They load a checkpoint of their own, and Lightning forgets the other one.
+
+    Raises:
+        ValueError: naming the callback.
+    """
+    searches = BatchSizeFinder.on_fit_start, LearningRateFinder.on_fit_start
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if type(callback).on_fit_start in searches:
+            kind = type(callback).__name__
+            raise ValueError(
+                f"{kind} searches at the start of fit, after which Lightning has forgotten at "
+                "which step and with which optimizer state the run was to go on; resume it "
+                f"without {kind}, and set what that has found"
+            )
 
 
 def check_masks(trainer: Trainer, method: Method) -> None:

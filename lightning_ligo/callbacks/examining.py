@@ -143,12 +143,23 @@ class Examining:
         """What training calls the large network of a growth with, on a batch of changed data.
 
         To be used within `contained`, which takes that network off again.
+
+        Raises:
+            ValueError: if a training step of the network fails on it.
         """
         description = sizes_of(pl_module, self._growths)[number]
         assert description is not None
         large = trainer.precision_plugin.convert_module(build(description))
         set_network(pl_module, self._attribute, large.to(trainer.strategy.root_device))
-        args, kwargs = self.called_with(trainer, pl_module, batch, 0)
+        try:
+            args, kwargs = self.called_with(trainer, pl_module, batch, 0)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{type(large).__name__} cannot be trained on this data: a training step fails "
+                f"with {type(error).__name__}: {error}; change the data or the network"
+            ) from error
         return dict(inspect.signature(large.forward).bind(*args, **kwargs).arguments)
 
     def paired(
@@ -188,4 +199,6 @@ def of_growth(number: int, growth: Growth) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"growth {number} (at {growth.when}, to {growth.to}): {error}") from error
+        data = f", on data of {growth.data}" if growth.data else ""
+        where = f"growth {number} (at {growth.when}, to {growth.to}{data})"
+        raise ValueError(f"{where}: {error}") from error

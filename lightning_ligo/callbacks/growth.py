@@ -328,6 +328,10 @@ class GrowthCallback(Counting):
             assert trainer.fit_loop._combined_loader is not None
             for loader in trainer.fit_loop._combined_loader.flattened:
                 _set_sampler_epoch(loader, trainer.current_epoch)
+            bar = trainer.progress_bar_callback
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            if bar is not None and callbacks.index(bar) < callbacks.index(self):
+                bar.on_train_epoch_start(trainer, pl_module)  # there are other batches to count
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_ligo.aside import isolated_random
 from lightning_ligo.callbacks.averaging import resize_averages
-from lightning_ligo.callbacks.checks import find_network
+from lightning_ligo.callbacks.checks import check_searches, find_network
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.stages import Stages
@@ -128,6 +128,8 @@ class Resuming:
         They are made for the small network, as they were, and then hold the parameters of the
         large one in the groups and the order of the checkpoint, in which their state is loaded.
         """
+        if trainer._checkpoint_connector._loaded_checkpoint:
+            check_searches(trainer)
         groups, self._groups = self._groups, None
         with self._stages.of_small(trainer):  # whose batches a schedule may have counted
             self._setup_optimizers(original, trainer, groups)

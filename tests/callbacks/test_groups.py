@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_ligo import Growth, GrowthCallback
 from runs import LARGE, Net, Plain, fit
@@ -55,23 +56,38 @@ def test_a_layer_has_the_rate_and_the_decay_of_the_layer_it_comes_from(
         assert found[weight] == (1e-2 * DECAY ** (3 - small), 0.1 * (weight.ndim > 1)), name
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_all_gradients_of_the_large_network_are_clipped(tmp_path, algorithm):
-    class Clipped(Callback):
-        """The gradients that the optimizer was given, by the width of the network."""
+class Stepped(Callback):
+    """The gradients that the optimizer has stepped with, by the width of the network."""
 
-        def __init__(self):
-            self.sizes = {}
+    def __init__(self):
+        self.gradients = {}
 
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            gradients = torch.cat([p.grad.flatten() for p in pl_module.parameters()])
-            size = gradients.norm() if algorithm == "norm" else gradients.abs().max()
-            self.sizes.setdefault(pl_module.network.head.in_features, []).append(size.item())
+    def on_train_start(self, trainer, pl_module):
+        def see(optimizer, *_):
+            every = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+            width = pl_module.network.head.in_features
+            self.gradients.setdefault(width, []).append(torch.cat(every))
 
-    clipped = Clipped()
+        trainer.optimizers[0].register_step_post_hook(see)
+
+
+def scaled():
+    """As precision="16-mixed" on a GPU; the scale of the loss is doubled after every 4th step."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=4)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+@pytest.mark.parametrize("precision", [dict, scaled], ids=["32-true", "16-mixed"])
+@pytest.mark.parametrize(
+    ("algorithm", "size"), [("norm", torch.Tensor.norm), ("value", lambda x: x.abs().max())]
+)
+def test_all_gradients_of_the_large_network_are_clipped(tmp_path, algorithm, size, precision):
+    stepped, module = Stepped(), Layerwise()
     growing = GrowthCallback([Growth(LARGE, step=8)], method="lemon")
     clip = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
-    fit(Layerwise(), tmp_path, growing, clipped, **clip)
-    assert [len(sizes) for sizes in clipped.sizes.values()] == [8, 10]
-    for sizes in clipped.sizes.values():  # all are larger where they are not clipped
-        assert sizes == pytest.approx([1e-3] * len(sizes), rel=1e-2)
+    fit(module, tmp_path, growing, stepped, **clip, **precision())
+    assert [len(every) for every in stepped.gradients.values()] == [8, 10]
+    assert stepped.gradients[24][0].numel() == sum(p.numel() for p in module.parameters())
+    for every in stepped.gradients.values():  # all are larger where they are not clipped
+        assert list(map(size, every)) == pytest.approx([1e-3] * len(every), rel=1e-2)
+        assert max(map(size, every)) <= 1e-3 * (1 + 1e-5)

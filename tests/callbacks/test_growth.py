@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
@@ -211,11 +211,16 @@ def test_what_is_logged_is_logged_at_the_steps_of_the_run(tmp_path):
     assert (tmp_path / "with" / "growth_report.json").exists()
 
 
-def test_validation_within_epochs_and_time_limits_do_not_trouble_it(tmp_path):
-    module = plain()
-    run = trainer(tmp_path, growth(), val_check_interval=2, limit_val_batches=1)
+def test_validation_within_epochs_and_a_time_limit_do_not_trouble_it(tmp_path):
+    module, steps = plain(), []
+    watch = LambdaCallback(on_validation_end=lambda run, lit: steps.append(run.global_step))
+    often = {"val_check_interval": 2, "limit_val_batches": 1}
+    run = trainer(tmp_path, growth(), watch, max_time={"hours": 1}, **often)
     run.fit(module, train_loader(), val_loader())
     assert module.network.head.in_features == 24 and run.global_step == 18
+    assert steps == list(range(2, 19, 2))
+    (timer,) = (each for each in run.callbacks if isinstance(each, Timer))
+    assert 3600 - timer.time_elapsed() == timer.time_remaining() > 0
 
 
 def test_no_growth_no_report(tmp_path):

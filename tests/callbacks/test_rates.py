@@ -1,5 +1,6 @@
 """The learning rate after a growth, under schedulers of every kind, and over a resume."""
 
+import functools
 import json
 
 import pytest
@@ -15,9 +16,13 @@ from torch.optim.lr_scheduler import (
     ExponentialLR,
     LambdaLR,
     LinearLR,
+    MultiplicativeLR,
+    MultiStepLR,
     OneCycleLR,
+    PolynomialLR,
     ReduceLROnPlateau,
     SequentialLR,
+    StepLR,
 )
 from torch.utils.data import DataLoader
 
@@ -33,19 +38,35 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning"),
 ]
 AT = 8
-SCHEDULES = {
-    "lambda": lambda o: LambdaLR(o, lambda step: 0.9**step),
-    "cosine to a floor": lambda o: CosineAnnealingLR(o, 18, eta_min=0.01),
-    "warm restarts": lambda o: CosineAnnealingWarmRestarts(o, 5, eta_min=0.01),
-    "one cycle": lambda o: OneCycleLR(o, 0.1, total_steps=18),
-    "cyclic": lambda o: CyclicLR(o, 0.01, 0.1, step_size_up=4),
-    "exponential": lambda o: ExponentialLR(o, 0.9),
-    "sequential": lambda o: SequentialLR(
-        o, [LinearLR(o, 0.1, total_iters=9), CosineAnnealingLR(o, 9, 0.01)], [9]
+SCHEDULES = {  # of an optimizer, and of how often the schedule is stepped
+    "lambda": lambda o, n: LambdaLR(o, lambda step: 0.9**step),
+    "multiplicative": lambda o, n: MultiplicativeLR(o, lambda step: 0.9 + step / 100),
+    "step": lambda o, n: StepLR(o, 2, gamma=0.7),
+    "multi step": lambda o, n: MultiStepLR(o, [n // 3, n - 2], gamma=0.5),
+    "constant": lambda o, n: ConstantLR(o, 0.5, n - 2),
+    "linear": lambda o, n: LinearLR(o, 0.1, total_iters=n - 2),
+    "exponential": lambda o, n: ExponentialLR(o, 0.9),
+    "cosine to a floor": lambda o, n: CosineAnnealingLR(o, n, eta_min=0.01),
+    "warm restarts": lambda o, n: CosineAnnealingWarmRestarts(o, 5, eta_min=0.01),
+    "cyclic": lambda o, n: CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "one cycle": lambda o, n: OneCycleLR(o, 0.1, total_steps=n),
+    "polynomial": lambda o, n: PolynomialLR(o, n - 2, power=2.0),
+    "sequential": lambda o, n: SequentialLR(
+        o, [LinearLR(o, 0.1, total_iters=n - 3), CosineAnnealingLR(o, 3, 0.01)], [n - 3]
     ),
-    "chained": lambda o: ChainedScheduler([ConstantLR(o, 0.5, 12), ExponentialLR(o, 0.9)]),
-    "plateau": lambda o: ReduceLROnPlateau(o, factor=0.5, patience=0, min_lr=0.01),
+    "chained": lambda o, n: ChainedScheduler([ConstantLR(o, 0.5, n - 2), ExponentialLR(o, 0.9)]),
+    "plateau": lambda o, n: ReduceLROnPlateau(o, factor=0.5, patience=1),
 }
+STEPPED = {  # what Lightning is told, what the run is told, how often the schedule is stepped
+    "steps": ({"interval": "step"}, {}, 18),
+    "epochs": ({"interval": "epoch"}, {"epochs": 9, "limit_train_batches": 2}, 9),
+    "every other step": ({"interval": "step", "frequency": 2}, {}, 9),
+}
+PAIRS = [  # every schedule is in the ordinary tests, and so is every way to step it
+    pytest.param(schedule, stepped, marks=[] if m % 3 == n else pytest.mark.slow)
+    for m, schedule in enumerate(SCHEDULES)
+    for n, stepped in enumerate(STEPPED)
+]
 
 
 def growth(rate, step=AT, to=LARGE, **settings):
@@ -53,25 +74,24 @@ def growth(rate, step=AT, to=LARGE, **settings):
 
 
 class Scheduled(Plain):
-    """Trains by a schedule; its validation never gets better."""
+    """Trains by a schedule; what a plateau is seen in never gets better."""
 
-    def __init__(self, schedule):
+    def __init__(self, schedule, often=None):
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.often = schedule, often or {"interval": "step"}
 
-    def validation_step(self, batch, batch_idx):
+    def training_step(self, batch, batch_idx):
         self.log("worse", 1.0)
+        return self.loss(batch)[1]
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        scheduler = self.schedule(optimizer)
-        often = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
-        schedule = {"scheduler": scheduler, "interval": often, "monitor": "worse"}
+        schedule = {"scheduler": self.schedule(optimizer), "monitor": "worse", **self.often}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 class Seen(Callback):
-    """The rate that every step was made at, and the one that stands in the groups between steps."""
+    """The rate that every step was made at, and all that stands in the groups between steps."""
 
     def __init__(self):
         self.used, self.standing = [], []
@@ -80,21 +100,29 @@ class Seen(Callback):
         self.used.append([group["lr"] for group in optimizer.param_groups])
 
     def on_train_batch_end(self, trainer, *_):
-        self.standing.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        groups = trainer.optimizers[0].param_groups
+        self.standing.append([{**group, "params": None} for group in groups])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_rate_of_every_step_is_the_schedule_s_times_the_factor(tmp_path, schedule):
-    with_factor, without = Seen(), Seen()
-    fit(Scheduled(SCHEDULES[schedule]), tmp_path, growth(Rate(0.3)), with_factor)
-    fit(Scheduled(SCHEDULES[schedule]), tmp_path, growth(Rate()), without)
-    factors = [1] * AT + [0.3] * (18 - AT)
-    assert with_factor.used == [
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")
+@pytest.mark.parametrize(("schedule", "stepped"), PAIRS)
+def test_the_rate_of_every_step_is_that_of_a_run_without_growth_times_the_factor(
+    tmp_path, schedule, stepped
+):
+    often, options, times = STEPPED[stepped]
+    make = functools.partial(Scheduled, lambda o: SCHEDULES[schedule](o, times), often)
+    grown, without = Seen(), Seen()
+    fit(make(), tmp_path, without, limit_val_batches=0, **options)
+    growing = growth(Rate(0.3), step=9, to=MIDDLE)
+    fit(make(), tmp_path, growing, grown, limit_val_batches=0, **options)
+    factors = [1] * 9 + [0.3] * 9
+    assert grown.used == [
         [rate * factor for rate in rates]
         for rates, factor in zip(without.used, factors, strict=True)
     ]
-    assert with_factor.standing == without.standing
-    assert len({rates[0] for rates in without.used}) > 1
+    assert grown.standing == without.standing
+    rates = [rate for (rate,) in without.used]
+    assert rates[9:] != [rates[9]] * 9 and rates[9:] != rates[:9]  # a halt or a restart is seen
 
 
 def test_a_run_ends_as_one_whose_schedule_has_the_factor(tmp_path):

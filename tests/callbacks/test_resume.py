@@ -310,7 +310,7 @@ class Payload:
         return run, ("was run",)
 
 
-def test_a_checkpoint_that_is_damaged_or_would_run_code_is_refused(tmp_path):
+def test_a_checkpoint_that_is_damaged_or_missing_is_refused(tmp_path):
     run = fit(plain(), tmp_path, growths())
     whole = (tmp_path / "epoch=3.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])

@@ -1,11 +1,17 @@
 """Arguments of the datamodule that change with the size of the network."""
 
-import re
+import functools
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    LambdaCallback,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +27,7 @@ pytestmark = [
 ]
 SHAPE = {"patch_size": 4, "in_chans": 1, "num_classes": 3}
 LARGE = describe(VisionTransformer, **SHAPE, img_size=16, embed_dim=32, depth=2, num_heads=2)
+SAME = describe(VisionTransformer, **SHAPE, img_size=8, embed_dim=32, depth=2, num_heads=2)
 DATA = {"image_size": 16, "batch_size": 12}
 
 
@@ -81,9 +88,9 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def growth(method="ligo", **settings):
+def growth(method="ligo", to=LARGE, **settings):
     steps = {"steps": 2} if method == "ligo" else {}
-    growths = [Growth(LARGE, **{"epoch": 1, "data": DATA, **settings})]
+    growths = [Growth(to, **{"epoch": 1, "data": DATA, **settings})]
     return GrowthCallback(growths, method=method, **steps)
 
 
@@ -92,9 +99,10 @@ def module(seed=0):
     return Classifier()
 
 
-def fit(model, folder, *callbacks, data=None, **options):
+def fit(model, folder, *callbacks, data=None, every=0, **options):
     saves = ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
-    run = trainer(folder, *callbacks, saves, enable_checkpointing=True)
+    reload = {"reload_dataloaders_every_n_epochs": every}
+    run = trainer(folder, *callbacks, saves, enable_checkpointing=True, **reload)
     run.fit(model, datamodule=data or Images(), weights_only=True, **options)
     return run
 
@@ -137,6 +145,51 @@ def test_a_resumed_run_has_the_data_and_the_schedule_of_its_size(tmp_path, epoch
     assert set(resumed.seen) == {seen for seen in SEEN if seen[1] > epoch}
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("to", "data"), [(SAME, None), (LARGE, DATA)], ids=["same", "larger"])
+def test_loaders_that_are_made_in_every_epoch_are_those_of_the_epoch(tmp_path, to, data):
+    class Others(Images):
+        """Other images in every epoch."""
+
+        def train_dataloader(self):
+            others = images(self.image_size, self.trainer.current_epoch)
+            return DataLoader(others, self.batch_size, sampler=EpochOrder())
+
+    class Sums(Callback):
+        def __init__(self):
+            self.sums = {}
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.sums.setdefault(trainer.current_epoch, []).extend(batch[0].sum((1, 2, 3)).tolist())
+
+    whole, resumed, seen, again = module(), module(1), Sums(), Sums()
+    growing = functools.partial(growth, "lemon", to, data=data)
+    fit(whole, tmp_path, growing(), seen, data=Others(), every=1)
+    for epoch, sums in seen.sums.items():
+        size = 16 if data and epoch else 8
+        expected = images(size, epoch).tensors[0].sum((1, 2, 3)).tolist()
+        assert sorted(sums) == pytest.approx(sorted(expected))
+    path = tmp_path / "epoch=0.ckpt"
+    fit(resumed, tmp_path / "again", growing(), again, data=Others(), every=1, ckpt_path=path)
+    assert again.sums == {epoch: seen.sums[epoch] for epoch in (1, 2)}
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
+@pytest.mark.parametrize("first", ["bar", "growth"])
+def test_a_progress_bar_counts_the_batches_that_there_are(tmp_path, kind, first):
+    totals, bar = {}, kind(refresh_rate=1)
+    watch = LambdaCallback(
+        on_train_batch_end=lambda run, *_: totals.setdefault(run.current_epoch, set()).add(
+            bar.train_progress_bar.total
+        )
+    )
+    callbacks = [bar, growth("lemon")] if first == "bar" else [growth("lemon"), bar]
+    run = trainer(tmp_path, *callbacks, watch, enable_progress_bar=True)
+    run.fit(module(), datamodule=Images())
+    assert totals == {0: {48 // 8}, 1: {48 // 12}, 2: {48 // 12}}
 
 
 def test_checkpoints_are_validated_on_data_of_their_size(tmp_path):
@@ -186,11 +239,18 @@ def test_data_that_cannot_change_is_refused(tmp_path, data, message):
     assert not model.seen
 
 
-def test_a_size_that_does_not_fit_the_network_is_refused_at_the_start(tmp_path):
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_size_that_does_not_fit_the_network_is_refused_at_the_start(tmp_path, planned):
     model = module()
-    with pytest.raises(AssertionError, match=re.escape("Input height (12) doesn't match")):
-        fit(model, tmp_path, growth(data={"image_size": 12}))
-    assert {seen[0] for seen in model.seen} <= {"train"} and model.network.embed_dim == 16
+    run = trainer(tmp_path, growth(data={"image_size": 12}))
+    begin = functools.partial(plan_run, run) if planned else run.fit
+    message = (
+        r"growth 1 \(at epoch 1, to .*'img_size': 16.*, on data of \{'image_size': 12\}\): "
+        r"VisionTransformer cannot be trained on this data: .* AssertionError: Input height \(12\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        begin(model, datamodule=Images())
+    assert model.seen == [] and model.network.embed_dim == 16
 
 
 @pytest.mark.parametrize(
