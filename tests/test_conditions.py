@@ -73,10 +73,31 @@ COUNTED = {  # not kept
     "length": (function(F.normalize), "the length of a vector, which counts every copy"),
     "sum": (function(lambda x: x * x.sum(-1, True)), "a sum, which counts every copy"),
 }
-ALONE = {  # channels that are normed one by one, or of which the largest is taken, under a norm
+
+
+class Applied(nn.Module):
+    def __init__(self, of):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x):
+        return self.of(x)
+
+
+def scattered(x):
+    return torch.zeros_like(x).scatter_reduce(2, torch.arange(4).expand_as(x) // 2, x, "amax")
+
+
+ALONE = {  # what is done to each channel on its own, and is not linear, under a norm
     "instance norm without a gain": lambda width: nn.InstanceNorm1d(width, affine=False),
     "instance norm with one": lambda width: nn.InstanceNorm1d(width, affine=True),
     "maximum": lambda width: nn.MaxPool1d(2),
+    "maximum so far": lambda width: Applied(lambda x: x.cummax(2)[0]),
+    "product so far": lambda width: Applied(lambda x: x.cumprod(2)),
+    "logarithm of sums so far": lambda width: Applied(lambda x: x.logcumsumexp(2)),
+    "maximum by index": lambda width: Applied(scattered),
+    "in order of size": lambda width: Applied(lambda x: x.sort(2)[0]),
+    "largest": lambda width: Applied(lambda x: x.topk(2, 2)[0]),
 }
 KEPT = {
     "mean": function(lambda x: x - x.mean(-1, keepdim=True)),
