@@ -380,3 +380,9 @@ def test_an_operation_is_followed(small, large, inputs, reasons):
     assert len(plan.inexact) == len(reasons), plan.inexact
     for reason, line in zip(reasons, plan.inexact, strict=True):
         assert reason in line
+
+
+def test_other_strides_for_another_shape_are_refused():
+    network = Between(8, lambda m, x: x.as_strided((3, 2, 8), (32, 16, 1)), None, 0)
+    with pytest.raises(ValueError, match=r"operation aten\.as_strided\.default on"):
+        ligo.trace(network, **SEQUENCES)
