@@ -230,13 +230,13 @@ def _of_buffers(plan: Plan, axes: Axes, small: nn.Module, large: nn.Module) -> I
 
 def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
     """The first layer behind which the networks compute with other numbers, where it is kept."""
-    small, large = len(row.small_names), len(row.large_names)
-    for source, number in _old(small, large):
-        names = row.small_names[source], row.large_names[number]
-        here = _constants(traced[0], names[0])
-        after = source == small - 1 and here == _constants(traced[1], row.large_names[-1])
-        if here != _constants(traced[1], names[1]) and not after:  # what follows the last layer
-            return names
+    there = [_constants(traced[1], name) for name in row.large_names]
+    alike = all(numbers == there[0] for numbers in there[:-1])
+    for source, number in _old(len(row.small_names), len(there)):
+        here = _constants(traced[0], row.small_names[source])
+        last = alike and source == len(row.small_names) - 1
+        if here != there[number] and not (last and here == there[-1]):  # with what follows them all
+            return row.small_names[source], row.large_names[number]
     return None
 
 

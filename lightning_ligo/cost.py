@@ -184,6 +184,8 @@ def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMo
     try:
         with flop_counter() as flops:
             yield flops
+    except Uncounted:
+        raise
     except Exception as error:  # whatever its code raises without values
         raise Uncounted(
             "the cost cannot be counted, as the network does not run on the meta device: "

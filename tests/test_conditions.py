@@ -53,6 +53,7 @@ MULTIPLES = {  # kept where the width grows by a multiple, and only there
         function(lambda x: F.rms_norm(x, x.shape[-1:]) + F.layer_norm(x, x.shape[-1:])),
         "norms of more than one kind",
     ),
+    "maximum": (function(lambda x: F.layer_norm(x, x.shape[-1:]) * x.amax(-1, True)), "an extreme"),
     "norm, activation": (
         module(lambda n: nn.Sequential(nn.RMSNorm(n, elementwise_affine=False), nn.Tanh())),
         "a norm of activations",
@@ -73,10 +74,31 @@ COUNTED = {  # not kept
     "length": (function(F.normalize), "the length of a vector, which counts every copy"),
     "sum": (function(lambda x: x * x.sum(-1, True)), "a sum, which counts every copy"),
 }
-ALONE = {  # channels that are normed one by one, or of which the largest is taken, under a norm
+
+
+class Applied(nn.Module):
+    def __init__(self, of):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x):
+        return self.of(x)
+
+
+def scattered(x):
+    return torch.zeros_like(x).scatter_reduce(2, torch.arange(4).expand_as(x) // 2, x, "amax")
+
+
+ALONE = {  # what is done to each channel on its own, and is not linear, under a norm
     "instance norm without a gain": lambda width: nn.InstanceNorm1d(width, affine=False),
     "instance norm with one": lambda width: nn.InstanceNorm1d(width, affine=True),
     "maximum": lambda width: nn.MaxPool1d(2),
+    "maximum so far": lambda width: Applied(lambda x: x.cummax(2)[0]),
+    "product so far": lambda width: Applied(lambda x: x.cumprod(2)),
+    "logarithm of sums so far": lambda width: Applied(lambda x: x.logcumsumexp(2)),
+    "maximum by index": lambda width: Applied(scattered),
+    "in order of size": lambda width: Applied(lambda x: x.sort(2)[0]),
+    "largest": lambda width: Applied(lambda x: x.topk(2, 2)[0]),
 }
 KEPT = {
     "mean": function(lambda x: x - x.mean(-1, keepdim=True)),
@@ -266,6 +288,101 @@ def test_layers_of_a_list_that_do_unlike_things_are_no_stack():
 
     assert ligo.trace(Listed(3), torch.randn(2, 4)).stacks == {}
     assert grown(Listed, 3, 5) == (pytest.approx(0, abs=1e-12), ())
+
+
+def test_more_layers_of_a_list_that_do_unlike_things_are_said_to_change_the_function():
+    class Listed(nn.Module):
+        def __init__(self, depth):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.layers = nn.ModuleList(nn.ParameterList([torch.ones(3)]) for _ in range(depth))
+
+        def forward(self, x):
+            first, *others = self.layers
+            return self.two(F.rms_norm(self.one(x), (3,), first[0]) + sum(o[0] for o in others))
+
+    error, inexact = grown(Listed, 2, 3)
+    assert error > 1e-3 and inexact == ("layers grows from 2 to 3 layers, which do unlike things",)
+
+
+def test_layers_of_two_kinds_that_come_in_another_order_are_said_to_change_the_function():
+    class Block(nn.Module):
+        def __init__(self, normed):
+            super().__init__()
+            self.inside = nn.Sequential(*([nn.LayerNorm(6)] if normed else []), nn.Linear(6, 6))
+
+        def forward(self, x):
+            return x + self.inside(x).tanh()
+
+    class Net(nn.Module):
+        def __init__(self, kinds):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.layers = nn.Sequential(*(Block(kind == "n") for kind in kinds))
+
+        def forward(self, x):
+            return self.two(self.layers(self.one(x)))
+
+    assert grown(Net, "n-n-", "nn--nn--") == (pytest.approx(0, abs=1e-12), ())
+    error, (why,) = grown(Net, "n-n-", "nn---")
+    assert error > 1e-3 and why == (
+        "layers[0] and layers[1] alternate in layers, and do not grow alike: their layers come in "
+        "another order"
+    )
+
+
+def test_layers_that_are_lost_are_counted():
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+            self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(12 // width))
+
+        def forward(self, x):
+            x = self.one(x)
+            for layer in self.layers:
+                x = x + layer(x).tanh()
+            return self.two(x)
+
+    error, inexact = grown(Net, 3, 6)
+    assert error > 1e-3 and inexact == ("layers loses 2 of its 4 layers",)
+
+
+@pytest.mark.parametrize(("shortcut", "where"), [(3, "small"), (5, "large")])
+def test_a_shortcut_of_one_width_only_is_said_to_change_the_function(shortcut, where):
+    class Net(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, width)
+            self.head, self.shortcut = nn.Linear(width, 2), width == shortcut
+
+        def forward(self, x):
+            x = self.one(x)
+            written = self.two(x.relu())
+            return self.head(x + written if self.shortcut else written)
+
+    error, inexact = grown(Net, 3, 5)
+    assert error > 1e-3 and inexact == (
+        f"hidden and hidden.2 are one axis, hidden, only in the {where} network",
+    )
+
+
+def test_a_parameter_that_the_forward_does_not_use_stays_as_it_was_built():
+    class Spare(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, width), nn.Linear(width, 2)
+            self.spare = nn.Parameter(torch.full((width,), float(width)))
+
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    small, large = Spare(3), Spare(5)
+    plan = ligo.pair(small, large, torch.randn(2, 4))
+    assert plan.inexact == ("spare is not used by the forward and stays as it was built",)
+    ligo.Operator(plan, small, "lemon").bake(large)
+    assert large.spare.tolist() == [5] * 5
+    assert grown(Spare, 3, 5)[0] < 1e-12
 
 
 def test_a_norm_at_the_end_of_a_branch_writes_by_its_gain_and_its_shift():

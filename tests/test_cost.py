@@ -225,3 +225,11 @@ def test_it_prints_what_it_costs_and_of_which_batch():
 )
 def test_counts_are_short(count, text):
     assert short(count) == text
+
+
+@pytest.mark.parametrize("method", ["ligo", "lemon"])
+def test_a_network_that_no_loss_can_train_is_named(method):
+    small, large = (nn.Linear(4, 3).requires_grad_(False) for _ in range(2))
+    plan = ligo.pair(small, large, torch.randn(2, 4))
+    with pytest.raises(Uncounted, match=r"^no output of the network depends on its par"):
+        ligo.estimate(plan, small, large, torch.randn(2, 4), method=method)

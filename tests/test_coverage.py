@@ -59,3 +59,60 @@ def test_a_pair_that_cannot_grow_has_its_reason_in_the_table():
     assert not result.paired and "cannot be grown from" in result.reason
     assert "| timm | 1 | 0 (0.0%) | 0 " in summary([result])
     assert "does not shrink" in table([result])
+
+
+def test_a_pair_that_changes_as_planned_has_its_reason_in_the_table():
+    result = run(Pair("hf", "gemma2", "gemma2 small", "gemma2 large"))
+    assert result.paired and result.kept > 1e-4 and result.reason == ""
+    reason = "model.embed_tokens.embed_scale is 5.657 in the small network and 6.928 in the large"
+    assert any(line.startswith(reason) for line in result.inexact)
+    (row,) = table([result]).splitlines()[2:]
+    assert row.endswith(f"| {'; '.join(result.inexact)} |")
+    assert summary([result]).endswith(
+        "| hf | 1 | 1 (100.0%) | 1 (and 0 with nothing to prove) | 1 | 0 of 0 | 1 |"
+    )
+
+
+@pytest.fixture
+def walk(tmp_path, monkeypatch):
+    """Walk two pairs by the command's words; returns the pairs that were run, and the table."""
+    found = tmp_path / f"pairs-{timm.__version__}.json"
+    found.write_text(json.dumps([asdict(pair) for pair in PAIRS]))
+    ran = []
+
+    def run_all(pairs, jobs):
+        ran.extend(pair.large for pair in pairs)
+        return (Result(pair.key, pair.module, reason=f"run {len(ran)}") for pair in pairs)
+
+    monkeypatch.setattr(coverage, "_run_all", run_all)
+
+    def walked(*words):
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["coverage", "--out", str(tmp_path), *words])
+        main()
+        return ran, (tmp_path / "coverage.md").read_text()
+
+    return walked
+
+
+def test_a_pair_with_a_result_is_run_again_only_where_that_is_asked_for(walk, tmp_path):
+    assert walk("--only", "lcnet")[0] == ["lcnet_050"]
+    assert walk("--only", "timm:")[0] == ["mixer_b32_224"]
+    assert walk("--only", "timm:")[0] == []
+    ran, written = walk("--only", "timm:", "--again")
+    assert ran == ["mixer_b32_224", "lcnet_050"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+    assert "run 1" not in written and written.count("run 2") == 2  # the last result of each
+
+
+def test_a_summary_is_printed_of_what_has_been_run_and_runs_nothing(walk, tmp_path, capsys):
+    walk("--only", "lcnet")
+    capsys.readouterr()
+    (tmp_path / "coverage.md").unlink()
+    ran, written = walk("--summary")
+    assert ran == []
+    printed = capsys.readouterr().out.strip()
+    assert printed.endswith(
+        "| timm | 1 | 0 (0.0%) | 0 (and 0 with nothing to prove) | 0 | 0 of 0 | 0 |"
+    )
+    assert written.startswith(printed) and "lcnet_035->lcnet_050" in written

@@ -36,3 +36,17 @@ def test_a_family_is_proved_and_keeps_its_function_or_says_why_not(name):
         assert change > 1e-6
     else:
         assert plan.inexact == () and change < bound
+
+
+def test_the_layers_of_t5_are_stacks_but_for_the_first_which_holds_the_positions():
+    family = FAMILIES["t5"]
+    plan = ligo.pair(family.build("small"), family.build("large"), **family.inputs())
+    assert plan.stacks == {"encoder.block[1]": (1, 3), "decoder.block[1]": (1, 2)}
+    rows = {row.pattern: row for row in plan.rows}
+    stacked = rows["encoder.block[1].*.layer.1.DenseReluDense.wo.weight"]
+    assert stacked.large_names == tuple(
+        f"encoder.block.{layer}.layer.1.DenseReluDense.wo.weight" for layer in (1, 2, 3)
+    )
+    assert (
+        rows["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].stack is None
+    )

@@ -1,7 +1,9 @@
-"""Heads, the keys and values that they share, and experts."""
+"""Heads, the keys and values that they share, what lies on them, and experts."""
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -10,7 +12,7 @@ from transformers import (
 )
 
 import lightning_ligo as ligo
-from networks import TOKENS, output, randomised
+from networks import TOKENS, cast, output, randomised
 
 SETTINGS = {
     "vocab_size": 50,
@@ -91,3 +93,163 @@ def test_new_experts_are_copies_beside_what_they_copy():
 def test_twice_the_experts_of_which_twice_as_many_are_chosen_keep_the_function():
     _, before, after = grown(randomised(mixtral(4, 2)), mixtral(8, 4).eval())
     assert (after - before).norm() < 1e-5 * before.norm()
+
+
+# Networks of nothing but torch -------------------------------------------------------------------
+
+SEQUENCES = {"x": torch.linspace(-1, 1, 36).sin().mul(7).cos().reshape(3, 4, 3)}
+IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 25).sin().mul(99).cos().reshape(2, 3, 5, 5)}
+
+
+class Heads(nn.Module):
+    """(batch, positions, 3) to (batch, positions, 5), by attention with shared keys and values."""
+
+    def __init__(self, width, heads, keys, head_dim=4):
+        super().__init__()
+        self.heads, self.keys = heads, keys
+        self.embed, self.norm = nn.Linear(3, width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, heads * head_dim)
+        self.key, self.value = (nn.Linear(width, keys * head_dim) for _ in range(2))
+        self.proj, self.head = nn.Linear(heads * head_dim, width), nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(x + self.proj(self.attend(self.norm(x)).transpose(1, 2).flatten(2)))
+
+    def split(self, x):
+        for linear, heads in ((self.query, self.heads), (self.key, self.keys)):
+            yield linear(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        yield self.value(x).unflatten(-1, (self.keys, -1)).transpose(1, 2)
+
+    def attend(self, x):
+        return F.scaled_dot_product_attention(*self.split(x), enable_gqa=True)
+
+
+class Sloped(Heads):
+    """With ALiBi: slopes by the number of heads, held in a buffer that is not saved, or nowhere."""
+
+    def __init__(self, width, heads, held):
+        super().__init__(width, heads, heads)
+        self.register_buffer("slopes", self.made() if held else None, persistent=False)
+
+    def made(self):
+        return 2.0 ** -torch.arange(1.0, self.heads + 1)
+
+    def attend(self, x):
+        query, key, value = self.split(x)
+        slopes = self.made() if self.slopes is None else self.slopes
+        distances = (torch.arange(4)[None] - torch.arange(4)[:, None]).abs()
+        bias = slopes.to(x.dtype)[:, None, None] * distances
+        return (query @ key.mT / 2 - bias).softmax(-1) @ value
+
+
+class Windows(Heads):
+    """As in Swin: padded, shifted and cut into windows of 2 x 2, with a table of positions."""
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads, heads)
+        self.table = nn.Parameter(torch.zeros(9, heads))
+        places = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+        apart = places[:, None] - places[None] + 1
+        self.register_buffer("index", apart[..., 0] * 3 + apart[..., 1])
+
+    def forward(self, x):
+        x = self.embed(x.movedim(1, -1))
+        batch, height, width, channels = x.shape
+        windows = F.pad(self.norm(x), (0, 0, 0, width % 2, 0, height % 2)).roll((-1, -1), (1, 2))
+        rows, columns = (length // 2 for length in windows.shape[1:3])
+        windows = windows.view(batch, rows, 2, columns, 2, channels).transpose(2, 3)
+        query, key, value = self.split(windows.reshape(-1, 4, channels))
+        bias = self.table[self.index.view(-1)].view(4, 4, -1).permute(2, 0, 1)
+        mixed = (query @ key.mT / 2 + bias).softmax(-1) @ value
+        mixed = self.proj(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.view(batch, rows, columns, 2, 2, channels).transpose(2, 3)
+        mixed = mixed.reshape(batch, 2 * rows, 2 * columns, channels).roll((1, 1), (1, 2))
+        return self.head(x + mixed[:, :height, :width])
+
+
+class ClassAttention(Heads):
+    """As in CaiT: only the class token asks."""
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads, heads)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1)
+        return self.head(x[:, :1] + self.proj(self.attend(self.norm(x)).transpose(1, 2).flatten(2)))
+
+    def attend(self, x):
+        query, key, value = self.split(x)
+        return F.scaled_dot_product_attention(query[:, :, :1], key, value)
+
+
+def changed(small, large, inputs):
+    """How much the output changes by a growth, and its plan."""
+    torch.manual_seed(0)
+    inputs = cast(inputs, torch.float64)
+    small, large = randomised(small, torch.float64), large.double().eval()
+    plan = ligo.pair(small, large, **inputs)
+    ligo.Operator(plan, small, "lemon").bake(large)
+    before, after = output(small, inputs), output(large, inputs)
+    return float((after - before).norm() / before.norm()), plan
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "inputs", "axes"),
+    [
+        (Heads(8, 4, 2), Heads(16, 8, 4), SEQUENCES, {"heads": (2, 4)}),
+        (Heads(8, 4, 2), Heads(16, 8, 2), SEQUENCES, {"group": (2, 4)}),
+        (Windows(8, 2), Windows(16, 3), IMAGES, {"heads": (2, 3)}),
+        (ClassAttention(8, 2), ClassAttention(16, 3), SEQUENCES, {"heads": (2, 3)}),
+    ],
+    ids=["shared keys", "more queries share a key", "windows", "class attention"],
+)
+def test_heads_of_plain_torch_grow_and_keep_the_function(small, large, inputs, axes):
+    change, plan = changed(small, large, inputs)
+    assert plan.axes.items() > axes.items() and plan.axes["hidden"] == (8, 16)
+    assert change < 1e-12 and plan.inexact == ()
+
+
+def test_slopes_of_heads_that_are_no_parameter_stay_as_they_were_built():
+    with pytest.raises(ValueError, match=r"heads is 2 long .* a constant of the network lies on"):
+        changed(Sloped(8, 2, held=False), Sloped(16, 4, held=False), SEQUENCES)
+    change, plan = changed(Sloped(8, 2, held=True), Sloped(16, 4, held=True), SEQUENCES)
+    assert change > 1e-4
+    assert plan.inexact == ("slopes is not saved with the network and stays as it was built",)
+
+
+class Routed(nn.Module):
+    """Each position goes to the ``chosen`` best of ``count`` experts, in a list of modules."""
+
+    def __init__(self, count, chosen, width=4):
+        super().__init__()
+        self.embed, self.router = nn.Linear(3, width), nn.Linear(width, count)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(count)
+        )
+        self.head, self.chosen = nn.Linear(width, 5), chosen
+
+    def forward(self, x):
+        x = self.embed(x).flatten(0, 1)
+        weights, chosen = self.router(x).softmax(-1).topk(self.chosen)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows, slots = torch.where(chosen == number)
+            out.index_add_(0, rows, expert(x[rows]) * weights[rows, slots, None])
+        return self.head(x + out)
+
+
+def test_experts_in_a_list_become_wider():
+    change, plan = changed(Routed(4, 2), Routed(4, 2, width=6), SEQUENCES)
+    assert change < 1e-12 and plan.inexact == ()
+    assert plan.axes == {"embed": (4, 6), "experts.*.hidden": (8, 12)}
+
+
+@pytest.mark.parametrize("chosen", [2, 4])
+def test_more_experts_in_a_list_are_said_to_change_the_function(chosen):
+    change, plan = changed(Routed(4, 2), Routed(8, chosen), SEQUENCES)
+    assert plan.stacks == {"experts": (4, 8)}
+    assert change > 1e-3
+    assert any("from 4 to 8 by copies, which are ranked" in line for line in plan.inexact)

@@ -5,10 +5,15 @@ import time
 import pytest
 import timm
 import torch
+from timm.models import VisionTransformer, VisionTransformerDistilled
+from timm.models.cait import Cait
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 import lightning_ligo as ligo
-from networks import IMAGES, TOKENS, bert, gpt2, vit
+from networks import IMAGES, IMAGES64, TOKENS, bert, gpt2, output, randomised, vit
+
+SMALL = {"img_size": 8, "in_chans": 1, "num_classes": 5}
 
 
 def test_the_plan_of_a_vision_transformer_names_what_grows():
@@ -71,6 +76,54 @@ def test_what_cannot_grow_is_named(small, large, inputs, message):
         ligo.pair(small, large, **inputs)
 
 
+class Tables(nn.Module):
+    """Indices of some length, which are no parameters."""
+
+    def __init__(self, length, count):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+        for number in range(count):
+            self.register_buffer(f"index{number}", torch.arange(length))
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.two(x + sum(x[:, index].sum(-1, True) for index in self.buffers()))
+
+
+class Mixed(nn.Module):
+    """Layers in a row, between which what they write is cut in two ways."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.one(x)
+        for number, layer in enumerate(self.layers):
+            x = layer(x).unflatten(-1, ((3, 2), (2, 3))[number % 2]).mT.flatten(1)
+        return self.two(x)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "message"),
+    [
+        (Tables(3, 1), Tables(5, 1), r"index0 is \(3,\) and \(5,\) and has no axes to grow by$"),
+        (Tables(3, 12), Tables(5, 12), r"index11 is .* and has no axes to grow by$"),
+        (Tables(3, 15), Tables(5, 15), r"index11 is .* and has no axes to grow by\n  and 3 more "),
+        (Mixed(2), Mixed(3), "layers cannot change its depth: the modules of layers are chained"),
+    ],
+)
+def test_what_cannot_grow_of_buffers_and_rows_of_layers_is_named(small, large, message):
+    with pytest.raises(ValueError, match=message):
+        ligo.pair(small, large, torch.randn(3, 4))
+
+
+def test_inputs_that_the_large_network_does_not_take_are_named():
+    with pytest.raises(ValueError, match="called with large_inputs it fails with AssertionError"):
+        ligo.pair(vit(), vit(64, img_size=16), **IMAGES, large_inputs=IMAGES)
+
+
 def test_a_backbone_whose_reader_stays_outside_is_refused():
     with pytest.raises(ValueError, match=r"output would change from \(3, 32\) to \(3, 64\)"):
         ligo.pair(vit(classes=0), vit(64, classes=0), **IMAGES)
@@ -97,6 +150,65 @@ def test_a_growth_that_cannot_keep_the_function_says_why(small, large, inputs, r
     plan = ligo.pair(small, large, **inputs)
     assert any(reason in line for line in plan.inexact)
     assert reason in str(plan)
+
+
+def cait(width, depth, depth_token_only):
+    depths = {"depth": depth, "depth_token_only": depth_token_only}
+    return Cait(**SMALL, patch_size=4, embed_dim=width, num_heads=width // 8, **depths)
+
+
+def swin(width, depths):
+    heads = (width // 8, width // 4)
+    return SwinTransformer(
+        **SMALL, patch_size=1, embed_dim=width, depths=depths, num_heads=heads, window_size=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "stacks"),
+    [
+        (cait(16, 2, 1), cait(32, 4, 3), {"blocks": (2, 4), "blocks_token_only": (1, 3)}),
+        (swin(8, (2, 2)), swin(16, (6, 6)), {"layers.0.blocks": (2, 6), "layers.1.blocks": (2, 6)}),
+    ],
+    ids=["cait", "swin"],
+)
+def test_two_stacks_that_grow_at_once_keep_the_function(small, large, stacks):
+    change, plan = grown(small, large)
+    assert plan.stacks == stacks and plan.axes and plan.inexact == ()
+    assert change < 1e-12
+
+
+def test_layers_that_would_be_shifted_otherwise_are_named():
+    change, plan = grown(swin(8, (2, 2)), swin(8, (4, 4)))
+    assert change > 1e-3
+    for stage in (0, 1):
+        blocks = f"behind layers.{stage}.blocks"
+        assert any(
+            line.startswith(f"{blocks}.1.attn.proj.bias the small network computes with [1, 1]")
+            for line in plan.inexact
+        )
+
+
+def grown(small, large):
+    """How much the output changes by a growth, and its plan."""
+    small, large = randomised(small, torch.float64), large.double().eval()
+    plan = ligo.pair(small, large, **IMAGES64)
+    ligo.Operator(plan, small, "lemon").bake(large)
+    before, after = output(small, IMAGES64), output(large, IMAGES64)
+    return float((after - before).norm() / before.norm()), plan
+
+
+@pytest.mark.parametrize(("distilled", "lacks"), [(False, "small"), (True, "large")])
+def test_a_token_of_distillation_that_one_network_lacks_is_named(distilled, lacks):
+    small, large = (
+        kind(**SMALL, patch_size=4, embed_dim=width, depth=2, num_heads=width // 16)
+        for kind, width in (
+            (VisionTransformerDistilled if distilled else VisionTransformer, 32),
+            (VisionTransformer if distilled else VisionTransformerDistilled, 64),
+        )
+    )
+    with pytest.raises(ValueError, match=rf"the {lacks} network lacks dist_token, head_dist"):
+        ligo.pair(small, large, **IMAGES)
 
 
 def test_layers_that_are_equal_in_one_of_the_networks_only_are_no_stack():

@@ -14,6 +14,7 @@ from lightning_ligo.proof import TOLERANCE
 from networks import cast, output, randomised
 
 SEQUENCES = {"x": torch.linspace(-1, 1, 36).sin().mul(7).cos().reshape(3, 4, 3)}
+SIGNALS = {"x": torch.linspace(-1, 1, 2 * 3 * 8).sin().mul(99).cos().reshape(2, 3, 8)}
 IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 64).sin().mul(99).cos().reshape(2, 3, 8, 8)}
 VOLUMES = {"x": torch.linspace(-1, 1, 3 * 256).sin().mul(99).cos().reshape(1, 3, 4, 8, 8)}
 
@@ -178,6 +179,8 @@ SEQUENCE = {
     "bmm": (lambda m, x: torch.bmm(m.between.expand(3, -1, -1), x), positions),
     "baddbmm": (lambda m, x: torch.baddbmm(m.vector, x, m.square.expand(3, -1, -1)),
                 lambda width: {**vector(width), **square(width)}),
+    "addbmm": (lambda m, x: x + torch.addbmm(m.vector, m.between.expand(3, -1, -1), x),
+               lambda width: {**vector(width), **positions(width)}),
     "matmul from the left": (lambda m, x: m.between @ x, positions),
     "matmul with a vector": (lambda m, x: x * (x @ m.vector)[..., None], vector),
     "outer": (lambda m, x: x * torch.outer(m.four, m.vector),
@@ -204,6 +207,8 @@ SEQUENCE = {
     "setitem": (setitem, linear),
     "scatter": (lambda m, x: torch.zeros_like(x).scatter(1, along(x, 2, 0, 1, 3), x), None),
     "scatter_add": (lambda m, x: torch.zeros_like(x).scatter_add(1, along(x, 1, 0, 1, 0), x), None),
+    "scatter_reduce": (
+        lambda m, x: torch.zeros_like(x).scatter_reduce(1, along(x, 1, 0, 1, 0), x, "amax"), None),
     "gather": (lambda m, x: x.gather(1, along(x, 2, 0, 1)), None),
     "index_select": (lambda m, x: x.index_select(1, torch.tensor([2, 0])), None),
     # entry by entry, in place
@@ -218,6 +223,9 @@ SEQUENCE = {
     "glu": (lambda m, x: F.glu(m.gated(x)), lambda w: {"gated": nn.Linear(w, 2 * w)}),
     # moving
     "roll, flip, cumsum": (lambda m, x: x.roll(1, 1) + x.flip(1) + x.cumsum(1), None),
+    "cumprod, cummax, logcumsumexp": (
+        lambda m, x: x.cumprod(1) + x.cummax(1)[0] + x.logcumsumexp(1), None),
+    "as_strided": (lambda m, x: m.linear(x.as_strided(x.size(), x.stride())), linear),
     "repeat": (lambda m, x: x.repeat(1, 2, 1).repeat_interleave(2, 1), None),
     "pad, narrow": (lambda m, x: F.pad(x, (0, 0, 1, 2)).narrow(1, 0, 5), None),
     "movedim, unflatten": (
@@ -229,6 +237,14 @@ SEQUENCE = {
     "rotary of complex numbers": (rotary, None),
     "fft over positions": (lambda m, x: torch.fft.fft(x, dim=1).real, None),
     "global filter": (global_filter, lambda width: {"gain": torch.randn(3, width, 2)}),
+    # losses, of which a part is added as a penalty would be
+    "cross_entropy": (
+        lambda m, x: x + F.cross_entropy(m.classes(x).flatten(0, 1), torch.arange(12) % 7),
+        lambda width: {"classes": nn.Linear(width, 7)}),
+    "nll_loss": (
+        lambda m, x: x + F.nll_loss(m.classes(x).mT, torch.arange(12).view(3, 4) % 7,
+                                    reduction="none")[..., None],
+        lambda width: {"classes": nn.Linear(width, 7)}),
     # norms and reductions
     "extremes": (lambda m, x: x.max(1)[0] + x.amin(1) + x.logsumexp(1), None),
     "normalize": (lambda m, x: F.normalize(x, dim=-1), None, COUNTED),
@@ -239,6 +255,17 @@ SEQUENCE = {
                            UNEVEN),
     "weight_norm": (lambda m, x: m.linear(x), lambda width: {
         "linear": nn.utils.parametrizations.weight_norm(nn.Linear(width, width))}, NORMED),
+}  # fmt: skip
+SIGNAL = {
+    "pooling of signals": (
+        lambda m, x: F.avg_pool1d(F.max_pool1d(x, 2), 2) + F.adaptive_avg_pool1d(x, 2)
+        + F.adaptive_max_pool1d(x, 2), None),
+    "interpolation of signals": (
+        lambda m, x: F.interpolate(x, size=16, mode="linear") + F.interpolate(x, size=16)
+        + F.interpolate(x, size=16, mode="nearest-exact"), None),
+    "padding of signals": (
+        lambda m, x: F.pad(x, [1, 1], "reflect") + F.pad(x, [1, 1], "replicate")
+        + F.pad(x, [1, 1], "circular"), None),
 }  # fmt: skip
 IMAGE = {
     "depthwise": (lambda m, x: m.conv(x),
@@ -259,6 +286,10 @@ IMAGE = {
     "interpolate": (
         lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear")
         + F.interpolate(x, size=(16, 16), mode="bicubic") + F.interpolate(x, scale_factor=2), None),
+    "interpolate, antialias": (
+        lambda m, x: F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True)
+        + F.interpolate(x, size=(4, 4), mode="bicubic", antialias=True)
+        + F.interpolate(x, size=(4, 4), mode="nearest-exact"), None),
     "grid_sample": (
         lambda m, x: F.grid_sample(x, F.affine_grid(
             torch.tensor([[[0.9, 0.1, 0], [0, 0.8, 0.1]]], dtype=x.dtype).expand(2, -1, -1),
@@ -270,6 +301,9 @@ IMAGE = {
         lambda m, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), None),
     "padding": (lambda m, x: F.pad(x, [1] * 4, "reflect") + F.pad(x, [1] * 4, "replicate")
                 + F.pad(x, [1] * 4, "circular"), None),
+    "cross_entropy of pixels": (
+        lambda m, x: x + F.cross_entropy(m.classes(x), torch.arange(128).view(2, 8, 8) % 7),
+        lambda width: {"classes": nn.Conv2d(width, 7, 1)}),
     "instance norm": (lambda m, x: m.norm(x),
                       lambda w: {"norm": nn.InstanceNorm2d(w, affine=True)}),
     "standardised weights": (standardised, lambda w: {"weight": torch.randn(w, w, 1, 1)}, NORMED),
@@ -280,7 +314,19 @@ IMAGE = {
 VOLUME = {
     "pooling of volumes": (
         lambda m, x: F.max_pool3d(F.avg_pool3d(x, 3, 1, 1), 2) + F.adaptive_avg_pool3d(x, (2, 4, 4))
+        + F.adaptive_max_pool3d(x, (2, 4, 4))
         + F.interpolate(x, size=(2, 4, 4), mode="trilinear"), None),
+    "interpolation of volumes": (
+        lambda m, x: F.interpolate(x, size=(2, 4, 4))
+        + F.interpolate(x, size=(2, 4, 4), mode="nearest-exact"), None),
+    "max_unpool of volumes": (
+        lambda m, x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2), None),
+    "padding of volumes": (
+        lambda m, x: F.pad(x, [1] * 6, "reflect") + F.pad(x, [1] * 6, "replicate"), None),
+    "grid_sample of volumes": (
+        lambda m, x: F.grid_sample(x, F.affine_grid(
+            torch.tensor([[[0.9, 0.1, 0, 0], [0, 0.8, 0.1, 0], [0.1, 0, 0.7, 0]]], dtype=x.dtype),
+            x.shape, align_corners=False), align_corners=False), None),
     "convolution of volumes": (lambda m, x: m.conv(x), lambda w: {"conv": nn.Conv3d(w, w, 2, 2)}),
 }  # fmt: skip
 SCORES = {
@@ -302,7 +348,8 @@ SCORES = {
 
 
 def cases():
-    for rank, table, inputs in ((0, SEQUENCE, SEQUENCES), (2, IMAGE, IMAGES), (3, VOLUME, VOLUMES)):
+    tables = (SEQUENCE, SEQUENCES), (SIGNAL, SIGNALS), (IMAGE, IMAGES), (VOLUME, VOLUMES)
+    for rank, (table, inputs) in enumerate(tables):
         for name, (function, make, *reasons) in table.items():
             widths = (8, 12)
             yield pytest.param(
@@ -333,3 +380,9 @@ def test_an_operation_is_followed(small, large, inputs, reasons):
     assert len(plan.inexact) == len(reasons), plan.inexact
     for reason, line in zip(reasons, plan.inexact, strict=True):
         assert reason in line
+
+
+def test_other_strides_for_another_shape_are_refused():
+    network = Between(8, lambda m, x: x.as_strided((3, 2, 8), (32, 16, 1)), None, 0)
+    with pytest.raises(ValueError, match=r"operation aten\.as_strided\.default on"):
+        ligo.trace(network, **SEQUENCES)

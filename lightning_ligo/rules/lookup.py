@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ligo.factors import Dim, broadcast, hint, pin, size, take
-from lightning_ligo.ledger import RANKED, TABLE, Ledger
+from lightning_ligo.ledger import RANKED, TABLE, Ledger, bend
 from lightning_ligo.rules.table import position, rule
 
 
@@ -59,6 +59,8 @@ def write_at(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: T
         if number == axis or size(mine) != size(theirs):
             pin([*mine, *theirs], TABLE)
             written[number] = []
+    if func._schema.name == "aten::scatter_reduce":
+        bend([*dims, *written])
     return broadcast([dims, written])
 
 
@@ -112,6 +114,7 @@ def gather(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
 def topk(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims = list(ledger.dims(args[0]))
     axis = position(args[2] if len(args) > 2 else kwargs.get("dim", -1), len(dims))
+    bend(dims)
     pin(dims[axis], RANKED)
     dims[axis] = ledger.new(out[0].shape[axis], pinned=RANKED)
     return [dims, dims]

@@ -120,6 +120,8 @@ def softmax(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Te
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
 def cumulative(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims = ledger.dims(args[0])
+    if func._schema.name != "aten::cumsum":
+        bend(dims)
     pin(dims[position(args[1], len(dims))], "it is summed up in order")
     return dims if isinstance(out, Tensor) else [dims, dims]
 

@@ -55,6 +55,8 @@ def product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Te
 def add_product(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     bias, left, right = args[:3]
     dims = _product(ledger, left, right, out)
+    if len(dims) > out.dim():  # of addbmm
+        pin(dims.pop(0), "its matrices are multiplied one by one and summed")
     if not ledger.static(left) and not ledger.static(right):
         ledger.multiply(out, kwargs.get("alpha", 1))
     if not ledger.static(left) or not ledger.static(right):

@@ -15,11 +15,13 @@ from lightning_ligo.rules.table import SPACE, position, rule
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
       "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d",
-      "max_pool1d", "reflection_pad1d", "reflection_pad2d", "replication_pad2d",
+      "adaptive_max_pool3d", "max_pool1d", "reflection_pad1d", "reflection_pad2d",
+      "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
       "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
       "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "upsample_linear1d",
-      "_upsample_nearest_exact2d", "upsample_nearest3d", "upsample_trilinear3d", "max_unpool2d",
-      "max_unpool3d", "grid_sampler_2d", "grid_sampler_3d")  # fmt: skip
+      "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+      "upsample_nearest3d", "upsample_trilinear3d", "max_unpool2d", "max_unpool3d",
+      "grid_sampler_2d", "grid_sampler_3d")  # fmt: skip
 def resample(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """Pooling, padding, interpolation: all but batch and channels are positions in space."""
     dims = list(ledger.dims(args[0]))
