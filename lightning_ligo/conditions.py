@@ -93,6 +93,8 @@ def differences(plan: Plan, ours: Axes, same: Counterparts) -> Iterator[str]:
         over = {kind for axis in axes for kind in ours.axes[axis].over}
         for kind in sorted(NORMED & over - plan.facts[name].over):
             yield f"{TAKEN[kind]} is taken over {name} only in the small network"
+        for kind in sorted(NORMED & plan.facts[name].over - over):
+            yield f"{TAKEN[kind]} is taken over {name} only in the large network"
     those: dict[str, list[str]] = {}
     for name, axes in free.items():
         for axis in axes:
@@ -232,11 +234,15 @@ def _differing(row: Row, traced: Sequence[Tracer]) -> tuple[str, str] | None:
     """The first layer behind which the networks compute with other numbers, where it is kept."""
     there = [_constants(traced[1], name) for name in row.large_names]
     alike = all(numbers == there[0] for numbers in there[:-1])
+    end = len(there) - 1  # behind which is what follows all layers
     for source, number in _old(len(row.small_names), len(there)):
-        here = _constants(traced[0], row.small_names[source])
-        last = alike and source == len(row.small_names) - 1
-        if here != there[number] and not (last and here == there[-1]):  # with what follows them all
-            return row.small_names[source], row.large_names[number]
+        here, last = (
+            _constants(traced[0], row.small_names[source]),
+            source + 1 == len(row.small_names),
+        )
+        for other in ([end] if alike else [number, end]) if last else [number]:
+            if here != there[other]:
+                return row.small_names[source], row.large_names[other]
     return None
 
 

@@ -191,9 +191,10 @@ def affine(net: Drawn, x: Tensor, gain: bool) -> Tensor:
 
 
 def spread(net: Drawn, x: Tensor, width: int) -> Tensor:
-    """One number times many, as a time by learned frequencies."""
+    """One number times many, as a time by learned frequencies, and a phase for each."""
     shape = (-1, 1, 1) if x.dim() == 4 else (-1,)
-    return net.project(x, 1) * net.parameter(net.widths[width]).view(shape)
+    frequencies = net.parameter(net.widths[width]).view(shape)
+    return net.project(x, 1) * frequencies + net.parameter(net.widths[width]).view(shape)
 
 
 def scored(net: Drawn, x: Tensor) -> Tensor:

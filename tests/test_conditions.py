@@ -557,3 +557,25 @@ def test_positions_that_are_shuffled_away_are_told_apart():
     axes = ligo.trace(network, x).axes
     for name, error in ligo.prove(network, x).items():
         assert (error < 1e-12) == (axes[name].pinned is None), axes[name]
+
+
+def test_what_follows_the_last_layer_computes_with_the_same_numbers():
+    class Scaled(nn.Module):
+        """Every layer reads the stream times a number, as does the head."""
+
+        def __init__(self, *numbers):
+            super().__init__()
+            self.numbers = numbers
+            self.stem, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in numbers[1:])
+
+        def forward(self, x):
+            x = self.stem(x)
+            for layer, number in zip(self.layers, self.numbers, strict=False):
+                x = x + layer(x * number).tanh()
+            return self.head(x * self.numbers[-1])
+
+    kept = grown(lambda numbers: Scaled(*numbers), (2.0, 3.0), (2.0, 5.0, 3.0))
+    error, (why,) = grown(lambda numbers: Scaled(*numbers), (2.0, 3.0), (2.0, 3.0, 5.0))
+    assert kept == (pytest.approx(0, abs=1e-12), ())
+    assert error > 1e-3 and "the small network computes with" in why
