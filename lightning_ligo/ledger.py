@@ -186,8 +186,12 @@ class Ledger:
         """Note that an operation on ``tensors`` was given these numbers."""
         used = [name for tensor in tensors if self.static(tensor) for name in self.writers(tensor)]
         self._latest = min(used, default=self._latest)
-        for number in numbers:
-            self._numbers.setdefault(self._latest, []).append((number, []))
+        self._numbers.setdefault(self._latest, []).extend((number, []) for number in numbers)
+
+    @property
+    def order(self) -> list[str]:
+        """The parameters behind which something was computed, in the order of the forward."""
+        return list(self._numbers)
 
     def numbers(self, name: str) -> list[Any]:
         """The numbers that were used behind a parameter, but those that an inner axis scales by."""
