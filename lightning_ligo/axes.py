@@ -12,7 +12,7 @@ from lightning_ligo.factors import Dim, Factor, Item, Misaligned, ends, leaves, 
 from lightning_ligo.flows import Flows, Use, axis_leaves
 from lightning_ligo.ledger import RANKED, STAYS, TABLE, Ledger
 from lightning_ligo.notation import Joined, Node, hole, labels, last_word, match, split, write
-from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of
+from lightning_ligo.stacks import Stacks, divided, find_stacks, pattern_of, place_of
 
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
@@ -129,11 +129,10 @@ class Axes:
 
     def _shown(self, pattern: str) -> str:
         """A pattern with the numbers of its layers, if others in the list are not of its stack."""
-        title = next((t for t in self.stacks if f"{pattern}.".startswith(f"{t}.*.")), None)
+        title, rest = place_of(pattern, self.stacks)
         if title is None:
             return pattern
         path, layers = self.stacks[title]
-        rest = pattern.removeprefix(f"{title}.*")
         every = split(f"{path}.*{rest}")
         others = [
             layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -71,8 +71,9 @@ def conditions(
         elif layers != depth and (function := _curved(stack, axes, traced[1])):
             yield f"{stack} has {function} in the stream itself: a new layer applies it once more"
     yield from _disordered(ours, axes)
+    ends = {pattern_of(name, ours.stacks)[1:]: name for name in traced[0].ledger.order}
     for row in plan.rows:
-        if same_inputs and row.small_names and (names := _differing(row, ours, traced)):
+        if same_inputs and row.small_names and (names := _differing(row, traced, ends.values())):
             first, second = map(_constants, traced, names)
             yield (
                 f"behind {names[0]} the small network computes with {first}, behind {names[1]} the "
@@ -230,25 +231,21 @@ def _of_buffers(plan: Plan, axes: Axes, small: nn.Module, large: nn.Module) -> I
             yield f"{name} is not saved with the network and stays as it was built"
 
 
-def _differing(row: Row, ours: Axes, traced: Sequence[Tracer]) -> tuple[str, str] | None:
-    """The first layer behind which the networks compute with other numbers, where it is kept."""
+def _differing(row: Row, traced: Sequence[Tracer], ends: Collection[str]) -> tuple[str, str] | None:
+    """The first layer behind which the networks compute with other numbers, where it is kept.
+
+    ``ends`` are the last parameters of all layers that something is computed with.
+    """
     there = [_constants(traced[1], name) for name in row.large_names]
     alike = all(numbers == there[0] for numbers in there[:-1])
     for source, number in _old(len(row.small_names), len(there)):
         name, others = row.small_names[source], [number]
-        if source + 1 == len(row.small_names) and _ends(name, ours, traced[0]):
+        if source + 1 == len(row.small_names) and name in ends:
             others = [-1] if alike else [number, -1]  # behind which is what follows all layers
         for other in others:
             if _constants(traced[0], name) != there[other]:
                 return name, row.large_names[other]
     return None
-
-
-def _ends(name: str, axes: Axes, tracer: Tracer) -> bool:
-    """Whether a parameter is the last of its layer that something is computed with."""
-    layer = pattern_of(name, axes.stacks)[1:]
-    inside = [n for n in tracer.ledger.order if pattern_of(n, axes.stacks)[1:] == layer]
-    return inside[-1:] == [name]
 
 
 def _old(small: int, large: int) -> Iterator[tuple[int, int]]:

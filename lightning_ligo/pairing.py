@@ -17,7 +17,7 @@ from lightning_ligo.plan import Plan, Row
 from lightning_ligo.problems import changed_output, problems
 from lightning_ligo.proof import TOLERANCE, changes
 from lightning_ligo.replaced import replaced
-from lightning_ligo.stacks import pattern_of
+from lightning_ligo.stacks import pattern_of, place_of
 from lightning_ligo.streams import new_layers, passing, writing
 from lightning_ligo.trace import watch
 
@@ -165,15 +165,15 @@ def _rows(
     rows: list[Row] = []
     buffers: list[Row] = []
     for pattern, shape in shapes[1].items():
-        stack = next((s for s in theirs.stacks if f"{pattern}.".startswith(f"{s}.*.")), None)
+        stack, rest = place_of(pattern, theirs.stacks)
         row = Row(
             pattern,
             stack,
             shapes[0].get(pattern, shape),
             shape,
             theirs.dims.get(pattern, ()),
-            () if pattern in fresh else _names(pattern, stack, ours),
-            _names(pattern, stack, theirs),
+            () if pattern in fresh else _names(stack, rest, ours),
+            _names(stack, rest, theirs),
             pattern in writes,
             pattern in passes,
         )
@@ -181,12 +181,11 @@ def _rows(
     return tuple(rows), tuple(buffers)
 
 
-def _names(pattern: str, stack: str | None, axes: Axes) -> tuple[str, ...]:
-    """The parameters of every layer under a pattern."""
+def _names(stack: str | None, rest: str, axes: Axes) -> tuple[str, ...]:
+    """The parameters of every layer of a stack, or the one that is in none."""
     if stack is None:
-        return (pattern,)
+        return (rest,)
     path, layers = axes.stacks[stack]
-    rest = pattern.removeprefix(f"{stack}.*")
     return tuple(f"{path}.{layer}{rest}" for layer in layers)
 
 

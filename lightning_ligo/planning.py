@@ -20,7 +20,7 @@ from lightning_ligo.flops import kind_of
 from lightning_ligo.method import Method
 from lightning_ligo.methods import DEFAULT, method_named
 from lightning_ligo.named import inputs_of
-from lightning_ligo.naming import Override, read
+from lightning_ligo.naming import Override
 from lightning_ligo.nets import build
 from lightning_ligo.pairing import pair
 from lightning_ligo.plan import Plan
@@ -80,7 +80,6 @@ def plan_pair(
     Raises:
         ValueError: if one cannot be built or called, or the large one not grown from the small one.
     """
-    read(override)
     method = method_named(method) if isinstance(method, str) else method
     one, other = sized(small), sized(large)
     inputs: dict[str, Any] = inputs_of(small, one)

@@ -92,6 +92,18 @@ def pattern_of(name: str, stacks: Stacks) -> tuple[str, str | None, int | None]:
     return name, None, None
 
 
+def place_of(pattern: str, stacks: Stacks) -> tuple[str | None, str]:
+    """The stack of a pattern, and what stands behind the number of its layer, with its dot.
+
+    >>> place_of("blocks.*.mlp.fc1.bias", {"blocks": Stack("blocks", tuple(range(12)))})
+    ('blocks', '.mlp.fc1.bias')
+    """
+    for title in stacks:
+        if f"{pattern}.".startswith(f"{title}.*."):
+            return title, pattern.removeprefix(f"{title}.*")
+    return None, pattern
+
+
 def _tree(shapes: dict[str, Size]) -> _Tree:
     tree: _Tree = {}
     for name, shape in shapes.items():

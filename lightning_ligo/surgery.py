@@ -197,18 +197,20 @@ def _layers(parents: Parents) -> dict[str, str]:
 
 def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[str]]]:
     """The names of the parameters in every group of every optimizer."""
-    name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
+    name_of = _names(pl_module)
     return [
         [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
     ]
 
 
+def _names(pl_module: LightningModule) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in pl_module.named_parameters()}
+
+
 def _moments(trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
     """The tensors of the optimizers' state, by the parameter that they belong to."""
-    name_of: dict[Tensor, str] = {
-        parameter: name for name, parameter in pl_module.named_parameters()
-    }
+    name_of = _names(pl_module)
     return {
         f"{name_of[parameter]} {number} {key}": value
         for number, optimizer in enumerate(trainer.optimizers)

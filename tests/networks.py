@@ -15,6 +15,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import lightning_ligo as ligo
+
 
 def vit(width: int = 32, depth: int = 2, classes: int = 10, **changes) -> nn.Module:
     settings = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_heads": width // 16, **changes}
@@ -82,3 +84,15 @@ def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 def output(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     result = network(**cast(inputs, next(network.parameters()).dtype))
     return result if isinstance(result, Tensor) else result.to_tuple()[0]
+
+
+def changed(
+    small: nn.Module, large: nn.Module, inputs: dict[str, Tensor]
+) -> tuple[float, ligo.Plan]:
+    """How much the output changes, in float64, by a growth that keeps what it can; and its plan."""
+    inputs = cast(inputs, torch.float64)
+    small, large = randomised(small, torch.float64), large.double().eval()
+    plan = ligo.pair(small, large, **inputs)
+    ligo.Operator(plan, small, "lemon").bake(large)
+    before, after = output(small, inputs), output(large, inputs)
+    return float((after - before).norm() / before.norm()), plan

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 import lightning_ligo as ligo
-from networks import TOKENS, cast, output, randomised
+from networks import TOKENS, changed, output, randomised
 
 SETTINGS = {
     "vocab_size": 50,
@@ -182,17 +182,6 @@ class ClassAttention(Heads):
     def attend(self, x):
         query, key, value = self.split(x)
         return F.scaled_dot_product_attention(query[:, :, :1], key, value)
-
-
-def changed(small, large, inputs):
-    """How much the output changes by a growth, and its plan."""
-    torch.manual_seed(0)
-    inputs = cast(inputs, torch.float64)
-    small, large = randomised(small, torch.float64), large.double().eval()
-    plan = ligo.pair(small, large, **inputs)
-    ligo.Operator(plan, small, "lemon").bake(large)
-    before, after = output(small, inputs), output(large, inputs)
-    return float((after - before).norm() / before.norm()), plan
 
 
 @pytest.mark.parametrize(

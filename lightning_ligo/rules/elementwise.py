@@ -42,7 +42,7 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if name in ("mul", "div") and len(moving) == len(numbers) == 1:
         ledger.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
     flowing = [ledger.dims(tensor)[::-1] for tensor in moving]
-    for tensor in tensors if moving else ():
+    for tensor in filter(ledger.static, tensors) if moving else ():
         for number, items in enumerate(ledger.dims(tensor)[::-1]):
             along = any(number < len(dims) and dims[number] for dims in flowing)
             divides = name == "div" and tensor is tensors[-1]

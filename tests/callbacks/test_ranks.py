@@ -80,9 +80,8 @@ def test_a_hook_that_compresses_gradients_begins_anew(results):
     first, second = results["compressed"]
     assert first == second and tensors(first)
     (record,) = first["records"]
-    assert (
-        first["reduced"] == first["steps"] - record["step"] > 2
-    )  # of which two are not compressed
+    since = first["steps"] - record["step"]
+    assert first["reduced"] == since > 2  # of which two are not compressed
     assert first["kept"] == 1
 
 
