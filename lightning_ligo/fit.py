@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,9 @@ def gradients(
 
     Nothing else is left of the forward, such as the generated weights.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        # cuDNN, of weights that were generated each by itself; it copies them
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
         generated = {f"network.{name}": tensor for name, tensor in operator(large).items()}
         found: tuple[Tensor, tuple[Tensor | None, ...]] = functional_call(
             _Lossy(large, loss, coefficients), generated, (batch,)

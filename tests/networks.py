@@ -59,6 +59,7 @@ def resnet(width: int = 8, depth: int = 2) -> nn.Module:
     return ResNet(BasicBlock, (1, 1 + depth, 1, 1), 10, 1, channels=channels, stem_width=width)
 
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 IMAGES = {"x": torch.linspace(-1, 1, 3 * 64).sin().mul(7).cos().reshape(3, 1, 8, 8)}
 IMAGES64 = {"x": IMAGES["x"].double()}
 TOKENS = {"input_ids": torch.arange(32).reshape(2, 16) * 7 % 50}
@@ -76,8 +77,8 @@ def randomised(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     return network.to(dtype).eval()
 
 
-def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+def cast(inputs: dict[str, Tensor], dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+    return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ from runs import (
 )  # fmt: skip
 
 RANKS = 2
+GLOO = {"process_group_backend": "gloo", "timeout": timedelta(seconds=60)}
 
 
 class Even(Plain):
@@ -124,14 +125,12 @@ def loader(seed, batch, shares):
 
 
 def ddp(**options):
-    return DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), **options)
+    return DDPStrategy(**{**GLOO, **options})
 
 
 def sharding(**options):
-    return ModelParallelStrategy(
-        **{"data_parallel_size": RANKS, "tensor_parallel_size": 1, **options},
-        process_group_backend="gloo", timeout=timedelta(seconds=60),
-    )  # fmt: skip
+    sizes = {"data_parallel_size": RANKS, "tensor_parallel_size": 1}
+    return ModelParallelStrategy(**{**GLOO, **sizes, **options})
 
 
 def weights(module):
@@ -598,9 +597,9 @@ SLOW = {
 }
 
 
-def launched(script: Path, folder: Path, *words: str) -> None:
-    """Run a script on two ranks, and wait for it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+def launched(script: Path, folder: Path, *words: str, ranks: int = RANKS) -> None:
+    """Run a script on all ranks, and wait for it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     run = subprocess.run(
         [*command, "--standalone", str(script), str(folder), *words],
         capture_output=True, text=True, timeout=600,

@@ -145,11 +145,11 @@ def val_loader() -> DataLoader:
 
 def trainer(folder, *callbacks, epochs: int = 3, **options) -> pl.Trainer:
     settings = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    settings |= {"enable_progress_bar": False, "enable_model_summary": False, **options}
+    settings |= {"enable_progress_bar": False, "enable_model_summary": False}
+    settings |= {"accelerator": "cpu", **options}
     return pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, default_root_dir=folder, callbacks=list(callbacks),
-        **settings,
-    )  # fmt: skip
+        max_epochs=epochs, default_root_dir=folder, callbacks=list(callbacks), **settings
+    )
 
 
 def fit(module: pl.LightningModule, folder, *callbacks, seed: int = 0, ckpt_path=None, **options):

@@ -1,6 +1,7 @@
 """The table of what a run can be made of: its cells, and what a run of each writes down.
 
-Started by torchrun for the cells of two ranks, once for all of them, as `ranks.py` is.
+Started by torchrun for the cells of several ranks, once for all of them, as `ranks.py` is. Where
+there are CUDA devices the cells run on them: with NCCL, inductor, fused AdamW and one rank or two.
 """
 
 import functools
@@ -23,10 +24,14 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_ligo import Growth, GrowthCallback
-from ranks import RANKS, ddp, loader, sharding, whole
+from ranks import ddp, loader, sharding, whole
 from runs import BATCH, MIDDLE, Net, trainer
 
 EPOCHS, SCALE, INTERVAL = 3, 256.0, 4
+CUDA = torch.cuda.is_available()
+RANKS = min(2, torch.cuda.device_count()) if CUDA else 2
+BACKEND = "inductor" if CUDA else "eager"  # of torch.compile
+COMMUNICATION = "nccl" if CUDA else "gloo"
 
 
 class Cell(NamedTuple):
@@ -114,9 +119,9 @@ class Module(LightningModule):
         super().__init__()
         self.network, self.optimizer = Net(), cell.optimizer
         if cell.compiled == "wrapped":
-            self.network = torch.compile(self.network, backend="eager")
+            self.network = torch.compile(self.network, backend=BACKEND)
         elif cell.compiled == "in place":
-            self.network.compile(backend="eager")
+            self.network.compile(backend=BACKEND)
         if cell.optimizer == "cli":
             made, schedule = optimizer_of(self, cell.optimizer)
             self.configure_optimizers = functools.partial(
@@ -143,7 +148,7 @@ def optimizer_of(module, kind):
     if kind == "sgd":
         made = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
     else:
-        made = torch.optim.AdamW(module.parameters(), lr=2e-2)
+        made = torch.optim.AdamW(module.parameters(), lr=2e-2, fused=CUDA)
     return made, LambdaLR(made, lambda step: 0.9**step)
 
 
@@ -171,7 +176,7 @@ class Watch(Callback):
         self.still = [name for name, p in parameters.items() if torch.equal(p, self.start[name])]
         digest = hashlib.sha256()
         for name, parameter in parameters.items():
-            raw = parameter.detach().contiguous().view(-1).view(torch.uint8)
+            raw = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
             digest.update(name.encode() + raw.numpy().tobytes())
         self.weights = digest.hexdigest()
         self.dtypes = sorted({str(p.dtype) for p in parameters.values()})
@@ -181,16 +186,21 @@ def fit(cell, folder, checkpoint=None):
     """Train a cell; what was seen of it."""
     seed_everything(0)
     ranks = 1 if cell.strategy == "single" else RANKS
-    strategies = {"single": lambda: "auto", "ddp": ddp, "fsdp2": sharding}
-    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=INTERVAL)
+    strategies = {
+        "single": lambda: "auto",
+        "ddp": lambda: ddp(process_group_backend=COMMUNICATION),
+        "fsdp2": lambda: sharding(data_parallel_size=RANKS, process_group_backend=COMMUNICATION),
+    }
+    device = "cuda" if CUDA else "cpu"
+    scaler = torch.amp.GradScaler(device, init_scale=SCALE, growth_interval=INTERVAL)
     if cell.precision == "16-mixed" and cell.strategy != "fsdp2":  # else bf16 on a CPU
-        precision = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+        precision = {"plugins": [MixedPrecision("16-mixed", device, scaler)]}
     else:
         precision = {"precision": cell.precision}
     growing, watch = GrowthCallback([Growth(MIDDLE, fraction=0.5)], method="ligo", steps=2), Watch()
     saved = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     run = trainer(
-        folder, growing, watch, saved, epochs=EPOCHS, devices=ranks,
+        folder, growing, watch, saved, epochs=EPOCHS, accelerator=device, devices=ranks,
         strategy=strategies[cell.strategy](), accumulate_grad_batches=cell.accumulate,
         enable_checkpointing=True, **precision,
     )  # fmt: skip

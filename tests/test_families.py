@@ -5,7 +5,7 @@ import torch
 
 import lightning_ligo as ligo
 from lightning_ligo.proof import TOLERANCE
-from networks import cast, output, randomised
+from networks import DEVICES, cast, output, randomised
 from recipes.families import FAMILIES
 
 INEXACT = {  # what the plan says of the families that cannot keep their function exactly
@@ -19,13 +19,15 @@ SINGLE = {"llama", "mistral", "qwen3", "mixtral"}  # norms, or experts, that are
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own advice about kernels
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_proved_and_keeps_its_function_or_says_why_not(name):
+def test_a_family_is_proved_and_keeps_its_function_or_says_why_not(name, device):
     family = FAMILIES[name]
     torch.manual_seed(0)
     dtype, bound = (torch.float32, 1e-5) if name in SINGLE else (torch.float64, 1e-10)
     small, large = randomised(family.build("small"), dtype), family.build("large").to(dtype)
-    inputs = cast(family.inputs(), dtype)
+    small, large = small.to(device), large.to(device)
+    inputs = cast(family.inputs(), dtype, device)
     plan = ligo.pair(small, large, **inputs)
     assert plan.axes and max(plan.proofs.values()) < TOLERANCE
     ligo.Operator(plan, small, "lemon").bake(large)

@@ -1,5 +1,6 @@
 """Networks of nothing but torch: traced, proved, paired with a larger one and grown."""
 
+import functools
 import itertools
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 import lightning_ligo as ligo
 from lightning_ligo.axes import UNUSED
 from lightning_ligo.proof import TOLERANCE
-from networks import cast, output, randomised
+from networks import DEVICES, cast, output, randomised
 
 TOKENS = {"x": torch.arange(14).reshape(2, 7) * 5 % 11}
 VECTORS = {"input": torch.linspace(-1, 1, 3 * 12).sin().mul(7).cos().reshape(3, 12)}
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
         self.masked = masked
 
     def forward(self, x):
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype)
         return self.head(self.encoder(self.embed(x), mask=mask if self.masked else None))
 
 
@@ -232,8 +233,12 @@ def recurrent():
 
 def case(name, build, small, large, inputs, *reasons):
     """Two sizes of one network, and why a growth cannot keep its function, if so."""
-    sizes = [size if isinstance(size, dict) else {"*": size} for size in (small, large)]
-    builds = [lambda size=size: build(*size.pop("*", ()), **size) for size in sizes]
+    builds = [
+        functools.partial(build, **size)
+        if isinstance(size, dict)
+        else functools.partial(build, *size)
+        for size in (small, large)
+    ]
     return pytest.param(*builds, inputs, reasons, id=name)
 
 
@@ -275,10 +280,12 @@ CASES = [
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # of nn.Transformer
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("small", "large", "inputs", "reasons"), CASES)
-def test_networks_of_plain_torch_are_proved_and_grow(small, large, inputs, reasons):
-    inputs = cast(inputs, torch.float64)
+def test_networks_of_plain_torch_are_proved_and_grow(small, large, inputs, reasons, device):
+    inputs = cast(inputs, torch.float64, device)
     small, large = randomised(small(), torch.float64), large().double().eval()
+    small, large = small.to(device), large.to(device)
     axes = ligo.trace(small, **inputs).axes
     for name, error in ligo.prove(small, **inputs).items():
         if axes[name].pinned != UNUSED:
