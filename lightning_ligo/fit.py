@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,16 +59,24 @@ def gradients(
 
     Nothing else is left of the forward, such as the generated weights.
     """
-    with torch.enable_grad(), warnings.catch_warnings():
-        # cuDNN, of weights that were generated each by itself; it copies them
-        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
-        generated = {f"network.{name}": tensor for name, tensor in operator(large).items()}
+    with torch.enable_grad():
+        # cuDNN takes only dense weights of a recurrent network
+        generated = {f"network.{name}": w.contiguous() for name, w in operator(large).items()}
         found: tuple[Tensor, tuple[Tensor | None, ...]] = functional_call(
             _Lossy(large, loss, coefficients), generated, (batch,)
         )
         return found
 
 
+@contextmanager
+def _uncompacted() -> Iterator[None]:
+    """Without cuDNN's advice to compact the weights of recurrent networks: they are generated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
+        yield
+
+
+@_uncompacted()
 def fit(
     operator: Operator,
     large: nn.Module,

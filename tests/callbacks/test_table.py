@@ -31,10 +31,11 @@ from table import (
     tried,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),  # by inductor
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    "ignore:.torch.jit.script_method. is deprecated",  # by inductor
+    "ignore:TensorFloat32 tensor cores",  # its advice
+)
 
 
 def test_the_table_has_every_pair_of_values_that_can_be():
