@@ -236,14 +236,15 @@ def _differing(row: Row, traced: Sequence[Tracer], ends: Collection[str]) -> tup
 
     ``ends`` are the last parameters of all layers that something is computed with.
     """
-    there = [_constants(traced[1], name) for name in row.large_names]
+    once = traced[0].answers != traced[1].answers  # then the data decides how often
+    there = [_constants(traced[1], name, once) for name in row.large_names]
     alike = all(numbers == there[0] for numbers in there[:-1])
     for source, number in _old(len(row.small_names), len(there)):
         name, others = row.small_names[source], [number]
         if source + 1 == len(row.small_names) and name in ends:
             others = [-1] if alike else [number, -1]  # behind which is what follows all layers
         for other in others:
-            if _constants(traced[0], name) != there[other]:
+            if _constants(traced[0], name, once) != there[other]:
                 return name, row.large_names[other]
     return None
 
@@ -256,8 +257,12 @@ def _old(small: int, large: int) -> Iterator[tuple[int, int]]:
             yield source, number
 
 
-def _constants(tracer: Tracer, name: str) -> list[Any]:
-    return tracer.ledger.numbers(name)
+def _constants(tracer: Tracer, name: str, once: bool = False) -> list[Any]:
+    """The numbers that are computed with behind a parameter, each of them ``once`` if asked."""
+    numbers = tracer.ledger.numbers(name)
+    if once:
+        numbers = [number for place, number in enumerate(numbers) if number not in numbers[:place]]
+    return numbers
 
 
 def _differ(small: Tensor, large: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -109,8 +109,10 @@ def _watch(
     naming = Naming(override, tracer.ledger)
     with _asking(tracer.ledger):
         # without values a mask selects everything: all experts see all tokens
-        everything = symbolic.patch(  # type: ignore[attr-defined]
-            meta_nonzero_assume_all_nonzero=True
+        everything = (
+            symbolic.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
+            if hasattr(symbolic, "meta_nonzero_assume_all_nonzero")
+            else nullcontext()
         )
         with evaluating(network), torch.no_grad(), everything, tracer, _Whole(tracer):
             out = network(*args, **kwargs)
@@ -261,11 +263,13 @@ class Tracer(TorchDispatchMode):
         if name != "mean":  # which makes a norm of it
             for tensor in inputs:
                 bend(self.ledger.dims(tensor) if self.ledger.marked(tensor, "square") else [])
-        static = all(self.ledger.static(tensor) for tensor in inputs)
+        static = name in UNIFORM or all(self.ledger.static(tensor) for tensor in inputs)
         rule = RULES.get(name) or RULES.get(name.rstrip("_"))
         elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
         rule = rule or (pointwise if elementwise else untouched)
-        written = writers(self.ledger, name, args, kwargs, known=rule is not untouched)
+        written = frozenset[str]()
+        if name not in UNIFORM:  # which takes the shape of another tensor at most
+            written = writers(self.ledger, name, args, kwargs, known=rule is not untouched)
         if not static:
             made = [] if name in ("add", "scaled_dot_product_attention") else inputs
             self.ledger.compute(made, _numbers(name, args, kwargs))

@@ -77,7 +77,9 @@ def randomised(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     return network.to(dtype).eval()
 
 
-def cast(inputs: dict[str, Tensor], dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+def cast(
+    inputs: dict[str, Tensor], dtype: torch.dtype, device: str | None = None
+) -> dict[str, Tensor]:
     return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
 
 

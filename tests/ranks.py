@@ -608,6 +608,7 @@ def launched(script: Path, folder: Path, *words: str, ranks: int = RANKS) -> Non
 
 
 if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch's PowerSGD waits for a CUDA device
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     for number, name in enumerate(sys.argv[2:]):

@@ -242,3 +242,47 @@ def test_more_experts_in_a_list_are_said_to_change_the_function(chosen):
     assert plan.stacks == {"experts": (4, 8)}
     assert change > 1e-3
     assert any("from 4 to 8 by copies, which are ranked" in line for line in plan.inexact)
+
+
+class Chosen(nn.Module):
+    """Adds to each position what one of its entries chooses, of rows or of products."""
+
+    def __init__(self, width, products):
+        super().__init__()
+        shape = (3, width, width) if products else (3, width)
+        self.entries, self.products = nn.Parameter(torch.randn(shape)), products
+        self.choice = nn.Linear(width, 3)
+
+    def forward(self, x):
+        chosen, out = self.choice(x).argmax(-1), torch.zeros_like(x)
+        for entry in chosen.unique():
+            if entry < 3:  # which reads a value
+                rows = torch.where(chosen == entry)[0]
+                product = self.products and (x[rows] @ self.entries[entry]).tanh()
+                out.index_add_(0, rows, product if self.products else self.entries[chosen[rows]])
+        return x + out
+
+
+def choosing(width, depth, products):
+    layers = nn.Sequential(*(Chosen(width, products) for _ in range(depth)))
+    return nn.Sequential(nn.Linear(3, width), layers, nn.Linear(width, 5))
+
+
+ROWS = {"input": SEQUENCES["x"].flatten(0, 1)}
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_more_layers_of_entries_that_are_chosen_add_nothing(products):
+    change, plan = changed(choosing(4, 2, products), choosing(4, 3, products), ROWS)
+    assert plan.depths == {"1": (2, 3)}
+    assert change < 1e-12 and plan.inexact == ()
+
+
+def test_how_often_the_data_has_a_function_computed_does_not_count():
+    torch.manual_seed(1)
+    small, large = choosing(4, 1, True), choosing(6, 1, True)
+    small[1][0].choice.weight.data.mul_(9)  # several are chosen
+    large[1][0].choice.bias.data[0] = 99  # one is, by all rows
+    assert len(small[1][0].choice(small[0](**ROWS)).argmax(-1).unique()) > 1
+    change, plan = changed(small, large, ROWS)
+    assert change < 1e-12 and plan.inexact == ()

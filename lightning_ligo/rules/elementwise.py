@@ -11,12 +11,14 @@ from lightning_ligo.factors import Dim, broadcast, take
 from lightning_ligo.ledger import Ledger, bend, reduced
 from lightning_ligo.rules.norms import norm
 from lightning_ligo.rules.table import position, rule
+from lightning_ligo.rules.writers import values
 
 LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
 IDEMPOTENT = {"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "abs"}  # twice is once
 
 
-@rule("masked_fill_", "hardswish")
+@rule("masked_fill_", "hardswish",  # and what older versions of torch do not call pointwise
+      "celu", "elu", "hardsigmoid", "hardtanh", "leaky_relu", "selu")  # fmt: skip
 def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """Broadcast, unite position by position; adding writes a flow, multiplying scales it.
 
@@ -29,7 +31,7 @@ def pointwise(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: 
     if name not in LINEAR and not ledger.marked(out, "square"):
         bend(ledger.dims(tensors[0]))
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
-    bends = name not in LINEAR and len(moving) == 1
+    bends = name not in LINEAR and len(moving) == 1 and values(moving) == moving
     gates = name in ("mul", "div") and len(moving) > 1
     curves = bends and name not in IDEMPOTENT
     ledger.curve(out, "a product of activations" if gates else name if curves else None)

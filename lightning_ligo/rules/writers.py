@@ -68,8 +68,12 @@ def writers(
         return ledger.writers(moving[-1])
     if name in FACTORS and moving:
         return ledger.writers(max(moving, key=Tensor.numel))
-    values = [tensor for tensor in moving if tensor.is_floating_point() or tensor.is_complex()]
-    return _union(ledger, values or moving or tensors)
+    return _union(ledger, values(moving) or values(tensors) or tensors)
+
+
+def values(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those that hold values, and no indices or masks."""
+    return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def _union(ledger: Ledger, tensors: Sequence[Tensor]) -> frozenset[str]:

@@ -33,8 +33,7 @@ from table import (
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf",
-    "ignore:.torch.jit.script_method. is deprecated",  # by inductor
-    "ignore:TensorFloat32 tensor cores",  # its advice
+    "ignore:TensorFloat32 tensor cores",  # which inductor advises
 )
 
 
