@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -109,10 +109,8 @@ def _watch(
     naming = Naming(override, tracer.ledger)
     with _asking(tracer.ledger):
         # without values a mask selects everything: all experts see all tokens
-        everything = (
-            symbolic.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
-            if hasattr(symbolic, "meta_nonzero_assume_all_nonzero")
-            else nullcontext()
+        everything = symbolic.patch(  # type: ignore[attr-defined]
+            meta_nonzero_assume_all_nonzero=True
         )
         with evaluating(network), torch.no_grad(), everything, tracer, _Whole(tracer):
             out = network(*args, **kwargs)

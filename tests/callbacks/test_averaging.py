@@ -208,7 +208,8 @@ def resumable(folder, module, averaging, **options):
     callback = growth(method="ligo", to=LARGE, steps=2)
     run = trainer(folder, callback, averaging(), saves, epochs=4, enable_checkpointing=True)
     loader = DataLoader(items(), BATCH, sampler=EpochOrder())
-    run.fit(module, loader, val_loader(), weights_only=True, **options)
+    plain_data = averaging is not swa or torch.__version__ >= "2.10"  # before, it saves a method
+    run.fit(module, loader, val_loader(), weights_only=plain_data, **options)
     return run
 
 
