@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -42,6 +42,7 @@ def conditions(
     traced: Sequence[Tracer],
     small: nn.Module,
     large: nn.Module,
+    disturbed: Mapping[str, float],
     same_inputs: bool,
 ) -> Iterator[str]:
     """A line for everything that keeps the function from being exactly the same.
@@ -50,6 +51,7 @@ def conditions(
         ours: the axes of the small network.
         axes: those of the large network.
         traced: the forward of the small and of the large network.
+        disturbed: the stacks of which a new layer does not pass on what it gets, see `disturbing`.
         same_inputs: whether both were called with the same.
     """
     yield from _of_axes(plan, axes)
@@ -70,6 +72,11 @@ def conditions(
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
         elif layers != depth and (function := _curved(stack, axes, traced[1])):
             yield f"{stack} has {function} in the stream itself: a new layer applies it once more"
+        elif layers != depth and stack in disturbed:
+            yield (
+                f"a new layer of {stack} adds nothing, and yet changes what passes it by "
+                f"{disturbed[stack]:.1g} of itself"
+            )
     yield from _disordered(ours, axes)
     ends = {pattern_of(name, ours.stacks)[1:]: name for name in traced[0].ledger.order}
     for row in plan.rows:

@@ -11,6 +11,7 @@ from torch import Size, nn
 
 from lightning_ligo.axes import UNUSED, Axes, name_axes, uses_of
 from lightning_ligo.conditions import conditions, differences
+from lightning_ligo.identity import disturbing
 from lightning_ligo.lengths import counterparts, lengths_of
 from lightning_ligo.naming import Override, check
 from lightning_ligo.plan import Plan, Row
@@ -135,13 +136,15 @@ def pair(
         lengths, depths, rows, buffers, theirs.axes, proofs=proofs, scales=scales, shared=shared,
         answers=tuple(second.answers),
     )  # fmt: skip
+    disturbed = {} if _is_meta(small) else disturbing(plan, small, args, kwargs, ours)
+    same_inputs = large_inputs is None
     inexact = [
         *(
             f"{start.removesuffix('.')} is a {one} in the small network and a {other} in the large "
             "one, with other axes: it starts as it was built, and what it writes is zero"
             for start, (one, other) in others.items()
         ),
-        *conditions(plan, ours, theirs, (first, second), small, large, large_inputs is None),
+        *conditions(plan, ours, theirs, (first, second), small, large, disturbed, same_inputs),
         *differences(plan, ours, same),
     ]
     return dataclasses.replace(plan, inexact=tuple(inexact))

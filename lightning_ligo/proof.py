@@ -96,21 +96,11 @@ def _changes(
     named: Axes,
     axes: Iterable[str] | None,
 ) -> dict[str, float]:
-    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
-    device = next(noisy(network).parameters()).device
+    noisy(network)
     for module in network.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # which cuDNN asks for, and a copy has lost
-    generator = torch.Generator().manual_seed(0)
-
-    def given(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor.detach().to(device)
-        if not tensor.is_meta and not tensor.any():
-            tensor = torch.randn(tensor.shape, generator=generator)
-        return tensor.detach().to(device, dtype)
-
-    args, kwargs = tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
+    args, kwargs = ready(network, args, kwargs)
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
     def outputs() -> list[Tensor]:
@@ -118,7 +108,8 @@ def _changes(
             first, *others = outputs_of(network.train().eval()(*args, **kwargs))
         return [first, *(other.flatten().sort().values for other in others)]
 
-    before = _calmed(network, outputs) if dtype == torch.float64 else outputs()
+    double = next(p for p in network.parameters() if p.is_floating_point()).dtype == torch.float64
+    before = _calmed(network, outputs) if double else outputs()
 
     def permute(group: list[str], swap: bool, back: bool = False) -> None:
         for name, tensor in tensors.items():
@@ -134,7 +125,7 @@ def _changes(
         changes = []
         for swap in (False, True):
             permute(group, swap)
-            changes.append(_change(before, outputs()))
+            changes.append(difference(before, outputs()))
             permute(group, swap, back=True)
         return max(changes)
 
@@ -156,6 +147,23 @@ def _changes(
     return {name: errors[name] for name in wanted}
 
 
+def ready(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a network is called with, as its parameters are, and random where it is zero."""
+    first = next(p for p in network.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+
+    def given(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.detach().to(first.device)
+        if not tensor.is_meta and not tensor.any():
+            tensor = torch.randn(tensor.shape, generator=generator)
+        return tensor.detach().to(first.device, first.dtype)
+
+    return tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
+
+
 @torch.no_grad()
 def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Tensor]:
     """The outputs, after the weights were made smaller until rounding does not change them.
@@ -169,7 +177,7 @@ def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Ten
             if parameter.is_floating_point():
                 parameter.mul_(1 + 4 * torch.finfo(parameter.dtype).eps)
         after = outputs()
-        if _change(before, after) <= TOLERANCE / 100:
+        if difference(before, after) <= TOLERANCE / 100:
             return after
         for parameter in network.parameters():
             if parameter.is_floating_point() and parameter.dim() > 1:
@@ -177,12 +185,12 @@ def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Ten
     return outputs()
 
 
-def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """How much the output that changes most does, relative to itself."""
-    return max(map(_change_of_one, before, after), default=math.inf)
+    return max(map(_difference, before, after), default=math.inf)
 
 
-def _change_of_one(before: Tensor, after: Tensor) -> float:
+def _difference(before: Tensor, after: Tensor) -> float:
     if before.shape != after.shape or not before.numel():
         return 0.0 if before.shape == after.shape else math.inf
     if not before.is_floating_point():

@@ -36,12 +36,14 @@ class Drawn(nn.Module):
         listed: whether its modules stand in a list, where equal ones are taken for a stack.
     """
 
-    def __init__(self, kind: str, steps: list[Step], widths: list[int], listed: bool) -> None:
+    def __init__(
+        self, kind: str, steps: list[Step], widths: list[int], listed: bool, x: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.kind, self.steps, self.widths, self.listed = kind, steps, widths, listed
         self.layers = nn.ModuleList() if listed else nn.Module()
         self._made: list[nn.Module] | None = []
-        x = inputs(kind)
+        x = inputs(kind) if x is None else x
         self(x.float() if x.is_floating_point() else x)
         self._made = None
         self.double().eval()
@@ -81,6 +83,37 @@ class Drawn(nn.Module):
         if self.kind == "tokens":
             x = self.layer(lambda: nn.Embedding(7, self.widths[0]))(x)
         return self.linear(self.run(self.steps, x).flatten(1), CLASSES)
+
+
+class Block(Drawn):
+    """A layer of a deep network: what its steps make of a tensor, as wide as that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._next = 0
+        out = self.run(self.steps, x)
+        kept = all(step.function in KEEPING for step in self.steps)
+        return out if kept else self.project(out, x.shape[features(x)])
+
+
+class Deep(nn.Module):
+    """Blocks of the same steps, as many as the last of the widths says."""
+
+    def __init__(self, kind: str, steps: list[Step], widths: list[int]) -> None:
+        super().__init__()
+        x, width, depth = inputs(kind), widths[0], widths[-1]
+        if kind == "tokens":
+            self.stem = nn.Embedding(7, width)
+        elif kind == "images":
+            self.stem = nn.Conv2d(x.shape[1], width, 1)
+        else:
+            self.stem = nn.Linear(x.shape[-1], width)
+        x = self.stem(x.float() if x.is_floating_point() else x).detach()
+        blocks = [Block(kind, steps, widths, False, x) for _ in range(depth)]
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(x[0].numel(), CLASSES)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).flatten(1))
 
 
 def inputs(kind: str) -> Tensor:
@@ -279,6 +312,19 @@ def sorted_(net: Drawn, x: Tensor) -> Tensor:
     return x.sort(-1)[0]
 
 
+def routed(net: Drawn, x: Tensor, width: int, table: bool) -> Tensor:
+    """Added: what the expert makes of a position that it chooses, or the row of a table."""
+    rows = x.flatten(0, -2)
+    chosen, added = net.linear(rows, 3).argmax(-1), torch.zeros_like(rows)
+    if table:
+        return x + net.parameter(3, x.shape[-1])[chosen].view_as(x)
+    for expert in range(3):
+        at = torch.where(chosen == expert)[0]
+        hidden = net.linear(rows[at], net.widths[width]).tanh()
+        added.index_add_(0, at, net.linear(hidden, x.shape[-1]))
+    return x + added.view_as(x)
+
+
 def batch_norm(net: Drawn, x: Tensor, affine: bool) -> Tensor:
     make = nn.BatchNorm2d if x.dim() == 4 else nn.BatchNorm1d
     return net.layer(lambda: make(x.shape[1], affine=affine))(x)
@@ -435,6 +481,7 @@ FLAT = {
     summed: {},
     mirrored: {},
     sorted_: {},
+    routed: {"width": WIDTH, "table": FLAG},
 }
 SEQUENCES = {
     heads: {"heads": WIDTH, "width": WIDTH, "how": st.sampled_from(["fused", "own", "torch"]),
@@ -472,6 +519,24 @@ MOVES = {  # from one kind to another
     "images": {flattened: ("vectors", {"how": st.sampled_from(["pool", "max", "flatten"])}),
                patches: ("sequences", {})},
 }  # fmt: skip
+KEEPING = {
+    residual,
+    activate,
+    norm,
+    own_rms,
+    twice,
+    affine,
+    scored,
+    centred,
+    softmax,
+    mirrored,
+    l2_normalised,
+    routed,
+    positions,
+    depthwise,
+    batch_norm,
+    squeezed,
+}  # the width
 RESHAPING = {class_token, transposed, grouped, pixel_shuffled, resized}  # not within a branch
 
 WIDTHS = 6  # of a network, each of which several steps may have
@@ -521,6 +586,24 @@ def architectures(draw: Any) -> Architecture:
         kind = after
         drawn += draw(steps(kind, 3))
     return Architecture(first, drawn, draw(FLAG))
+
+
+class DeepArchitecture(NamedTuple):
+    kind: str
+    steps: list[Step]
+
+    def build(self, widths: list[int]) -> Deep:
+        torch.manual_seed(0)
+        return Deep(*self, widths)
+
+
+@st.composite
+def deep_architectures(draw: Any) -> DeepArchitecture:
+    """Blocks that begin with a residual step, on which others may follow."""
+    first = draw(st.sampled_from(sorted(INPUTS)))
+    kind = "sequences" if first == "tokens" else first
+    begin = Step(residual, _options(draw, EVERY[residual], kind))
+    return DeepArchitecture(first, [begin, *draw(steps(kind, 2, 1))])
 
 
 def widths(least: int = 1, most: int = 6) -> st.SearchStrategy[list[int]]:

@@ -25,9 +25,11 @@ ALLOWED = {
     "problems": {"axes", "ledger", "lengths", "plan", "stretch"},
     "replaced": {"axes", "lengths", "problems"},
     "conditions": {"axes", "lengths", "plan", "proof", "stacks", "streams", "stretch", "trace"},
+    "identity": {"axes", "plan", "proof", "trace"},
     "pairing": {
         "axes",
         "conditions",
+        "identity",
         "lengths",
         "naming",
         "plan",

@@ -50,10 +50,10 @@ def writers(
     moving = [tensor for tensor in tensors if not ledger.static(tensor)]
     fixed = [tensor for tensor in tensors if ledger.static(tensor)]
     if name in SUMS:
-        union = _union(ledger, tensors)
-        if len(moving) > 1:
-            ledger.add(moving)
-        return union
+        terms = [*moving, *(tensor for tensor in fixed if ledger.writers(tensor))]
+        if moving and len(terms) > 1:
+            ledger.add(terms)
+        return _union(ledger, tensors)
     if name in NORMS:  # gain and shift, or what was normed where there are none
         first = 2 if isinstance(args[1], (list, tuple)) else 1  # behind the shape of a layer norm
         affine = [t for t in args[first : first + 2] if isinstance(t, Tensor)]
