@@ -27,8 +27,8 @@ def disturbing(
     Of every stack that becomes deeper the last layer of ``network``, the small one, is run once
     more behind itself, with zeros for what a new layer has zeros for, and ones for what multiplies
     the stream. One that then returns zeros alone may be added by the module that calls it, which
-    the gradient tells. Stacks whose layers are not called as modules, or return
-    something of another shape, cannot be tried.
+    the gradient tells. Stacks whose layers are not called as modules, or return something of
+    another shape, cannot be tried.
 
     Args:
         ours: the axes of the small network.
@@ -56,7 +56,7 @@ def disturbing(
     changes: dict[nn.Module, float] = {}
     silent = []
     for module, (inputs, x) in seen.items():
-        if (out := _run(module, inputs)) is None:
+        if (out := _run(module, inputs)) is None or not x.isfinite().all():
             continue
         if out.any():
             changes[module] = difference([x], [out])

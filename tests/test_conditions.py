@@ -576,3 +576,63 @@ def test_what_follows_the_last_layer_computes_with_the_same_numbers():
     error, (why,) = grown(lambda numbers: Scaled(*numbers), (2.0, 3.0), (2.0, 3.0, 5.0))
     assert kept == (pytest.approx(0, abs=1e-12), ())
     assert error > 1e-3 and "the small network computes with" in why
+
+
+class Stream(nn.Module):
+    """Blocks between a stem and a head, each of which begins with a residual layer."""
+
+    def __init__(self, rest, depth, width=6):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, width), nn.Linear(width, 2)
+        self.blocks = nn.Sequential(*(Rest(rest, width) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)))
+
+
+class Rest(nn.Module):
+    def __init__(self, rest, width):
+        super().__init__()
+        self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
+        self.own, self.rest = nn.Parameter(torch.ones(width)), rest
+
+    def forward(self, x):
+        return self.rest(self, x + self.one(x).tanh())
+
+
+RESTS = {  # what follows in the block, and whether a new one passes on what it gets
+    "nothing": (lambda block, x: x + block.own * block.two(x), True),
+    "a bias": (lambda block, x: block.own + x + block.two(x), True),
+    "a gain": (lambda block, x: (x + block.two(x)) * block.own, True),
+    "relu": (lambda block, x: (x + block.two(x) * block.own).relu(), True),
+    "gelu": (lambda block, x: F.gelu(x + block.two(x) * block.own), False),
+    "a layer": (lambda block, x: block.two(x) * block.own, False),
+    "rms norm": (lambda block, x: F.rms_norm(x + block.two(x), (6,), block.own), False),
+    "itself": (lambda block, x: x + x.flip(0) + block.two(x) * block.own, False),
+    "a mean": (lambda block, x: x.mean(0) + block.two(x) * block.own, False),
+    "softmax": (lambda block, x: (x + block.two(x) * block.own).softmax(-1), False),
+}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("rest", "passes"), RESTS.values(), ids=RESTS)
+def test_a_new_layer_passes_on_what_it_gets_or_is_said_not_to(rest, passes, depth):
+    change, inexact = grown(lambda depth: Stream(rest, depth), depth, depth + 2)
+    assert (change < 1e-12) == (inexact == ()) == passes
+
+
+def test_what_is_added_where_a_layer_is_called_need_not_be_returned_by_it():
+    class Net(nn.Module):
+        def __init__(self, depth):
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(depth))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for layer in self.layers:
+                x = x + layer(F.layer_norm(x, (6,))).tanh()
+            return self.head(x)
+
+    change, inexact = grown(Net, 1, 3)
+    assert change < 1e-12 and inexact == ()
