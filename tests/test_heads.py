@@ -214,6 +214,7 @@ class Routed(nn.Module):
     def __init__(self, count, chosen, width=4):
         super().__init__()
         self.embed, self.router = nn.Linear(3, width), nn.Linear(width, count)
+        self.positions = nn.Parameter(torch.randn(4, width))
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
             for _ in range(count)
@@ -221,7 +222,7 @@ class Routed(nn.Module):
         self.head, self.chosen = nn.Linear(width, 5), chosen
 
     def forward(self, x):
-        x = self.embed(x).flatten(0, 1)
+        x = (self.embed(x) + self.positions).flatten(0, 1)
         weights, chosen = self.router(x).softmax(-1).topk(self.chosen)
         out = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):

@@ -64,6 +64,14 @@ def write_at(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: T
     return broadcast([dims, written])
 
 
+@rule("nonzero")
+def nonzero(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """Where a mask is true, as ``torch.where`` of it: its entries are told apart."""
+    for items in ledger.dims(args[0]):
+        pin(items, TABLE)
+    return ledger.unknown(out, pinned="it is what a mask selects")
+
+
 def _indexed(ledger: Ledger, x: Tensor, indices: Sequence[Any], selected: int) -> list[Dim]:
     """The dimensions of ``x[indices]``, of which masks select so many."""
     dims = list(ledger.dims(x))
