@@ -96,11 +96,7 @@ def _changes(
     named: Axes,
     axes: Iterable[str] | None,
 ) -> dict[str, float]:
-    noisy(network)
-    for module in network.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # which cuDNN asks for, and a copy has lost
-    args, kwargs = ready(network, args, kwargs)
+    args, kwargs = ready(noisy(network), args, kwargs)
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
     def outputs() -> list[Tensor]:

@@ -83,7 +83,11 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, tensor.requires_grad)
         memo[id(tensor)] = new
-    return copy.deepcopy(network, memo)
+    network = copy.deepcopy(network, memo)
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # which cuDNN asks for
+    return network
 
 
 def without_values(tensor: Tensor) -> Tensor:
