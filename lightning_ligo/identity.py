@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_ligo.axes import Axes
 from lightning_ligo.plan import Plan
-from lightning_ligo.proof import difference, noisy, ready
-from lightning_ligo.trace import copied, outputs_of
+from lightning_ligo.proof import difference, prepared
+from lightning_ligo.trace import outputs_of
 
 EXACT = 1e-7  # of a relative change in float32; what passes unchanged is the same to the last bit
 
@@ -37,14 +37,14 @@ def disturbing(
         for every stack whose layers do, the change relative to what comes in.
     """
     deeper = {
-        f"{stack.path}.{stack.layers[-1]}": name
-        for name, stack in ours.stacks.items()
-        if name in plan.depths and plan.depths[name][0] != plan.depths[name][1]
+        f"{ours.stacks[name].path}.{ours.stacks[name].layers[-1]}": name
+        for name, (small, large) in plan.depths.items()
+        if small < large
     }
     if not deeper:
         return {}
-    network = noisy(copied(network, _single)).train().eval()
-    args, kwargs = ready(network, args, kwargs)
+    network, args, kwargs = prepared(network, args, kwargs, torch.float32)
+    network.train().eval()
     modules = {module: path for path, module in network.named_modules() if path in deeper}
     seen = _seen(network, modules, args, kwargs)
     carried = {name: row for row in plan.rows for name in row.small_names}
@@ -155,7 +155,3 @@ def _is_value(x: Any) -> bool:
 
 def _first(values: Any) -> Tensor | None:
     return next(filter(_is_value, tree_flatten(values)[0]), None)
-
-
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)

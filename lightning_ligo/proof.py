@@ -71,10 +71,7 @@ def changes(
     """
 
     def run(dtype: torch.dtype, axes: Iterable[str] | None) -> dict[str, float]:
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-        return _changes(copied(network, cast), args, kwargs, named, axes)
+        return _changes(*prepared(network, args, kwargs, dtype), named, axes)
 
     errors: dict[str, float] = {}
     left = None if axes is None else list(axes)
@@ -96,7 +93,6 @@ def _changes(
     named: Axes,
     axes: Iterable[str] | None,
 ) -> dict[str, float]:
-    args, kwargs = ready(noisy(network), args, kwargs)
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
     def outputs() -> list[Tensor]:
@@ -143,21 +139,30 @@ def _changes(
     return {name: errors[name] for name in wanted}
 
 
-def ready(
-    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a network is called with, as its parameters are, and random where it is zero."""
-    first = next(p for p in network.parameters() if p.is_floating_point())
+def prepared(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype
+) -> tuple[nn.Module, Sequence[Any], Mapping[str, Any]]:
+    """A copy of a network in ``dtype``, with noise, and what it is called with.
+
+    What is zero of that is random, on the device of the network.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    network = noisy(copied(network, cast))
+    device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
 
     def given(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return tensor.detach().to(first.device)
+            return tensor.detach().to(device)
         if not tensor.is_meta and not tensor.any():
             tensor = torch.randn(tensor.shape, generator=generator)
-        return tensor.detach().to(first.device, first.dtype)
+        return tensor.detach().to(device, dtype)
 
-    return tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
+    args, kwargs = tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
+    return network, args, kwargs
 
 
 @torch.no_grad()

@@ -265,18 +265,19 @@ class Tracer(TorchDispatchMode):
         if name != "mean":  # which makes a norm of it
             for tensor in inputs:
                 bend(self.ledger.dims(tensor) if self.ledger.marked(tensor, "square") else [])
-        static = name in UNIFORM or all(self.ledger.static(tensor) for tensor in inputs)
+        uniform = name in UNIFORM
+        if uniform:  # which takes the shape of another tensor at most
+            args, kwargs, inputs = (), {}, []
+        static = all(self.ledger.static(tensor) for tensor in inputs)
         rule = RULES.get(name) or RULES.get(name.rstrip("_"))
         elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
         rule = rule or (pointwise if elementwise else untouched)
-        written = frozenset[str]()
-        if name not in UNIFORM:  # which takes the shape of another tensor at most
-            written = writers(self.ledger, name, args, kwargs, known=rule is not untouched)
+        written = writers(self.ledger, name, args, kwargs, known=rule is not untouched)
         if not static:
             made = [] if name in ("add", "scaled_dot_product_attention") else inputs
             self.ledger.compute(made, _numbers(name, args, kwargs))
-        if not inputs or name in UNIFORM:
-            reason = None if name in UNIFORM else CONSTANT
+        if not inputs:
+            reason = None if uniform else CONSTANT
             results = [self.ledger.unknown(tensor, pinned=reason) for tensor in outputs]
         else:
             try:

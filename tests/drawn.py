@@ -519,24 +519,10 @@ MOVES = {  # from one kind to another
     "images": {flattened: ("vectors", {"how": st.sampled_from(["pool", "max", "flatten"])}),
                patches: ("sequences", {})},
 }  # fmt: skip
-KEEPING = {
-    residual,
-    activate,
-    norm,
-    own_rms,
-    twice,
-    affine,
-    scored,
-    centred,
-    softmax,
-    mirrored,
-    l2_normalised,
-    routed,
-    positions,
-    depthwise,
-    batch_norm,
-    squeezed,
-}  # the width
+KEEPING = {  # the width of what passes
+    residual, activate, norm, own_rms, twice, affine, scored, centred, softmax, mirrored,
+    l2_normalised, routed, positions, depthwise, batch_norm, squeezed,
+}  # fmt: skip
 RESHAPING = {class_token, transposed, grouped, pixel_shuffled, resized}  # not within a branch
 
 WIDTHS = 6  # of a network, each of which several steps may have

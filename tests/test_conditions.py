@@ -422,6 +422,18 @@ class Last(nn.Module):
         return self.norm(x.mT).mT
 
 
+class Stream(nn.Module):
+    """Blocks between a stem and a head."""
+
+    def __init__(self, block, depth, width):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, width), nn.Linear(width, 2)
+        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)))
+
+
 def gated(x):
     return x * torch.sigmoid(x.mean(-1, keepdim=True))
 
@@ -442,16 +454,7 @@ def test_a_function_in_the_stream_is_applied_once_more_by_a_new_layer(function):
             apply = {"prelu": self.prelu, **FUNCTIONS}.get(function) or getattr(F, function)
             return apply(x + self.two(apply(self.one(x))))
 
-    class Net(nn.Module):
-        def __init__(self, depth):
-            super().__init__()
-            self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
-            self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
-
-        def forward(self, x):
-            return self.head(self.blocks(self.stem(x)))
-
-    change, inexact = grown(Net, 2, 4)
+    change, inexact = grown(lambda depth: Stream(Block, depth, 8), 2, 4)
     if function.startswith("relu"):
         assert change < 1e-10 and inexact == ()
     else:
@@ -578,19 +581,9 @@ def test_what_follows_the_last_layer_computes_with_the_same_numbers():
     assert error > 1e-3 and "the small network computes with" in why
 
 
-class Stream(nn.Module):
-    """Blocks between a stem and a head, each of which begins with a residual layer."""
-
-    def __init__(self, rest, depth, width=6):
-        super().__init__()
-        self.stem, self.head = nn.Linear(4, width), nn.Linear(width, 2)
-        self.blocks = nn.Sequential(*(Rest(rest, width) for _ in range(depth)))
-
-    def forward(self, x):
-        return self.head(self.blocks(self.stem(x)))
-
-
 class Rest(nn.Module):
+    """Begins with a residual layer."""
+
     def __init__(self, rest, width):
         super().__init__()
         self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
@@ -617,7 +610,7 @@ RESTS = {  # what follows in the block, and whether a new one passes on what it 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(("rest", "passes"), RESTS.values(), ids=RESTS)
 def test_a_new_layer_passes_on_what_it_gets_or_is_said_not_to(rest, passes, depth):
-    change, inexact = grown(lambda depth: Stream(rest, depth), depth, depth + 2)
+    change, inexact = grown(lambda depth: Stream(lambda: Rest(rest, 6), depth, 6), depth, depth + 2)
     assert (change < 1e-12) == (inexact == ()) == passes
 
 

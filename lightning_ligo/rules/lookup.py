@@ -12,6 +12,8 @@ from lightning_ligo.factors import Dim, broadcast, hint, pin, size, take
 from lightning_ligo.ledger import RANKED, TABLE, Ledger, bend
 from lightning_ligo.rules.table import position, rule
 
+MASKED = "it is what a mask selects"
+
 
 @rule("embedding")
 def embedding(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
@@ -69,7 +71,7 @@ def nonzero(ledger: Ledger, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     """Where a mask is true, as ``torch.where`` of it: its entries are told apart."""
     for items in ledger.dims(args[0]):
         pin(items, TABLE)
-    return ledger.unknown(out, pinned="it is what a mask selects")
+    return ledger.unknown(out, pinned=MASKED)
 
 
 def _indexed(ledger: Ledger, x: Tensor, indices: Sequence[Any], selected: int) -> list[Dim]:
@@ -84,7 +86,7 @@ def _indexed(ledger: Ledger, x: Tensor, indices: Sequence[Any], selected: int) -
         pin(dims[axis], TABLE)
     shapes = [list(ledger.dims(indices[axis])) for axis in indexed]
     if any(indices[axis].dtype == torch.bool for axis in indexed):
-        masked = ledger.new(selected, pinned="it is what a mask selects")
+        masked = ledger.new(selected, pinned=MASKED)
         return [masked, *dims[len(shapes[0]) :]]
     looked_up = broadcast(shapes)
     kept = [dim for axis, dim in enumerate(dims) if axis not in indexed]
