@@ -1,27 +1,52 @@
-"""Grow a network while it trains, by linear maps of its weights, learned or not."""
+"""Grow a network while it trains, by linear maps of its weights, learned or not.
 
-from lightning_ligo.axes import Axes, Axis
-from lightning_ligo.callbacks.failing import GrowthFailedError
-from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.checkpoint import rebuild
-from lightning_ligo.cost import Cost, estimate
-from lightning_ligo.decision import Plateau, Slope
-from lightning_ligo.fit import Fit, fit, grow
-from lightning_ligo.growth import Operator
-from lightning_ligo.method import Depth, Method, Width
-from lightning_ligo.methods import METHODS
-from lightning_ligo.modules import ImageClassifier, LanguageModel
-from lightning_ligo.moments import grow_states
-from lightning_ligo.named import named
-from lightning_ligo.nets import build, describe
-from lightning_ligo.offline import grow_checkpoint
-from lightning_ligo.pairing import pair
-from lightning_ligo.plan import Plan
-from lightning_ligo.proof import prove
-from lightning_ligo.ramp import Ramp
-from lightning_ligo.rate import Rate
-from lightning_ligo.schedule import Growth
-from lightning_ligo.trace import trace
+Names that need Lightning are imported when they are first asked for.
+"""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from lightning_ligo.axes.axes import Axes, Axis
+from lightning_ligo.axes.proof import prove
+from lightning_ligo.axes.trace import trace
+from lightning_ligo.methods.catalog import METHODS
+from lightning_ligo.methods.method import Depth, Method, Width
+from lightning_ligo.networks import build, describe, named
+from lightning_ligo.operator.cost import Cost, estimate
+from lightning_ligo.operator.fit import Fit, fit, grow
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.operator.optimizer_state import grow_states
+from lightning_ligo.operator.ramp import Ramp
+from lightning_ligo.plan.pair import pair
+from lightning_ligo.plan.plan import Plan
+from lightning_ligo.schedule import Growth, Plateau, Rate, Slope
+
+if TYPE_CHECKING:
+    from lightning_ligo.callbacks.failure import GrowthFailedError
+    from lightning_ligo.callbacks.growth import GrowthCallback
+    from lightning_ligo.callbacks.offline import grow_checkpoint
+    from lightning_ligo.tasks.digits import DigitsDataModule
+    from lightning_ligo.tasks.images import ImageFolderDataModule
+    from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
+    from lightning_ligo.tasks.stdlib import PythonSourceDataModule
+    from lightning_ligo.tasks.text import TextDataModule
+    from lightning_ligo.trainer.checkpoint import rebuild
+
+__version__ = version("lightning-ligo")
+
+_LAZY = {
+    "DigitsDataModule": "tasks.digits",
+    "GrowthCallback": "callbacks.growth",
+    "GrowthFailedError": "callbacks.failure",
+    "ImageClassifier": "tasks.modules",
+    "ImageFolderDataModule": "tasks.images",
+    "LanguageModel": "tasks.modules",
+    "PythonSourceDataModule": "tasks.stdlib",
+    "TextDataModule": "tasks.text",
+    "grow_checkpoint": "callbacks.offline",
+    "rebuild": "trainer.checkpoint",
+}
 
 __all__ = [
     "METHODS",
@@ -29,20 +54,25 @@ __all__ = [
     "Axis",
     "Cost",
     "Depth",
+    "DigitsDataModule",
     "Fit",
     "Growth",
     "GrowthCallback",
     "GrowthFailedError",
     "ImageClassifier",
+    "ImageFolderDataModule",
     "LanguageModel",
     "Method",
     "Operator",
     "Plan",
     "Plateau",
+    "PythonSourceDataModule",
     "Ramp",
     "Rate",
     "Slope",
+    "TextDataModule",
     "Width",
+    "__version__",
     "build",
     "describe",
     "estimate",
@@ -56,3 +86,15 @@ __all__ = [
     "rebuild",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lightning_ligo as ligo
-from lightning_ligo.proof import TOLERANCE, noisy
-from lightning_ligo.streams import children
+from lightning_ligo.axes.proof import TOLERANCE, noisy
+from lightning_ligo.plan.residual import children
 from recipes.families import FAMILIES
 
 KEPT = 1e-4  # relative change of the output in float32

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 import lightning_ligo as ligo
-from lightning_ligo.flops import flop_counter
+from lightning_ligo.operator.flops import flop_counter
 
 TRAINING = "training"
 SIZES = {"small": (512, 6), "base": (768, 12)}  # (hidden size, layers); a head is 64 wide

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
-import lightning_ligo.callbacks.growing
+import lightning_ligo.callbacks.grower
 from lightning_ligo import Growth, GrowthCallback, Rate
 from lightning_ligo.callbacks.report import write_whole
 from runs import BATCH, ITEMS, LARGE, MIDDLE, EpochOrder, Plain, items, trainer, val_loader
@@ -59,7 +59,7 @@ def telling(say: Callable[[str], None]) -> tuple[Plain, GrowthCallback, TorchChe
         def on_save_checkpoint(self, checkpoint):
             checkpoint["ballast"] = torch.zeros(2**20)  # so that it takes a while to write
 
-    class Growing(GrowthCallback):
+    class Grower(GrowthCallback):
         is_growing = False
 
         def _grow(self, *args):
@@ -79,10 +79,10 @@ def telling(say: Callable[[str], None]) -> tuple[Plain, GrowthCallback, TorchChe
         say("swap")
         return swapped(*args)
 
-    swapped = lightning_ligo.callbacks.growing.swap
-    lightning_ligo.callbacks.growing.swap = swap
+    swapped = lightning_ligo.callbacks.grower.swap
+    lightning_ligo.callbacks.grower.swap = swap
     growths = [Growth(MIDDLE, step=6), Growth(LARGE, step=14, rate=Rate(0.5, rewarm=4, peak=1.2))]
-    growing = Growing(growths, method="ligo", steps=3)
+    growing = Grower(growths, method="ligo", steps=3)
     torch.manual_seed(0)
     return Module(), growing, Writer()
 

@@ -99,3 +99,30 @@ def changed(
     ligo.Operator(plan, small, "lemon").bake(large)
     before, after = output(small, inputs), output(large, inputs)
     return float((after - before).norm() / before.norm()), plan
+
+
+SEQUENCES = {"x": torch.linspace(-1, 1, 3 * 12).sin().mul(7).cos().reshape(3, 4, 3)}
+
+
+class Recurrent(nn.Module):
+    """Reads the outputs of a recurrent network, or only its last state."""
+
+    def __init__(self, kind, width, layers=1, read="outputs", **options):
+        super().__init__()
+        self.embed = nn.Linear(3, 6)
+        self.rnn = kind(6, width, layers, **options)
+        directions = 1 + self.rnn.bidirectional
+        self.head = nn.Linear((options.get("proj_size") or width) * directions, 5)
+        self.read = read
+
+    def forward(self, x):
+        if self.read == "packed":
+            lengths = torch.arange(x.shape[1], x.shape[1] - len(x), -1)
+            x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            x = x._replace(data=self.embed(x.data))
+            return self.head(nn.utils.rnn.pad_packed_sequence(self.rnn(x)[0], True)[0])
+        outputs, states = self.rnn(self.embed(x))
+        if self.read == "states":
+            state = states[0] if isinstance(states, tuple) else states
+            outputs = torch.cat([*state[-2:]], -1) if self.rnn.bidirectional else state[-1]
+        return self.head(outputs)

@@ -43,9 +43,9 @@ from lightning_ligo import (
     Rate,
     describe,
     rebuild,
-    surgery,
 )
-from lightning_ligo.nets import build
+from lightning_ligo.networks import build
+from lightning_ligo.trainer import swap
 from runs import (
     BATCH,
     CLASSES,
@@ -190,7 +190,7 @@ def given_up_in_the_swap(folder, **options):
     """The same, where one rank has no memory left once the large network is in its place."""
     last = int(os.environ["RANK"]) == RANKS - 1
     missing = torch.OutOfMemoryError("out of memory") if last else None
-    with patch.object(surgery, "check_every_parameter_once", side_effect=missing):
+    with patch.object(swap, "check_every_parameter_once", side_effect=missing):
         return given_up(folder, **options)
 
 

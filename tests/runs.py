@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_ligo.nets import build, describe
+from lightning_ligo.networks import build, describe
 from operations import fourier
 
 FEATURES, CLASSES, ITEMS, BATCH = 6, 3, 48, 8
@@ -163,3 +163,12 @@ def fit(module: pl.LightningModule, folder, *callbacks, seed: int = 0, ckpt_path
 def plain(seed: int = 0) -> Plain:
     torch.manual_seed(seed)
     return Plain()
+
+
+def of_net(width: int, depth: int, batch: int = 8) -> int:
+    """A product of (a x b) and (b x c) is 2abc; backward has two, for weights and for inputs.
+
+    The input of the network needs its gradient, as a stem with weights is before it.
+    """
+    weights = FEATURES * width + depth * 4 * width * width + width * 3
+    return 3 * 2 * batch * weights

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo import Growth, GrowthCallback
-from lightning_ligo.flops import flop_counter
-from networks import DEVICES, IMAGES, cast, randomised, vit
+from lightning_ligo.operator.flops import flop_counter
+from networks import DEVICES, IMAGES, SEQUENCES, Recurrent, cast, randomised, vit
 from runs import LARGE, Net, Plain, fit, train_loader, trainer, val_loader
-from test_torch_networks import SEQUENCES, Recurrent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

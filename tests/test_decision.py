@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lightning_ligo.decision import Plateau, Seen, Slope
+from lightning_ligo.schedule import Plateau, Slope, Validation
 
 
 def first(rule, validations):
@@ -31,13 +31,13 @@ def test_a_plateau_is_where_early_stopping_stops(mode, patience, min_delta):
         stops = [stopping._evaluate_stopping_criteria(torch.tensor(value))[0] for value in values]
         expected = stops.index(True) + 1 if True in stops else None
         rule = Plateau("loss", patience, min_delta, mode)
-        assert first(rule, [Seen(value, 0) for value in values]) == expected
+        assert first(rule, [Validation(value, 0) for value in values]) == expected
         found.add(expected)
     assert len(found) > 1
 
 
 def test_a_plateau_says_what_it_waits_for():
-    seen = [Seen(value, 0) for value in (0.5, 0.75, 0.7)]
+    seen = [Validation(value, 0) for value in (0.5, 0.75, 0.7)]
     rule = Plateau("val_acc", patience=2, min_delta=0.1, mode="max")
     assert rule.verdict(seen) == (
         False, "val_acc has not been above 0.75 by more than 0.1 for 1 of 2 validations",
@@ -57,7 +57,9 @@ def test_a_slope_is_that_of_the_scaling_law(threshold, parameters):
     """With batches of one size C ~ S, so that d log L / d log C = S L' / L, in closed form."""
     every = 50
     at = range(every, 200_000, every)
-    curve = [Seen(scaling_law(parameters, steps)[0], 6 * parameters * 5e5 * steps) for steps in at]
+    curve = [
+        Validation(scaling_law(parameters, steps)[0], 6 * parameters * 5e5 * steps) for steps in at
+    ]
 
     def slope(steps):
         loss, learned = scaling_law(parameters, steps)
@@ -78,9 +80,9 @@ def test_a_slope_must_have_been_steep_before_it_is_flat():
     warm_up = [(8.0, 1), (7.9, 2), (7.8, 4)]
     falls = [(4.0, 8), (2.0, 16), (1.9, 32)]
     rule = Slope("loss", -0.5, window=1)
-    assert first(rule, [Seen(*point) for point in warm_up]) is None
-    assert first(rule, [Seen(*point) for point in warm_up + falls]) == 6
-    assert rule.verdict([Seen(*point) for point in warm_up]).why == (
+    assert first(rule, [Validation(*point) for point in warm_up]) is None
+    assert first(rule, [Validation(*point) for point in warm_up + falls]) == 6
+    assert rule.verdict([Validation(*point) for point in warm_up]).why == (
         "loss falls with a slope of -0.0184 over training FLOPs, against -0.5, and has never "
         "fallen so fast"
     )
@@ -89,9 +91,14 @@ def test_a_slope_must_have_been_steep_before_it_is_flat():
 def test_neither_base_nor_unit_nor_what_has_no_logarithm_changes_a_slope():
     points = [(8.0, 1), (4.0, 2), (3.9, 4), (3.8, 8)]
     rule = Slope("loss", -0.5, window=1)
-    scaled = [Seen(loss / math.log(2), 1e15 * flops) for loss, flops in points]
-    holes = [*scaled[:2], Seen(0.0, 2.5e15), Seen(math.nan, 3e15), Seen(math.inf, 3.5e15)]
-    assert [first(rule, seen) for seen in ([Seen(*p) for p in points], scaled)] == [3, 3]
+    scaled = [Validation(loss / math.log(2), 1e15 * flops) for loss, flops in points]
+    holes = [
+        *scaled[:2],
+        Validation(0.0, 2.5e15),
+        Validation(math.nan, 3e15),
+        Validation(math.inf, 3.5e15),
+    ]
+    assert [first(rule, seen) for seen in ([Validation(*p) for p in points], scaled)] == [3, 3]
     assert first(rule, [*holes, *scaled[2:]]) == 6
     assert rule.verdict(holes[:1]).why == "1 of 2 validations were made that a slope of loss takes"
     assert not rule.verdict([scaled[0], scaled[0]]).due

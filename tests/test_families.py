@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lightning_ligo as ligo
-from lightning_ligo.proof import TOLERANCE
+from lightning_ligo.axes.proof import TOLERANCE
 from networks import DEVICES, cast, output, randomised
 from recipes.families import FAMILIES
 

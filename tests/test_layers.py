@@ -1,78 +1,81 @@
-"""Imports run one way: each file of the core uses only those before it, and only torch beside."""
+"""Imports run one way: a folder uses only those below it, and the lower ones only torch beside."""
 
 import ast
+import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "lightning_ligo"
-FUTURE = "from __future__ import annotations\n"
-ALLOWED = {
-    "notation": set(),
-    "factors": set(),
-    "ledger": {"factors"},
-    "rules": {"factors", "ledger", "rules"},
-    "stacks": set(),
-    "flows": {"factors", "ledger", "stacks"},
-    "axes": {"factors", "flows", "ledger", "notation", "stacks"},
-    "naming": {"factors", "ledger", "notation"},
-    "trace": {"axes", "factors", "ledger", "naming", "notation", "rules"},
-    "plan": {"axes", "flows", "proof"},
-    "streams": {"axes", "stacks"},
-    "stretch": set(),
-    "lengths": {"axes", "flows", "plan"},
-    "problems": {"axes", "ledger", "lengths", "plan", "stretch"},
-    "replaced": {"axes", "lengths", "problems"},
-    "conditions": {"axes", "lengths", "plan", "proof", "stacks", "streams", "stretch", "trace"},
-    "identity": {"axes", "plan", "proof", "trace"},
-    "pairing": {
-        "axes",
-        "conditions",
-        "identity",
-        "lengths",
-        "naming",
-        "plan",
-        "problems",
-        "proof",
-        "replaced",
-        "stacks",
-        "streams",
-        "trace",
-    },
-    "proof": {"axes", "flows", "naming", "stacks", "trace"},
-    "forms": set(),
-    "maps": {"forms"},
-    "mixes": set(),
-    "method": {"maps", "mixes"},
-    "methods": {"maps", "method", "mixes"},
-    "depths": {"axes", "method", "mixes", "plan"},
-    "widths": {"axes", "depths", "forms", "maps", "method", "plan", "stretch"},
-    "limits": {"depths", "forms", "method", "mixes", "plan", "widths"},
-    "growth": {"depths", "limits", "method", "methods", "plan", "widths"},
-    "choice": set(),
-    "moments": {"choice", "growth", "plan"},
-    "ramp": {"axes", "growth", "plan"},
-    "rate": set(),
-    "fit": {"growth", "method", "methods", "naming", "pairing"},
-    "flops": set(),
-    "cost": {"fit", "flops", "growth", "method", "methods", "plan", "trace"},
+PACKAGE = Path(__file__).parents[1] / "lightning_ligo"
+ALLOWED = {  # from the lowest up; a name is a folder, or a file at the top
+    "axes": set(),
+    "methods": set(),
+    "schedule": set(),
+    "networks": {"axes"},
+    "plan": {"axes"},
+    "operator": {"axes", "methods", "plan"},
+    "tasks": {"networks"},
+    "trainer": {"networks", "schedule"},
+    "callbacks": {"axes", "methods", "networks", "operator", "plan", "schedule", "trainer"},
 }
+ALLOWED["cli"] = {*ALLOWED, "callbacks"}
+ALLOWED["compare"] = {*ALLOWED, "cli"}
+TORCH_ONLY = ("axes", "methods", "schedule", "networks", "plan", "operator")
 
 
-@pytest.mark.parametrize("name", ALLOWED)
-def test_the_core_imports_torch_only_and_never_back(name):
-    files = [PACKAGE / f"{name}.py"]
-    if not files[0].exists():
-        files = sorted((PACKAGE / name).glob("*.py"))
-    tree = ast.parse("\n".join(file.read_text().replace(FUTURE, "") for file in files))
-    imported = set()
-    for node in ast.walk(tree):
+def files(room: str) -> list[Path]:
+    single = PACKAGE / f"{room}.py"
+    return [single] if single.exists() else sorted((PACKAGE / room).rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """Every module that a file imports, at its top or later."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    ours = {module.split(".")[1] for module in imported if module.startswith("lightning_ligo.")}
-    foreign = {module.split(".")[0] for module in imported} - {"lightning_ligo"}
-    assert ours <= ALLOWED[name]
-    assert foreign <= {"torch", *sys.stdlib_module_names}
+            assert node.level == 0, f"{file} has a relative import"
+            modules.add(node.module)
+    return modules
+
+
+def ours(file: Path) -> set[str]:
+    start = "lightning_ligo."
+    return {name.removeprefix(start) for name in imported(file) if name.startswith(start)}
+
+
+def test_every_file_is_in_a_room():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__pycache__", "py"} == {*ALLOWED, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_those_below_it(room):
+    found = {name.split(".")[0] for file in files(room) for name in ours(file)}
+    assert found - {room} <= ALLOWED[room]
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = {}
+    for file in PACKAGE.rglob("*.py"):
+        name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        name = name.removesuffix(".__init__")
+        graph[name] = ours(file) - {name}  # a folder imports its own files by its own name
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("room", TORCH_ONLY)
+def test_the_lower_rooms_import_torch_only(room):
+    found = {name.split(".")[0] for file in files(room) for name in imported(file)}
+    assert found - {"lightning_ligo", "__future__"} <= {"torch", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("code", ["import lightning_ligo", "from lightning_ligo import grow, pair"])
+def test_plain_pytorch_loads_neither_lightning_nor_what_draws(code):
+    loads = f"import sys; {code}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in run.stdout.split()}
+    assert not loaded & {"lightning", "lightning_fabric", "pytorch_lightning", "matplotlib", "rich"}

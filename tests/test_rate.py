@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_ligo.rate import Rate
+from lightning_ligo.schedule import Rate
 
 
 def test_the_schedule_s_rate_is_the_default():

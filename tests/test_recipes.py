@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_ligo.cli import main
-from lightning_ligo.methods import DEFAULT, METHODS, method_named
+from lightning_ligo.__main__ import main
+from lightning_ligo.methods.catalog import DEFAULT, METHODS, method_named
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

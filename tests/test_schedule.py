@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from lightning_ligo.decision import Plateau, Slope
-from lightning_ligo.schedule import Growth, Run, resolve
+from lightning_ligo.schedule import Growth, Plateau, Run, Slope, resolve
 
 RUN = Run(steps=100, epochs=10, steps_per_epoch=10)
 ENDLESS = Run(steps=math.inf, epochs=math.inf, steps_per_epoch=math.inf)

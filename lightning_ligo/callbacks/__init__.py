@@ -1,5 +1,6 @@
-"""Callbacks of the Lightning Trainer."""
+"""GrowthCallback and its parts.
 
-from lightning_ligo.callbacks.growth import GrowthCallback
+Start with `growth.py`, the callback, and `grower.py`, one growth.
 
-__all__ = ["GrowthCallback"]
+Imports all folders but `cli` and `compare`.
+"""

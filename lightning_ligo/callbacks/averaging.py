@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-from lightning_ligo.growth import Operator
-from lightning_ligo.in_place import network_at, set_network
-from lightning_ligo.surgery import listed
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.trainer.slot import network_at, set_network
+from lightning_ligo.trainer.swap import listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 

@@ -23,14 +23,14 @@ from lightning.pytorch.strategies import (
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from lightning_ligo.axes import OUTPUT
+from lightning_ligo.axes.axes import OUTPUT
 from lightning_ligo.callbacks.averaging import AVERAGING
-from lightning_ligo.in_place import unwrapped
-from lightning_ligo.method import Method
-from lightning_ligo.plan import Plan
+from lightning_ligo.methods.method import Method
+from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
-from lightning_ligo.sharded import is_sharded
-from lightning_ligo.surgery import listed
+from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.slot import unwrapped
+from lightning_ligo.trainer.swap import listed
 
 
 def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_ligo.aside import contained, evaluate, validation_metrics
-from lightning_ligo.callbacks.spending import Counting, Spending
-from lightning_ligo.sharded import shares
+from lightning_ligo.callbacks.accounting import Accounting, Counting
+from lightning_ligo.trainer.sandbox import evaluate, sandboxed, validation_metrics
+from lightning_ligo.trainer.sharding import shares
 
 
 class CurveCallback(Counting):
@@ -22,7 +22,7 @@ class CurveCallback(Counting):
 
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
-        self.spending = Spending()
+        self.spending = Accounting()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.spending.begin(shares(trainer))
@@ -39,7 +39,7 @@ class CurveCallback(Counting):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         curve = self.spending.curve
         if trainer.enable_validation and (not curve or curve[-1].step != trainer.global_step):
-            with contained(trainer, pl_module, 0):
+            with sandboxed(trainer, pl_module, 0):
                 self._note(trainer, evaluate(trainer, self.spending.of_evaluation(0)))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:

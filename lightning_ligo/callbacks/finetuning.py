@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ligo.surgery import finetunes
+from lightning_ligo.trainer.swap import finetunes
 
 
 def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:

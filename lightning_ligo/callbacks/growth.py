@@ -14,14 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_ligo.aside import (
-    contained,
-    evaluate,
-    isolated_random,
-    read_again,
-    validation_metrics,
-    validation_names,
-)
+from lightning_ligo.axes.override import read
+from lightning_ligo.callbacks.accounting import Accounting, Counting
 from lightning_ligo.callbacks.averaging import (
     averaged_validation,
     check_averages,
@@ -36,21 +30,28 @@ from lightning_ligo.callbacks.checks import (
     check_trainer,
     find_network,
 )
-from lightning_ligo.callbacks.deciding import Deciding, check_decisions
+from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.events import log_growths, log_parameters
-from lightning_ligo.callbacks.examining import Examining
-from lightning_ligo.callbacks.failing import GrowthFailedError, OnFailure
-from lightning_ligo.callbacks.growing import Growing, check_grown
+from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure
+from lightning_ligo.callbacks.grower import Grower, check_grown
+from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.ramping import Ramping, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.record import Metric, count, growth_record, told
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
-from lightning_ligo.callbacks.resuming import Resuming
+from lightning_ligo.callbacks.resume import Resume
 from lightning_ligo.callbacks.sharding import Sharding
-from lightning_ligo.callbacks.spending import Counting, Spending
-from lightning_ligo.callbacks.stages import Stages
 from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
-from lightning_ligo.checkpoint import (
+from lightning_ligo.callbacks.triggers import Triggers, check_decisions
+from lightning_ligo.methods.catalog import DEFAULT, method_named
+from lightning_ligo.methods.method import Method
+from lightning_ligo.networks import build
+from lightning_ligo.operator.choice import check_choice
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.operator.optimizer_state import Policy, check_policy
+from lightning_ligo.operator.ramp import Ramp
+from lightning_ligo.schedule import Growth, Rate, Run, resolve
+from lightning_ligo.trainer.checkpoint import (
     KEY,
     described,
     record_of,
@@ -58,23 +59,21 @@ from lightning_ligo.checkpoint import (
     size_of,
     sizes_of,
 )
-from lightning_ligo.choice import check_choice
-from lightning_ligo.growth import Operator
-from lightning_ligo.in_place import unwrapped
-from lightning_ligo.method import Method
-from lightning_ligo.methods import DEFAULT, method_named
-from lightning_ligo.moments import Policy, check_policy
-from lightning_ligo.naming import read
-from lightning_ligo.nets import build
-from lightning_ligo.ramp import Ramp
-from lightning_ligo.rate import Rate
-from lightning_ligo.schedule import Growth, Run, resolve
-from lightning_ligo.sharded import (
+from lightning_ligo.trainer.sandbox import (
+    evaluate,
+    isolated_random,
+    read_again,
+    sandboxed,
+    validation_metrics,
+    validation_names,
+)
+from lightning_ligo.trainer.sharding import (
     is_sharded,
     reshard,
     shares,
 )
-from lightning_ligo.surgery import (
+from lightning_ligo.trainer.slot import unwrapped
+from lightning_ligo.trainer.swap import (
     check_every_parameter_once,
     check_optimizers_can_change,
     group_names,
@@ -187,32 +186,32 @@ class GrowthCallback(Counting):
                 f"an operator cannot be learned for steps={self.steps} at learning_rate="
                 f"{self.learning_rate}; give 0 or more steps and a rate above 0"
             )
-        self._stages = Stages(self.growths)
+        self._stages = DataStages(self.growths)
         self._patched: list[tuple[object, str]] = []
         self._forget()
 
     def _forget(self) -> None:
         """Start a new run."""
         self._sharding = Sharding()
-        self._resuming = Resuming(
+        self._resuming = Resume(
             self.attribute, self.growths, self.seed, self._sharding, self._stages
         )
         self._records: list[dict[str, Any]] = []
         self._failed: dict[str, Any] | None = None  # the growth that was given up
-        self.spending = Spending()
+        self.spending = Accounting()
         self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
         self.due: dict[int, int | None] = {}  # growths done before it -> at which step
-        self.examining = Examining(
+        self.examining = Planner(
             self.attribute, self.growths, self.method, self.steps, self.seed, self.override,
             self._sharding, self._stages,
         )  # fmt: skip
-        self._growing = Growing(
+        self._growing = Grower(
             self.attribute, self.growths, self.method, self.steps, self.learning_rate, self.moments,
             self.seed,
         )  # fmt: skip
         self._ramping = Ramping(self.method.ramp)
         self._rates = Rates()
-        self._deciding = Deciding()
+        self._deciding = Triggers()
 
     # Before training ------------------------------------------------------------------------------
 
@@ -507,7 +506,7 @@ class GrowthCallback(Counting):
                 return {}
             counting = self.spending.of_evaluation(self.size(pl_module))
             watching = [*averaged_validation(trainer), counting]
-            with contained(trainer, pl_module, self.seed):
+            with sandboxed(trainer, pl_module, self.seed):
                 metrics = evaluate(trainer, *watching)
             self._note(trainer, metrics)
             return metrics

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_ligo.method import Method
-from lightning_ligo.ramp import Ramp
+from lightning_ligo.methods.method import Method
+from lightning_ligo.operator.ramp import Ramp
 
 
 class Ramping:

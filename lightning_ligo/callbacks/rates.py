@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_ligo.growth import Operator
-from lightning_ligo.rate import Rate
-from lightning_ligo.sharded import placed
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.schedule import Rate
+from lightning_ligo.trainer.sharding import placed
 
 
 class Rates:

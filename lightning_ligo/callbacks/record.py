@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_ligo.callbacks.growing import Grown
+from lightning_ligo.callbacks.grower import Grown
 from lightning_ligo.callbacks.report import carried_over
-from lightning_ligo.moments import Policy
-from lightning_ligo.plan import Plan
-from lightning_ligo.rate import Rate
+from lightning_ligo.operator.optimizer_state import Policy
+from lightning_ligo.plan.plan import Plan
+from lightning_ligo.schedule import Rate
 
 Metric = tuple[str | None, float | None, float | None]
 """The name of what is reported, and its value before and after."""

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ligo.callbacks.spending import Point
-from lightning_ligo.rate import Rate
+from lightning_ligo.callbacks.accounting import Point
+from lightning_ligo.schedule import Rate
 
 
 def growth_report(

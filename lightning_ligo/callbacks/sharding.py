@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lightning_ligo.in_place import name_at, network_at, set_network
-from lightning_ligo.nets import build
-from lightning_ligo.sharded import blank, check_sharded, gathered, shard
+from lightning_ligo.networks import build
+from lightning_ligo.trainer.sharding import blank, check_sharded, gathered, shard
+from lightning_ligo.trainer.slot import name_at, network_at, set_network
 
 
 class Sharding:

@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.nets import describe
+from lightning_ligo import GrowthCallback
+from lightning_ligo.networks import describe
 from lightning_ligo.schedule import Growth
 from runs import LARGE, SMALL, Described, Plain, fit, net, plain, trainer, val_loader
 

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo import GrowthCallback
 from lightning_ligo.callbacks.curve import CurveCallback
 from lightning_ligo.schedule import Growth
-from runs import ITEMS, LARGE, STEPS_PER_EPOCH, fit, plain
-from test_flops import of_net
+from runs import ITEMS, LARGE, STEPS_PER_EPOCH, fit, of_net, plain
 
 
 def validation(width, depth):

@@ -12,10 +12,9 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_ligo import METHODS
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.callbacks.failing import GrowthFailedError
-from lightning_ligo.nets import build
+from lightning_ligo import METHODS, GrowthCallback
+from lightning_ligo.callbacks.failure import GrowthFailedError
+from lightning_ligo.networks import build
 from lightning_ligo.schedule import Growth
 from runs import (
     LARGE,

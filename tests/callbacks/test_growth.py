@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelChec
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
-import lightning_ligo.callbacks.growing
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.nets import describe
+import lightning_ligo.callbacks.grower
+from lightning_ligo import GrowthCallback
+from lightning_ligo.networks import describe
 from lightning_ligo.schedule import Growth
 from runs import (
     ITEMS,
@@ -155,8 +155,8 @@ def test_what_became_of_the_optimizer_state_is_told(tmp_path, caplog, moments, c
 
 
 def test_the_progress_bar_shows_step_loss_and_time_left(tmp_path, capsys, monkeypatch):
-    at_once = functools.partial(lightning_ligo.callbacks.growing.tqdm, mininterval=0)
-    monkeypatch.setattr(lightning_ligo.callbacks.growing, "tqdm", at_once)
+    at_once = functools.partial(lightning_ligo.callbacks.grower.tqdm, mininterval=0)
+    monkeypatch.setattr(lightning_ligo.callbacks.grower, "tqdm", at_once)
     fit(plain(), tmp_path, growth(), enable_progress_bar=True)
     shown = capsys.readouterr().err
     assert re.search(r"Growing: +\d+%.*\| \d/3 \[\d+:\d+<[\d:?]+.*loss=\d", shown)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_ligo import METHODS, Growth, GrowthCallback, LanguageModel, describe
-from lightning_ligo.data.text import TextDataModule
+from lightning_ligo.tasks.text import TextDataModule
 from runs import trainer
 
 SIZE = {"vocab_size": 11, "n_positions": 6, "resid_pdrop": 0.0, "embd_pdrop": 0.0,

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import lightning_ligo as ligo
-import lightning_ligo.callbacks.growing
+import lightning_ligo.callbacks.grower
 from lightning_ligo import Growth, GrowthCallback, build
 from runs import BATCH, FEATURES, EpochOrder, fit, items, net, plain, trainer, val_loader
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_p
 UNEVEN, AT = net(20, 2), 8
 
 
-class Seen(Callback):
+class Validation(Callback):
     """The network at the start of the step of the growth, as it is where this callback stands."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -35,7 +35,7 @@ def assert_rounded(network, whole, dtype):
 
 
 def test_a_network_in_bf16_is_grown_in_float32_and_then_rounded(tmp_path):
-    before, after, whole = Seen(), Seen(), build(UNEVEN)
+    before, after, whole = Validation(), Validation(), build(UNEVEN)
     fit(plain(), tmp_path, before, lemon(), after, precision="bf16-true")
     ligo.grow(before.network.float(), whole, torch.randn(4, FEATURES), method="lemon")
     assert_rounded(after.network, whole, torch.bfloat16)
@@ -58,8 +58,8 @@ def test_an_operator_is_learned_in_float32_or_more(tmp_path, monkeypatch, precis
         assert not any(map(torch.equal, start, operator.parameters()))
         operator.of(before.network.to(learned)).bake(whole)
 
-    dtypes, before, after = [], Seen(), Seen()
-    monkeypatch.setattr(lightning_ligo.callbacks.growing, "fit", watched)
+    dtypes, before, after = [], Validation(), Validation()
+    monkeypatch.setattr(lightning_ligo.callbacks.grower, "fit", watched)
     growing = GrowthCallback([Growth(UNEVEN, step=AT)], method="ligo", steps=3)
     fit(plain(), tmp_path, before, growing, after, precision=precision)
     assert dtypes == [{learned}] * 3
@@ -75,7 +75,7 @@ def test_a_run_in_float64_keeps_the_function_and_is_resumed_and_tested_unrounded
         fitted.fit(module, loader, val_loader(), ckpt_path=ckpt_path, weights_only=True)
         return module, fitted
 
-    before, after = Seen(), Seen()
+    before, after = Validation(), Validation()
     whole, _ = run(tmp_path, before, lemon(), after)
     x = torch.randn(4, FEATURES, dtype=torch.float64)
     torch.testing.assert_close(before.network(x), after.network(x), rtol=1e-12, atol=1e-12)

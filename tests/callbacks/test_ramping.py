@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import lightning_ligo as ligo
-from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo import GrowthCallback
 from lightning_ligo.schedule import Growth
 from runs import LARGE, MIDDLE, SMALL, Described, Net, fit, items, plain, trainer, val_loader
 

@@ -27,10 +27,9 @@ from torch.optim.lr_scheduler import (
 from torch.utils.data import DataLoader
 
 import lightning_ligo as ligo
-from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo import GrowthCallback
 from lightning_ligo.callbacks.rates import Rates, scaled
-from lightning_ligo.rate import Rate
-from lightning_ligo.schedule import Growth
+from lightning_ligo.schedule import Growth, Rate
 from runs import LARGE, MIDDLE, SMALL, Described, Net, Plain, fit, items, plain, trainer, val_loader
 
 pytestmark = [
@@ -90,7 +89,7 @@ class Scheduled(Plain):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-class Seen(Callback):
+class Validation(Callback):
     """The rate that every step was made at, and all that stands in the groups between steps."""
 
     def __init__(self):
@@ -111,7 +110,7 @@ def test_the_rate_of_every_step_is_that_of_a_run_without_growth_times_the_factor
 ):
     often, options, times = STEPPED[stepped]
     make = functools.partial(Scheduled, lambda o: SCHEDULES[schedule](o, times), often)
-    grown, without = Seen(), Seen()
+    grown, without = Validation(), Validation()
     fit(make(), tmp_path, without, limit_val_batches=0, **options)
     growing = growth(Rate(0.3), step=9, to=MIDDLE)
     fit(make(), tmp_path, growing, grown, limit_val_batches=0, **options)
@@ -140,7 +139,7 @@ def test_factors_of_several_growths_multiply_and_all_is_told(tmp_path, caplog):
         Growth(MIDDLE, step=4, rate=Rate(0.5)),
         Growth(LARGE, step=AT, rate=Rate(0.5, rewarm=3, peak=1.3)),
     ]
-    seen = Seen()
+    seen = Validation()
     with caplog.at_level("INFO"):
         fit(plain(), tmp_path, GrowthCallback(growths, method="lemon"), seen)
     expected = [1e-2 * 0.95**step for step in range(18)]

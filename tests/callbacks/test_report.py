@@ -5,7 +5,8 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_ligo.callbacks import GrowthCallback
+from lightning_ligo import GrowthCallback
+from lightning_ligo.callbacks.accounting import Point
 from lightning_ligo.callbacks.report import (
     growth_report,
     markdown,
@@ -14,8 +15,7 @@ from lightning_ligo.callbacks.report import (
     write_report,
     write_whole,
 )
-from lightning_ligo.callbacks.spending import Point
-from lightning_ligo.nets import build
+from lightning_ligo.networks import build
 from lightning_ligo.schedule import Growth
 from runs import LARGE, MIDDLE, fit, plain
 

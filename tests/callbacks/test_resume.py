@@ -12,10 +12,9 @@ from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
 import lightning_ligo as ligo
-from lightning_ligo.callbacks import GrowthCallback
-from lightning_ligo.checkpoint import rebuild
-from lightning_ligo.decision import Plateau
-from lightning_ligo.schedule import Growth
+from lightning_ligo import GrowthCallback
+from lightning_ligo.schedule import Growth, Plateau
+from lightning_ligo.trainer.checkpoint import rebuild
 from runs import (
     BATCH,
     LARGE,

@@ -1,0 +1,331 @@
+"""What a forward has shown so far: the dimensions of every tensor, and what parameters did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_ligo.axes.factors import Dim, Factor, Flow, Item, Owner, ends, pin, size
+
+CONSTANT = "a constant of the network lies on it"
+TABLE = "it is the rows of a table that indices look up"
+SELECTED = "its entries are selected by position"
+RANKED = "it is ranked"
+STAYS = "you said that it stays"
+
+
+class Use(NamedTuple):
+    """One role of a factor of a parameter's dimension, seen in the forward."""
+
+    owner: Owner
+    factor: Factor
+    role: str  # produces | consumes | gain | shift | scales
+    reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
+
+
+class Mark(NamedTuple):
+    """A step of a norm that is written as single operations."""
+
+    step: str  # square | mean square | inverse | root | normed
+    of: Tensor  # what is normed
+    reads: Flow | None = None
+
+
+class Unread(NamedTuple):
+    """An operation on parameters' axes that tracing cannot follow."""
+
+    name: str
+    problem: str  # what was met on which shapes, and what is wrong with it
+    inputs: list[Dim]  # those of parameters, too
+    weights: list[Dim]  # which it is taken to produce its output by
+    outputs: list[Dim]
+    named: bool  # the user has named all axes that go in
+
+
+class _Traced(NamedTuple):
+    tensor: Tensor  # held, so that its storage is not handed to another tensor
+    dims: list[Dim]
+    static: bool  # it does not depend on the network's inputs
+    writers: frozenset[str]  # the parameters that wrote it last
+
+
+class Graph:
+    """The dimensions of the tensors of one forward, and the uses of its parameters."""
+
+    def __init__(self, network: nn.Module) -> None:
+        kept = network.state_dict(keep_vars=True)
+        # of parameters, tied ones once, then of persistent buffers
+        self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
+        self.shapes |= {name: b.shape for name, b in network.named_buffers() if name in kept}
+        self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
+        self.uses: list[Use] = []
+        self.outputs: list[Dim] = []  # the dimensions of what the network returns
+        self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: `Reduction`
+        self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
+        self.curved: list[tuple[str, frozenset[str]]] = []  # terms: what a function was applied to
+        self._curves: dict[int, str] = {}  # by storage: the function
+        self.opposed: list[tuple[Dim, Dim]] = []  # what parameters are multiplied over
+        self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
+        self.marks: dict[int, Mark] = {}  # by storage
+        self._cast: dict[int, int] = {}  # storages of the same values in another dtype
+        self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
+        self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
+        self._numbers: dict[str, list[tuple[Any, Dim]]] = {}  # that operations used, by the
+        self._latest = ""  # parameter that was used last before; and what makes up for them
+        self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
+        self.named: list[Dim] = []  # the dimensions of parameters of which the user named the axes
+        self.words: list[tuple[Factor, str]] = []  # and what those axes are called
+        self.unread: list[Unread] = []
+        self._traced: dict[tuple[Any, ...], _Traced] = {}
+        for name, tensor in carriers(network):
+            dims = [
+                [Item(Factor(length, owned=True), Flow(), (Owner(name, dim),))]
+                if length != 1
+                else []
+                for dim, length in enumerate(tensor.shape)
+            ]
+            self.parameters[name] = dims
+            self.keep(tensor, dims, static=True, writers=frozenset([name]))
+
+    # The tensors ---------------------------------------------------------------------------
+
+    def keep(
+        self,
+        tensor: Tensor,
+        dims: list[Dim],
+        static: bool = False,
+        writers: frozenset[str] = frozenset(),
+    ) -> None:
+        assert [size(dim) for dim in dims] == list(tensor.shape), (dims, tensor.shape)
+        self._traced[_key(tensor)] = _Traced(tensor, dims, static, writers)
+
+    def dims(self, tensor: Tensor) -> list[Dim]:
+        if _key(tensor) not in self._traced:
+            self.keep(tensor, self.unknown(tensor, pinned=CONSTANT), static=True)
+        return self._traced[_key(tensor)].dims
+
+    def static(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of parameters and constants only."""
+        return _key(tensor) not in self._traced or self._traced[_key(tensor)].static
+
+    def writers(self, tensor: Tensor) -> frozenset[str]:
+        """The parameters that wrote a tensor last: where they are zero, it is zero."""
+        traced = self._traced.get(_key(tensor))
+        return traced.writers if traced else frozenset()
+
+    def new(self, length: int, *, pinned: str | None = None) -> Dim:
+        return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []
+
+    def tell_apart(self, out: Tensor, items: Dim, reason: str) -> None:
+        """Pin ``items`` as soon as ``out`` is used: some networks only look at its shape."""
+        self._told_apart[_key(out)] = items, reason
+
+    def use(self, tensors: Iterable[Tensor]) -> None:
+        """Note that an operation reads these tensors, or that they are the network's output."""
+        for tensor in tensors:
+            if (told := self._told_apart.pop(_key(tensor), None)) is not None:
+                pin(*told)
+
+    def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
+        return [self.new(length, pinned=pinned) for length in tensor.shape]
+
+    # What is seen of parameters --------------------------------------------------------------
+
+    def record(
+        self, tensor: Tensor, role: str, items: Dim | None = None, reads: Flow | None = None
+    ) -> None:
+        """Note that the dimensions of a parameter (or only ``items``) are used in ``role``."""
+        if not self.static(tensor):
+            return
+        items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
+        for item in ends(items):
+            for owner in item.owners:
+                self.uses.append(Use(owner, item.factor, role, reads))
+
+    def write(self, tensors: Sequence[Tensor]) -> None:
+        """Note that parameters are put where activations are: joined with them, or into them."""
+        if not all(map(self.static, tensors)):
+            for tensor in tensors:
+                self.record(tensor, "produces")
+
+    def consume(self, weights: Dim, inputs: Dim) -> None:
+        """Note that a weight's dimension is contracted with what flows in."""
+        reads = [item.flow for item in ends(inputs)]
+        for number, item in enumerate(ends(weights)):
+            read = reads[number] if number < len(reads) else None
+            for owner in item.owners:
+                self.uses.append(Use(owner, item.factor, "consumes", read))
+
+    def release(self, tensor: Tensor) -> None:
+        """Take what is made of parameters, such as learned queries, for an activation."""
+        if (traced := self._traced.get(_key(tensor))) is not None and traced.static:
+            self.record(tensor, "produces")
+            self._traced[_key(tensor)] = traced._replace(static=False)
+
+    def settle(self) -> None:
+        """Let one side consume what the other produces where parameters are multiplied."""
+        for left, right in self.opposed:
+            roles = [
+                {
+                    use.role
+                    for use in self.uses
+                    if any(use.owner in item.owners for item in ends(side))
+                }
+                for side in (left, right)
+            ]
+            first = "consumes" in roles[0] or "produces" in roles[1]
+            if first and "consumes" not in roles[1] and "produces" not in roles[0]:
+                left, right = right, left
+            self.consume(right, left)
+            for item in ends(left):
+                self.uses += [Use(owner, item.factor, "produces") for owner in item.owners]
+
+    def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
+        """Note that an operation on ``tensors`` was given these numbers."""
+        used = [name for tensor in tensors if self.static(tensor) for name in self.writers(tensor)]
+        self._latest = min(used, default=self._latest)
+        self._numbers.setdefault(self._latest, []).extend((number, []) for number in numbers)
+
+    @property
+    def order(self) -> list[str]:
+        """The parameters behind which something was computed, in the order of the forward."""
+        return list(self._numbers)
+
+    def numbers(self, name: str) -> list[Any]:
+        """The numbers that were used behind a parameter, but those that an inner axis scales by."""
+        return [
+            number
+            for number, over in self._numbers.get(name, [])
+            if not any(item.factor.contracted for item in ends(over))
+        ]
+
+    def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
+        """Note that something, such as a norm, is taken over all of these dimensions at once."""
+        items = [item for dim in dims for item in dim]
+        self.reductions.append((kind, items))
+        if kind not in ("layer", "rms", "group", "mean square", "attention"):
+            reduced(items)
+
+    def contracted(self, out: Tensor, over: Dim) -> None:
+        """Note that ``out`` is a contraction of two activations over ``over``."""
+        for item in ends(over):
+            item.factor.contracted = not item.factor.pinned
+        self._contracted[storage(out)] = over
+
+    def multiply(self, tensor: Tensor, number: float) -> None:
+        """Note that an activation is multiplied by a number."""
+        over = self._contracted.get(storage(tensor))
+        items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
+        for item in ends(items):
+            item.factor.scale *= number
+        self._numbers.setdefault(self._latest, []).append((number, items))
+
+    def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""
+        names = (self.writers(tensor) for tensor in inputs if self.static(tensor))
+        self._scaled[storage(out)] = frozenset().union(*names)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Note that activations are added, or joined."""
+        self.sums.append([self.writers(tensor) for tensor in tensors])
+        for tensor in tensors:
+            if (function := self._curves.get(storage(tensor))) is not None:
+                self.curved.append((function, self.writers(tensor)))
+            if scaled := self._scaled.get(storage(tensor)):
+                self.scalings.append((scaled, self.writers(tensor)))
+
+    def curve(self, out: Tensor, function: str | None) -> None:
+        """Note that ``out`` is what a function that is not linear, or none, was applied to."""
+        self._curves.pop(storage(out), None)
+        if function is not None:
+            self._curves[storage(out)] = function
+
+    def mark(self, out: Tensor, step: str, of: Tensor, reads: Flow | None = None) -> None:
+        self.marks[self.values(out)] = Mark(step, of, reads)
+
+    def marked(self, tensor: Any, *steps: str) -> Mark | None:
+        """The step of a norm that a tensor is, if it is one of these."""
+        found = self.marks.get(self.values(tensor)) if isinstance(tensor, Tensor) else None
+        return found if found and found.step in steps else None
+
+    def cast(self, out: Tensor, of: Tensor) -> None:
+        """Note that ``out`` holds the values of another tensor, in another dtype."""
+        self._cast[storage(out)] = self.values(of)
+
+    def values(self, tensor: Tensor) -> int:
+        """What a tensor, its views and its casts to other dtypes have in common."""
+        return self._cast.get(storage(tensor), storage(tensor))
+
+    def parameters_of(self, dims: Iterable[Dim]) -> list[str]:
+        """The parameters and buffers that carry axes of these dimensions."""
+        touched = {end.factor for items in dims for end in ends(items)}
+        return [
+            name
+            for name, own in self.parameters.items()
+            if any(end.factor in touched for items in own for end in ends(items))
+        ]
+
+    def named_factors(self) -> set[Factor]:
+        """What the user has named."""
+        return {end.factor for items in self.named for end in ends(items)}
+
+    def join_flows(self) -> None:
+        """What an operation puts out along an axis is what its weights or its inputs hold there."""
+        for unread in self.unread:
+            mark_nonlinear(unread.outputs)
+            for end in ends(item for items in unread.outputs for item in items):
+                for dims in (unread.weights, unread.inputs):
+                    along = [i for dim in dims for i in ends(dim) if i.factor is end.factor]
+                    for item in along:
+                        if item.flow is not None and end.flow is not None:
+                            end.flow.union(item.flow)
+                    if along:
+                        break
+
+    def unread_factors(self) -> dict[Factor, str]:
+        """What goes into operations that tracing cannot follow, by the name of one of them."""
+        return {
+            end.factor: unread.name
+            for unread in self.unread[::-1]
+            for items in unread.inputs
+            for end in ends(items)
+        }
+
+
+def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """The tensors of a network that have axes: its parameters and its floating point buffers."""
+    buffers = [(name, b) for name, b in network.named_buffers() if b.is_floating_point()]
+    return [*network.named_parameters(), *buffers]
+
+
+def mark_nonlinear(dims: Iterable[Dim]) -> None:
+    """Note that a function that is not linear is applied to what flows."""
+    for dim in dims:
+        for item in ends(dim):
+            if item.flow is not None:
+                item.flow.root().nonlinear = True
+
+
+def reduced(items: Dim) -> None:
+    """Note that something other than a norm is taken over what flows."""
+    for item in ends(items):
+        if item.flow is not None:
+            item.flow.root().reduced = True
+
+
+def storage(tensor: Tensor) -> int:
+    """What a tensor and its views have in common."""
+    return tensor.untyped_storage()._cdata
+
+
+def _key(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor's identity: views may come back as new objects, their storage does not change."""
+    return (
+        storage(tensor),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+    )

@@ -1,0 +1,326 @@
+"""What the user says of the axes of a network, where tracing cannot read it or says otherwise."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from lightning_ligo.axes.factors import (
+    Dim,
+    Factor,
+    Item,
+    Misaligned,
+    concatenate,
+    ends,
+    leaves,
+    size,
+    unite,
+)
+from lightning_ligo.axes.graph import STAYS, Graph, carriers
+from lightning_ligo.axes.notation import (
+    Joined,
+    Product,
+    Unreadable,
+    is_hole,
+    last_word,
+    length,
+    match,
+    parse,
+    solve,
+    split,
+    words,
+)
+
+Override = Mapping[str, str]  # the name of a parameter, or a pattern of names -> its notation
+
+
+class _Line(NamedTuple):
+    """One entry of an override."""
+
+    pattern: str
+    text: str
+    parts: tuple[str, ...]
+    dims: tuple[Product, ...]
+
+    def __str__(self) -> str:
+        return f"override {self.pattern!r}: {self.text!r}"
+
+
+class _Dimension(NamedTuple):
+    """A dimension of a parameter that a line names.
+
+    A word of its product that every layer has an axis of its own by ends in the layer's number.
+    """
+
+    line: _Line
+    name: str
+    dim: int
+    size: int
+    product: Product
+
+    def __str__(self) -> str:
+        return f"{self.line}: dimension {self.dim} of {self.name} is {self.size} long"
+
+
+def read(override: Override | None) -> list[_Line]:
+    """The lines of an override.
+
+    Raises:
+        ValueError: showing where one cannot be read.
+    """
+    if not isinstance(override or {}, Mapping):
+        raise ValueError(
+            f"override is {override!r}; give a dict from parameters to the names of their axes, "
+            "such as {'blocks.*.mlp.fc1.weight': 'hidden embed'}"
+        )
+    lines = []
+    for pattern, text in (override or {}).items():
+        if not isinstance(text, str):
+            raise ValueError(
+                f"override {pattern!r}: {text!r} is {type(text).__name__}; write the axes of the "
+                "dimensions as text, such as 'hidden embed'"
+            )
+        shown = pattern
+        try:
+            parts = split(pattern)
+            shown = text
+            lines.append(_Line(pattern, text, parts, parse(text)))
+        except Unreadable as error:
+            raise ValueError(
+                f"override {pattern!r}: {text!r} cannot be read: {error}\n"
+                f"  {shown}\n  {' ' * error.position}^"
+            ) from error
+    return lines
+
+
+def check(override: Override | None, *networks: nn.Module) -> None:
+    """Refuse an override that does not fit networks; each of its lines must name something in one.
+
+    Raises:
+        ValueError: naming the line, what was found, and what to do.
+    """
+    lines = read(override)
+    shapes = [{name: tuple(t.shape) for name, t in carriers(network)} for network in networks]
+    for theirs in shapes:
+        _solve(_dimensions(lines, theirs), {}, {})
+    names = list({name: None for theirs in shapes for name in theirs})
+    for line in lines:
+        if all(match(line.parts, name) is None for name in names):
+            raise ValueError(
+                f"{line} matches no parameter of {type(networks[0]).__name__}; "
+                f"{_instead(line, names, networks)}"
+            )
+
+
+def _instead(line: _Line, names: Sequence[str], networks: Sequence[nn.Module]) -> str:
+    """What a line that matches nothing may have meant."""
+    for network in networks:
+        first = {id(tensor): name for name, tensor in carriers(network)}
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            if match(line.parts, name) is not None:
+                return f"{name} is tied to {first[id(parameter)]}, name that"
+    holes = any(map(is_hole, line.parts))
+    patterns = [re.sub(r"\.\d+(?=\.)", ".*", name) if holes else name for name in names]
+    near = difflib.get_close_matches(line.pattern, dict.fromkeys(patterns), 3)
+    return f"near are {', '.join(near)}" if near else f"it has {', '.join(names[:8])}, ..."
+
+
+class Naming:
+    """The axes that an override names in one forward: united before it, and finished after it."""
+
+    def __init__(self, override: Override | None, graph: Graph) -> None:
+        self._ledger = graph
+        self._axes: dict[str, Factor] = {}
+        self._numbers: list[Dim] = []
+        self._lengths: dict[str, int] = {}
+        self._told: dict[str, _Dimension] = {}
+        shapes = {name: tuple(map(size, dims)) for name, dims in graph.parameters.items()}
+        self._left = _dimensions(read(override), shapes)
+        graph.named += [self._items(dimension) for dimension in self._left]
+        self._unite()
+
+    def finish(self) -> None:
+        """Name what has its length from the forward only, such as the heads of a fused qkv.
+
+        Raises:
+            ValueError: where the forward does not tell.
+        """
+        while self._left:
+            for dimension in self._left:
+                items = self._items(dimension)
+                for key, found in _measured(dimension.product, items, self._lengths).items():
+                    self._lengths.setdefault(key, found)
+                    self._told.setdefault(key, dimension)
+            before = len(self._left)
+            self._unite()
+            if len(self._left) == before:
+                unknown = {*words(self._left[0].product)} - self._lengths.keys()
+                raise ValueError(
+                    f"{self._left[0]}, and neither the shapes nor the forward, which reads "
+                    f"it as {_sizes(self._items(self._left[0]))}, tell how long "
+                    f"{' and '.join(sorted(map(_word, unknown)))} are in it; write a number in "
+                    "place of one, or name it where it stands alone"
+                )
+        for number in self._numbers:
+            for item in [*leaves(number), *ends(number)]:
+                item.factor.pinned = STAYS
+        self._ledger.words += [(factor, _word(key)) for key, factor in self._axes.items()]
+
+    def _items(self, dimension: _Dimension) -> Dim:
+        return self._ledger.parameters[dimension.name][dimension.dim]
+
+    def _unite(self) -> None:
+        """Unite the dimensions of which all lengths are known."""
+        _solve(self._left, self._lengths, self._told)
+        left = []
+        for dimension in self._left:
+            items = self._items(dimension)
+            if not self._lengths.keys() >= {*words(dimension.product)}:
+                left.append(dimension)
+                continue
+            try:
+                unite(items, self._built(dimension.product), flow=False)
+            except Misaligned as error:
+                raise ValueError(
+                    f"{dimension}, and the forward reads it as {_sizes(items)}, which does not fit"
+                ) from error
+        self._left = left
+
+    def _built(self, product: Product) -> Dim:
+        """A dimension made of the named axes."""
+        items: Dim = []
+        for node in product:
+            if isinstance(node, Joined):
+                items += concatenate([self._built(segment) for segment in node.segments])
+            elif isinstance(node, int):
+                self._numbers.append(self._ledger.new(node, pinned=STAYS))
+                items += self._numbers[-1]
+            elif self._lengths[node] > 1:
+                axis = self._axes.setdefault(node, Factor(self._lengths[node], owned=True))
+                items.append(Item(axis, None))
+        return items
+
+
+def _dimensions(lines: Sequence[_Line], shapes: Mapping[str, tuple[int, ...]]) -> list[_Dimension]:
+    """Every dimension that the lines name in a network."""
+    holes = {
+        word: _holes([line.parts for line in lines if word in _all_words(line)])
+        for line in lines
+        for word in _all_words(line)
+    }
+    found: dict[str, list[_Dimension]] = {}
+    for line in lines:
+        for name, shape in shapes.items():
+            layers = match(line.parts, name)
+            if layers is None:
+                continue
+            if name in found:
+                raise ValueError(
+                    f"override names {name} twice, as {found[name][0].line.pattern!r} and as "
+                    f"{line.pattern!r}; leave one of them out"
+                )
+            if len(shape) != len(line.dims):
+                raise ValueError(
+                    f"{line} names {len(line.dims)} dimensions, and {name} has {len(shape)}: "
+                    f"{shape}"
+                )
+            found[name] = [
+                _Dimension(line, name, dim, shape[dim], _keyed(product, layers, holes))
+                for dim, product in enumerate(line.dims)
+            ]
+    return [dimension for theirs in found.values() for dimension in theirs]
+
+
+def _all_words(line: _Line) -> list[str]:
+    return [word for product in line.dims for word in words(product)]
+
+
+def _holes(patterns: Sequence[tuple[str, ...]]) -> int:
+    """How many layers' numbers tell apart the axes of a word that stands under these patterns.
+
+    One that stands in one list of layers only is an axis of its own in every layer (unless the
+    forward unites them); one that stands elsewhere as well is the same axis everywhere.
+    """
+    number = 0
+    for parts in zip(*(pattern[:-1] for pattern in patterns), strict=False):
+        if len({"*" if is_hole(part) else part for part in parts}) > 1:
+            break
+        number += is_hole(parts[0])
+    return number
+
+
+def _keyed(product: Product, layers: tuple[int, ...], holes: Mapping[str, int]) -> Product:
+    return tuple(
+        Joined(tuple(_keyed(segment, layers, holes) for segment in node.segments))
+        if isinstance(node, Joined)
+        else " ".join([node, *map(str, layers[: holes[node]])])
+        if isinstance(node, str)
+        else node
+        for node in product
+    )
+
+
+def _word(key: str) -> str:
+    return last_word(key.split()[0])
+
+
+def _solve(
+    dimensions: Sequence[_Dimension], lengths: dict[str, int], told: dict[str, _Dimension]
+) -> None:
+    """Add what the shapes tell of the lengths of words, and by which dimension."""
+    before = -1
+    while len(lengths) > before:
+        before = len(lengths)
+        for dimension in dimensions:
+            unknown = [*{*words(dimension.product)} - lengths.keys()]
+            if len(unknown) > 1:
+                continue
+            product, wanted = dimension.product, dimension.size
+            if unknown and (found := solve(product, wanted, unknown[0], lengths)):
+                lengths[unknown[0]], told[unknown[0]] = found, dimension
+            elif unknown or length(product, lengths) != wanted:
+                raise ValueError(f"{dimension}, and {_contradiction(dimension, lengths, told)}")
+
+
+def _contradiction(
+    dimension: _Dimension, lengths: Mapping[str, int], told: Mapping[str, _Dimension]
+) -> str:
+    known = [
+        f"{key.split()[0]} is {lengths[key]} in dimension {told[key].dim} of {told[key].name}"
+        for key in dict.fromkeys(words(dimension.product))
+        if key in told
+    ]
+    unknown = [key.split()[0] for key in words(dimension.product) if key not in lengths]
+    if not known and not unknown:
+        return f"you said that it stays {length(dimension.product, {})}"
+    parts = [f"no length of {unknown[0]} fits"] if unknown else []
+    if known:
+        parts.append(f"{', '.join(known)}; a word is one axis, of one length")
+    return ", as ".join(parts)
+
+
+def _sizes(items: Dim) -> str:
+    return " x ".join(str(leaf.factor.size) for leaf in leaves(items))
+
+
+def _measured(product: Product, items: Dim, lengths: Mapping[str, int]) -> dict[str, int]:
+    """The lengths of words as the forward takes a dimension apart, if it does so as the product."""
+    nodes = [node for node in product if node != 1 and lengths.get(str(node)) != 1]
+    found = leaves(items)
+    if len(nodes) != len(found):
+        return {}
+    measured: dict[str, int] = {}
+    for node, leaf in zip(nodes, found, strict=True):
+        known = node if isinstance(node, int) else lengths.get(str(node), leaf.factor.size)
+        if known != leaf.factor.size:
+            return {}
+        if isinstance(node, Joined):
+            for segment, theirs in zip(node.segments, leaf.factor.segments, strict=False):
+                measured |= _measured(segment, [Item(theirs, None)], lengths)
+        elif isinstance(node, str):
+            measured[node] = leaf.factor.size
+    return measured

@@ -1,0 +1,265 @@
+"""Permute an axis, compare outputs: an axis may grow only if nothing depends on its order."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from lightning_ligo.axes.axes import Axes, Product, Sum, uses_of
+from lightning_ligo.axes.flows import Use
+from lightning_ligo.axes.override import Override
+from lightning_ligo.axes.stacks import pattern_of
+from lightning_ligo.axes.trace import copied, outputs_of, trace
+
+TOLERANCE = 1e-6  # of a relative change: float64 rounds to 1e-9, float32 to 3e-7
+
+
+def prove(
+    network: nn.Module,
+    *args: Any,
+    axes: Iterable[str] | None = None,
+    override: Override | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
+    """The relative change of the outputs when an axis is permuted, for every axis.
+
+    Permuting an axis in every parameter and buffer that carries it leaves the output as it is, to
+    rounding, exactly where its entries are exchangeable; only then can the axis grow. Two orders
+    are tried, a cycle through all entries and a swap of two of them, of which every other order is
+    made. The proof runs in evaluation mode, in float64 where it can be, on a copy of ``network``
+    with noise on all weights and random numbers for inputs that are zero (so that what starts at
+    zero or one hides nothing). Of several outputs the one that changes most counts; those behind
+    the first may carry the axis, so that their entries are compared in order of size. It needs no
+    knowledge of the network but its axes, and is the test of every tracing rule.
+
+    Axes that are called growable are permuted all at once, each in an order of its own; they share
+    the error of those forwards, and only where it is no rounding are they told apart.
+
+    Args:
+        axes: the names to prove; all that are longer than 1, and that a parameter has, if None.
+        override: names axes that tracing cannot find, see `trace`; a wrong name fails here.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> errors = prove(network, torch.randn(3, 4))
+        >>> {name: error < 1e-9 for name, error in errors.items()}
+        {'hidden': True, '0.in': False, '2.out': False}
+    """
+    named = trace(network, *args, override=override, **kwargs)
+    return changes(network, args, kwargs, named, axes)
+
+
+def changes(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    named: Axes,
+    axes: Iterable[str] | None = None,
+    *,
+    quick: bool = False,
+) -> dict[str, float]:
+    """What `prove` does, for a network whose axes are known.
+
+    ``quick`` takes float32, in half the memory and time, and float64 only for those axes that are
+    not within its rounding.
+    """
+
+    def run(dtype: torch.dtype, axes: Iterable[str] | None) -> dict[str, float]:
+        return _changes(*prepared(network, args, kwargs, dtype), named, axes)
+
+    errors: dict[str, float] = {}
+    left = None if axes is None else list(axes)
+    if quick:
+        errors = run(torch.float32, left)
+        left = [name for name, error in errors.items() if error > TOLERANCE]
+    if left != []:
+        try:
+            errors |= run(torch.float64, left)
+        except (RuntimeError, TypeError):  # an operation, or a device, that knows no float64
+            errors |= run(torch.float32, left)
+    return errors
+
+
+def _changes(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    named: Axes,
+    axes: Iterable[str] | None,
+) -> dict[str, float]:
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+    def outputs() -> list[Tensor]:
+        with torch.no_grad():
+            first, *others = outputs_of(network.train().eval()(*args, **kwargs))
+        return [first, *(other.flatten().sort().values for other in others)]
+
+    double = next(p for p in network.parameters() if p.is_floating_point()).dtype == torch.float64
+    before = _calmed(network, outputs) if double else outputs()
+
+    def permute(group: list[str], swap: bool, back: bool = False) -> None:
+        for name, tensor in tensors.items():
+            pattern, _, layer = pattern_of(name, named.stacks)
+            dims = named.dims.get(pattern, ())
+            for axis in {use.axis for dim in dims for use in uses_of(dim)}.intersection(group):
+                length = named.axes[axis].length
+                order = _order(axis, length, layer if named.axes[axis].stack else None, swap)
+                order = order.argsort() if back else order
+                tensor.data.copy_(_permuted(tensor.detach(), dims, named, axis, order))
+
+    def error(group: list[str]) -> float:
+        changes = []
+        for swap in (False, True):
+            permute(group, swap)
+            changes.append(difference(before, outputs()))
+            permute(group, swap, back=True)
+        return max(changes)
+
+    carried = {use.axis for dims in named.dims.values() for dim in dims for use in uses_of(dim)}
+    wanted = [name for name, axis in named.axes.items() if axis.length > 1 and name in carried]
+    if axes is not None:
+        wanted = [name for name in axes if name in wanted]
+    free = [name for name in wanted if not named.axes[name].pinned]
+    errors: dict[str, float] = {}
+    groups = [free] if free else []
+    groups += [[name] for name in wanted if named.axes[name].pinned]
+    while groups:
+        group = groups.pop()
+        change = error(group)
+        if len(group) == 1 or change <= TOLERANCE:
+            errors.update(dict.fromkeys(group, change))
+        else:
+            half = len(group) // 2
+            groups += [group[:half], group[half:]]
+    return {name: errors[name] for name in wanted}
+
+
+def prepared(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype
+) -> tuple[nn.Module, Sequence[Any], Mapping[str, Any]]:
+    """A copy of a network in ``dtype``, with noise, and what it is called with.
+
+    What is zero of that is random, on the device of the network.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    network = noisy(copied(network, cast))
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+
+    def given(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.detach().to(device)
+        if not tensor.is_meta and not tensor.any():
+            tensor = torch.randn(tensor.shape, generator=generator)
+        return tensor.detach().to(device, dtype)
+
+    args, kwargs = tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
+    return network, args, kwargs
+
+
+@torch.no_grad()
+def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """The outputs, after the weights were made smaller until rounding does not change them.
+
+    Deep networks whose norms do not hold what they add up let any difference grow by each layer,
+    until nothing can be told from what they put out.
+    """
+    for _ in range(20):
+        before = outputs()
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.mul_(1 + 4 * torch.finfo(parameter.dtype).eps)
+        after = outputs()
+        if difference(before, after) <= TOLERANCE / 100:
+            return after
+        for parameter in network.parameters():
+            if parameter.is_floating_point() and parameter.dim() > 1:
+                parameter.mul_(0.85)
+    return outputs()
+
+
+def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """How much the output that changes most does, relative to itself."""
+    return max(map(_difference, before, after), default=math.inf)
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
+    if before.shape != after.shape or not before.numel():
+        return 0.0 if before.shape == after.shape else math.inf
+    if not before.is_floating_point():
+        return float((before != after).double().mean())
+    norm = float(before.norm())
+    change = float((after - before).norm()) / (norm or 1.0)
+    return change if math.isfinite(change) else math.inf
+
+
+@torch.no_grad()
+def noisy(network: nn.Module) -> nn.Module:
+    """Noise on every parameter and on the statistics of norms, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    kept = network.state_dict(keep_vars=True)
+    buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
+    for tensor in [*network.parameters(), *buffers]:
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator)
+            if (tensor < 0).any():  # else it may be a variance, which noise must not make negative
+                noise.mul_(2).sub_(1)
+            scale = 0.2 * (float(tensor.std()) if tensor.numel() > 1 else 1.0) + 0.02
+            tensor += noise.mul_(scale).to(tensor)
+    return network
+
+
+def _order(axis: str, length: int, layer: int | None, swap: bool) -> Tensor:
+    """A cycle, or a swap, of its own for every axis, and for every layer of one that is inside it.
+
+    Of an axis of two entries both are the same; the swap then leaves half of such axes as they are,
+    so that two of them that are one in truth do not pass for two.
+    """
+    seed = zlib.crc32(f"{axis} {layer}".encode())
+    entries = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    order = torch.arange(length)
+    if swap and length == 2 and seed % 2:
+        return order
+    moved = entries[:2] if swap else entries
+    order[moved] = moved.roll(1)
+    return order
+
+
+def _permuted(
+    tensor: Tensor, dims: tuple[Product, ...], axes: Axes, name: str, order: Tensor
+) -> Tensor:
+    for dim, product in enumerate(dims):
+        tensor = _permuted_dim(tensor, dim, product, axes, name, order.to(tensor.device))
+    return tensor
+
+
+def _permuted_dim(
+    tensor: Tensor, dim: int, product: Product, axes: Axes, name: str, order: Tensor
+) -> Tensor:
+    if not any(use.axis == name for use in uses_of(product)):
+        return tensor
+    tensor = tensor.unflatten(dim, [axes.length((node,)) for node in product])
+    for position, node in enumerate(product, start=dim):
+        if isinstance(node, Use):
+            if node.axis == name:
+                tensor = tensor.index_select(position, order)
+            continue
+        assert isinstance(node, Sum)
+        pieces = tensor.split([axes.length(segment) for segment in node.segments], position)
+        tensor = torch.cat(
+            [
+                _permuted_dim(piece, position, segment, axes, name, order)
+                for piece, segment in zip(pieces, node.segments, strict=True)
+            ],
+            position,
+        )
+    return tensor.flatten(dim, dim + len(product) - 1)

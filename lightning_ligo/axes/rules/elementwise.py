@@ -1,0 +1,126 @@
+"""Rules of operations that act entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ligo.axes.factors import Dim, broadcast, take
+from lightning_ligo.axes.graph import Graph, mark_nonlinear, reduced
+from lightning_ligo.axes.rules.norms import norm
+from lightning_ligo.axes.rules.table import position, rule
+from lightning_ligo.axes.rules.writers import values
+
+LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
+IDEMPOTENT = {"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "abs"}  # twice is once
+
+
+@rule("masked_fill_", "hardswish",  # and what older versions of torch do not call pointwise
+      "celu", "elu", "hardsigmoid", "hardtanh", "leaky_relu", "selu")  # fmt: skip
+def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """Broadcast, unite position by position; adding writes a flow, multiplying scales it.
+
+    What multiplies a single entry, as frequencies do a time, writes as well.
+    """
+    tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
+    name = func._schema.name.removeprefix("aten::").rstrip("_")
+    if (normed := _rms_norm(graph, name, args, out)) is not None:
+        return normed
+    if name not in LINEAR and not graph.marked(out, "square"):
+        mark_nonlinear(graph.dims(tensors[0]))
+    moving = [tensor for tensor in tensors if not graph.static(tensor)]
+    bends = name not in LINEAR and len(moving) == 1 and values(moving) == moving
+    gates = name in ("mul", "div") and len(moving) > 1
+    curves = bends and name not in IDEMPOTENT
+    graph.curve(out, "a product of activations" if gates else name if curves else None)
+    if bends:
+        graph.compute((), [name])
+    if gates:
+        for first, second in zip(*(graph.dims(tensor)[::-1] for tensor in moving), strict=False):
+            mark_nonlinear([first if any(item.flow for item in second) else []])
+    numbers = [number for arg in args[:2] if (number := _number(graph, arg))]
+    if name in ("mul", "div") and len(moving) == len(numbers) == 1:
+        graph.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
+    flowing = [graph.dims(tensor)[::-1] for tensor in moving]
+    for tensor in filter(graph.static, tensors) if moving else ():
+        for number, items in enumerate(graph.dims(tensor)[::-1]):
+            along = any(number < len(dims) and dims[number] for dims in flowing)
+            divides = name == "div" and tensor is tensors[-1]
+            scales = name in ("mul", "div") and (along or divides)
+            graph.record(tensor, "scales" if scales else "produces", items)
+    return broadcast([graph.dims(tensor) for tensor in tensors])
+
+
+def _number(graph: Graph, x: Any) -> float | None:
+    """A number, or a constant tensor that holds a single one."""
+    if isinstance(x, Tensor):
+        known = graph.static(x) and not graph.writers(x) and x.numel() == 1 and not x.is_meta
+        return float(x) if known and x.is_floating_point() else None
+    return x if isinstance(x, (int, float)) else None
+
+
+def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
+    """``x * rsqrt(mean(x²) + eps) * gain``, step by step; None but for the last two products."""
+    first, second = (*args, None)[:2]
+    if (name == "pow" and isinstance(second, (int, float)) and second == 2) or (
+        name == "mul" and first is second
+    ):
+        graph.mark(out, "square", first)
+    elif mark := graph.marked(first, "mean square"):
+        step = {"rsqrt": "inverse", "sqrt": "root", "add": "mean square"}.get(name)
+        if step:
+            graph.mark(out, step, mark.of)
+        else:
+            reduced([item for dim in graph.dims(mark.of) for item in dim])
+    for x, other in ((first, second), (second, first)):
+        root = graph.marked(other, "inverse" if name == "mul" else "root")
+        if name in ("mul", "div") and root and graph.values(root.of) == graph.values(x):
+            dims = list(graph.dims(x))
+            read = norm(graph, dims, (-1,), {}, "rms")
+            graph.mark(out, "normed", x, read)
+            return dims
+        normed = graph.marked(other, "normed")
+        if name == "mul" and normed and isinstance(x, Tensor) and graph.static(x):
+            dims = broadcast([graph.dims(other), graph.dims(x)])
+            graph.record(x, "gain", reads=normed.reads)
+            return dims
+    return None
+
+
+@rule("_to_copy")
+def cast(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    graph.cast(out, args[0])
+    return graph.dims(args[0])
+
+
+@rule("clone", "alias", "detach", "lift_fresh", "native_dropout", "bernoulli")
+def same(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    return graph.dims(args[0])
+
+
+@rule("_prelu_kernel")
+def prelu(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(map(graph.dims, args))
+    mark_nonlinear(dims[0])
+    graph.curve(out, "prelu")
+    graph.record(args[1], "scales")
+    return broadcast(dims)
+
+
+@rule("glu")
+def glu(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """``a * sigmoid(b)`` of the two halves of a dimension."""
+    axis = position(args[1] if len(args) > 1 else -1, out.dim())
+    half = out.shape[axis]
+    halves = [list(graph.dims(args[0])) for _ in range(2)]
+    for number, dims in enumerate(halves):
+        dims[axis] = take(dims[axis], number * half, half)
+    mark_nonlinear(halves[1])
+    return broadcast(halves)
+
+
+@rule("copy_")
+def copy_(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    return pointwise(graph, func, args[:2], {}, out)

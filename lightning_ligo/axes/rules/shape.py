@@ -1,0 +1,163 @@
+"""Rules of operations that move, group, cut and join dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ligo.axes.factors import Dim, broadcast, concatenate, pin, regroup, take
+from lightning_ligo.axes.graph import SELECTED, Graph
+from lightning_ligo.axes.rules.table import position, rule, untouched
+
+
+@rule("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "unflatten")
+def view(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    return regroup(graph.dims(args[0]), out.shape)
+
+
+@rule("as_strided")
+def as_strided(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    """Other strides for the same shape, as for another memory format, are the same tensor."""
+    if out.shape == args[0].shape and [
+        step for step, length in zip(out.stride(), out.shape, strict=True) if length > 1
+    ] == [step for step, length in zip(args[0].stride(), out.shape, strict=True) if length > 1]:
+        return graph.dims(args[0])
+    return untouched(graph, func, args, kwargs, out)
+
+
+@rule("permute")
+def permute(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = graph.dims(args[0])
+    return [dims[position] for position in args[1]]
+
+
+@rule("transpose", "t")
+def transpose(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(graph.dims(args[0]))
+    if len(dims) > 1:
+        i, j = (position(dim, len(dims)) for dim in args[1:] or (0, 1))
+        dims[i], dims[j] = dims[j], dims[i]
+    return dims
+
+
+@rule("expand")
+def expand(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    added: list[Dim] = [[] for _ in range(out.dim() - args[0].dim())]
+    dims = added + graph.dims(args[0])
+    return [dim if dim else graph.new(length) for dim, length in zip(dims, out.shape, strict=True)]
+
+
+@rule("select")
+def select(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(graph.dims(args[0]))
+    selected = dims.pop(position(args[1], len(dims)))
+    graph.tell_apart(out, selected, SELECTED)
+    return dims
+
+
+@rule("unbind")
+def unbind(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(graph.dims(args[0]))
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    pin(dims.pop(position(axis, len(dims))), "its entries are taken apart by position")
+    return [dims for _ in out]
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes")
+def split(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    dims = list(graph.dims(args[0]))
+    axis = position(args[2] if len(args) > 2 else kwargs.get("dim", 0), len(dims))
+    lengths = [piece.shape[axis] for piece in out]
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    return [
+        [*dims[:axis], take(dims[axis], start, length), *dims[axis + 1 :]]
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+@rule("slice")
+def slice_(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(graph.dims(args[0]))
+    defaults = [args[0], 0, None, None, 1]
+    _, axis, start, end, step = [*args, *defaults[len(args) :]]
+    axis, length = position(axis, len(dims)), out.shape[axis]
+    first, _, _ = slice(start, end, step).indices(args[0].shape[axis])
+    if step == 1:
+        dims[axis] = take(dims[axis], first, length)
+        return dims
+    pin(dims[axis], "it is taken in steps")
+    return [*dims[:axis], graph.new(length, pinned="it is taken in steps"), *dims[axis + 1 :]]
+
+
+@rule("constant_pad_nd")
+def pad(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = list(graph.dims(args[0]))
+    for number in range(len(args[1]) // 2):
+        before, after = args[1][2 * number : 2 * number + 2]
+        axis = out.dim() - 1 - number
+        if before < 0 or after < 0:
+            pin(dims[axis], "it is cropped")
+            dims[axis] = graph.new(out.shape[axis], pinned="it is cropped")
+        elif before or after:
+            edges = [graph.new(length, pinned="it is padding") for length in (before, after)]
+            pieces = [*edges[: before > 0], dims[axis], *edges[2 - (after > 0) :]]
+            dims[axis] = concatenate(pieces)
+    return dims
+
+
+@rule("cat")
+def cat(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
+    parts = [part for part in args[0] if part.numel()]
+    graph.write(parts)
+    dims = [list(graph.dims(part)) for part in parts]
+    joined = concatenate([theirs[axis] for theirs in dims])
+    for theirs in dims:
+        theirs[axis] = []
+    return [joined if i == axis else dim for i, dim in enumerate(broadcast(dims))]
+
+
+@rule("stack")
+def stack(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
+    graph.write(args[0])
+    dims = broadcast([list(graph.dims(part)) for part in args[0]])
+    return [*dims[:axis], graph.new(out.shape[axis], pinned="it is stacked"), *dims[axis:]]
+
+
+@rule("repeat")
+def repeat(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    added: list[Dim] = [[] for _ in range(out.dim() - args[0].dim())]
+    return [
+        [*graph.new(times), *dim]
+        for times, dim in zip(args[1], added + graph.dims(args[0]), strict=True)
+    ]
+
+
+@rule("roll", "flip")
+def roll(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = graph.dims(args[0])
+    for axis in args[-1] if isinstance(args[-1], (list, tuple)) else [args[-1]]:
+        pin(dims[axis], "it is shifted or mirrored")
+    return dims
+
+
+@rule("tril", "triu")
+def triangle(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
+    dims = graph.dims(args[0])
+    pin([*dims[-2], *dims[-1]], "it is cut along the diagonal")
+    return dims
+
+
+@rule("view_as_complex")
+def view_as_complex(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    *dims, pair = graph.dims(args[0])
+    pin(pair, "it is the real and the imaginary part")
+    return dims
+
+
+@rule("view_as_real")
+def view_as_real(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    return [*graph.dims(args[0]), graph.new(2, pinned="it is the real and the imaginary part")]

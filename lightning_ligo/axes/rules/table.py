@@ -1,0 +1,104 @@
+"""The table of rules, by the name of the operation, and what stands in it for all others.
+
+A rule is called as ``rule(ledger, func, args, kwargs, out)`` after the operation has run. It unites
+the factors that the operation forces together, records which parameters are read or written, and
+returns the dimensions of the output (or of each output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_ligo.axes.factors import Dim, Flow, Item, ends, owned, size
+from lightning_ligo.axes.graph import CONSTANT, Graph, Unread, Use
+
+Rule = Callable[[Graph, Any, Sequence[Any], dict[str, Any], Any], Any]
+RULES: dict[str, Rule] = {}
+SPACE = "it is a position in space"
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Make a function the rule of these operations, named as in ``torch.ops.aten``."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def position(dim: int, rank: int) -> int:
+    """A dimension counted from the front."""
+    return dim % rank if rank else 0
+
+
+def untouched(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """An operation without a rule is harmless only where no parameter's axis goes in."""
+    return unread(graph, func, args, kwargs, out, "for which there is no rule")
+
+
+def unread(
+    graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any, problem: str
+) -> Any:
+    """An operation that cannot be followed: what comes out has dimensions of its own.
+
+    That is enough where the user has named the axes that go in, and those that read what comes out.
+    Its weights are then taken to produce their first dimension and to consume the others. Where
+    names are missing the forward goes on as if every dimension stayed where it is, only to find
+    what to ask for.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    touched = [tensor for tensor in tensors if any(owned(dim) for dim in graph.dims(tensor))]
+    fixed = CONSTANT if all(map(graph.static, tensors)) else f"it comes out of {func}, {problem}"
+    results = [graph.unknown(out, pinned=None if touched else fixed) for out in outputs]
+    if touched:
+        results = [[[i._replace(flow=Flow()) for i in items] for items in dims] for dims in results]
+        inputs = [items for tensor in touched for items in graph.dims(tensor)]
+        known = graph.named_factors()
+        carried = [end.factor for items in inputs for end in ends(items)]
+        named = all(factor in known for factor in carried if factor.owned)
+        weights = _weights(graph, touched)
+        if not named:
+            results = [
+                _unmoved(graph, touched, tensor, dims)
+                for tensor, dims in zip(outputs, results, strict=True)
+            ]
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        problem = f"the operation {func} on shapes {shapes}, {problem}"
+        made = [items for dims in results for items in dims]
+        graph.unread.append(Unread(str(func), problem, inputs, weights, made, named))
+    return results[0] if isinstance(out, Tensor) else results
+
+
+def _weights(graph: Graph, tensors: Sequence[Tensor]) -> list[Dim]:
+    """Note what an unknown operation does with parameters, and return what it produces by them."""
+    fixed = [dim for tensor in tensors if graph.static(tensor) for dim in graph.dims(tensor)]
+    moving = [dim for tensor in tensors if not graph.static(tensor) for dim in graph.dims(tensor)]
+    flows = {end.factor: end.flow for items in moving for end in ends(items)}
+    produced: list[Item] = []
+    for end in [end for items in fixed for end in ends(items)]:
+        for owner in end.owners:
+            if owner.dim > 0:
+                graph.uses.append(Use(owner, end.factor, "consumes", flows.get(end.factor)))
+            else:
+                graph.uses.append(Use(owner, end.factor, "produces"))
+                produced.append(end)
+    owners = [owner for end in produced for owner in end.owners]
+    matrices = any(len(graph.parameters[owner.name]) > 1 for owner in owners)
+    return [produced] if matrices else []
+
+
+def _unmoved(graph: Graph, tensors: Sequence[Tensor], out: Tensor, dims: list[Dim]) -> list[Dim]:
+    """The dimensions of a tensor that goes in, where they are as long as those that come out."""
+    like = next((tensor for tensor in tensors if tensor.dim() == out.dim()), None)
+    if like is None:
+        return dims
+    return [
+        theirs if size(theirs) == size(mine) else mine
+        for mine, theirs in zip(dims, graph.dims(like), strict=True)
+    ]

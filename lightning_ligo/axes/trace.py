@@ -1,0 +1,308 @@
+"""Find the axes of a network by watching one forward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_ligo.axes.axes import Axes, name_axes
+from lightning_ligo.axes.factors import Misaligned
+from lightning_ligo.axes.graph import CONSTANT, Graph, mark_nonlinear
+from lightning_ligo.axes.notation import match, split
+from lightning_ligo.axes.override import Naming, Override, check
+from lightning_ligo.axes.rules import RECURRENT, RULES, pointwise, unread, untouched, writers
+
+_ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
+UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
+           "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
+
+
+def trace(network: nn.Module, *args: Any, override: Override | None = None, **kwargs: Any) -> Axes:
+    """Name every axis of every parameter of ``network`` by watching ``network(*args, **kwargs)``.
+
+    The forward runs once, in evaluation mode and without gradients, on whatever device the network
+    is on; on the meta device it costs neither memory nor time.
+
+    What it cannot follow can be named in ``override``, in the notation in which axes are printed,
+    with ``*`` for the layers of a stack: ``{"blocks.*.mlp.fc1.weight": "hidden embed"}``. Equal
+    words are the same axis, ``(3 heads head_dim)`` is a product and ``(a + b)`` is one after the
+    other. A number is a length that stays; a word may grow, whatever the forward says.
+
+    Raises:
+        ValueError: if an operation without a rule, or a reshape that cuts across axes, touches axes
+            of parameters that ``override`` does not name (the message shows what to name); if
+            ``override`` does not fit the network.
+
+    Example:
+        >>> axes = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        ...              torch.randn(3, 4))
+        >>> print(axes)
+        0.weight  hidden 4
+        0.bias    hidden
+        2.weight  out hidden
+        2.bias    out
+    """
+    check(override, network)
+    return name_axes(watch(network, args, kwargs, override=override).graph)[0]
+
+
+def watch(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    scalars_read: Sequence[Any] = (),
+    override: Override | None = None,
+) -> Tracer:
+    """Run the forward under a `Tracer`, without values where the network allows it.
+
+    ``answers`` are the values that another network of the same architecture read from its tensors;
+    a network on the meta device, whose tensors hold none, is told them in the same order.
+    """
+    try:
+        return _watch(copied(network, without_values), args, kwargs, scalars_read, override)
+    except Exception:  # what a network cannot do without values it may do with them
+        return _watch(network, args, kwargs, scalars_read, override)
+
+
+def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the network that holds ``of`` each of its tensors; tied ones stay tied."""
+    memo: dict[int, Tensor] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        new = of(tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, tensor.requires_grad)
+        memo[id(tensor)] = new
+    network = copy.deepcopy(network, memo)
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # which cuDNN asks for
+    return network
+
+
+def without_values(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape on the meta device."""
+    return torch.empty_like(tensor, device="meta")
+
+
+def _watch(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    scalars_read: Sequence[Any],
+    override: Override | None,
+) -> Tracer:
+    tracer = Tracer(network, scalars_read)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device), (tuple(args), kwargs))
+    for tensor in tree_leaves((args, kwargs)):
+        if isinstance(tensor, Tensor):
+            tracer.graph.keep(
+                tensor, tracer.graph.unknown(tensor, pinned="it is the network's input")
+            )
+    naming = Naming(override, tracer.graph)
+    with _asking(tracer.graph):
+        # without values a mask selects everything: all experts see all tokens
+        everything = symbolic.patch(  # type: ignore[attr-defined]
+            meta_nonzero_assume_all_nonzero=True
+        )
+        with evaluating(network), torch.no_grad(), everything, tracer, _Whole(tracer):
+            out = network(*args, **kwargs)
+        tracer.outputs = outputs_of(out)
+        tracer.graph.use(tracer.outputs)
+        naming.finish()
+    tracer.graph.join_flows()
+    tracer.graph.settle()
+    tracer.graph.outputs = [dim for out in tracer.outputs for dim in tracer.graph.dims(out)]
+    return tracer
+
+
+@contextmanager
+def _asking(graph: Graph) -> Iterator[None]:
+    """Ask for the names of what cannot be followed, also where the rest fails because of it."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        if all(unread.named for unread in graph.unread):
+            raise
+        failure = error
+    unnamed = [unread for unread in graph.unread if not unread.named]
+    if not unnamed:
+        return
+    touched = graph.parameters_of(dim for unread in unnamed for dim in unread.inputs)
+    few = touched if len(touched) <= 4 else [*touched[:4], f"{len(touched) - 4} more"]
+    reached = graph.parameters_of(dim for unread in unnamed for dim in unread.outputs)
+    lines = "".join(
+        f'    "{pattern}": "{text}",\n'
+        for pattern, text in name_axes(graph)[0].notation.items()
+        if any(match(split(pattern), name) is not None for name in {*touched, *reached})
+    )
+    problems = "; ".join(dict.fromkeys(unread.problem for unread in unnamed))
+    raise ValueError(
+        f"tracing met {problems}; it touches the axes of {', '.join(few)}. Name these, and "
+        "those of what reads its output: one word for one axis, a number for a length that stays. "
+        f"If all dimensions stay where they are, that is\noverride={{\n{lines}}}\nOr leave these "
+        "parameters out of the network that grows, or write the operation with others."
+    ) from failure
+
+
+def outputs_of(out: Any) -> list[Tensor]:
+    """The tensors that a network returned; of a Hugging Face output its own first result first."""
+    plain = out.to_tuple() if hasattr(out, "to_tuple") else out
+    return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Have a network in evaluation mode, and every module as it was after it."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.train().eval()  # many forget here what they have computed from their parameters
+    try:
+        yield
+    finally:
+        network.train()
+        for module, training in modes:
+            module.training = training
+
+
+class _Whole(TorchFunctionMode):
+    """Follow attention and recurrent networks whole: every device takes them apart in its own way.
+
+    And keep the values of a list that indexes a tensor without values.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            known = (torch.tensor(i) if isinstance(i, list) and i else i for i in index)
+            return func(args[0], tuple(known))
+        if func is functional.multi_head_attention_forward:  # it calls attention past this mode
+            with patch.multiple(
+                functional, scaled_dot_product_attention=self.attention, linear=self.linear
+            ):
+                return func(*args, **(kwargs or {}))
+        if func is functional.linear:
+            return self.linear(*args, **(kwargs or {}))
+        if func is functional.scaled_dot_product_attention:
+            return self.attention(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in RECURRENT:
+            return self.whole(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def linear(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Its input is no weight, even where it is made of parameters."""
+        self.tracer.graph.release(input)
+        return _LINEAR(input, *args, **kwargs)
+
+    def attention(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.whole(_ATTENTION, args, kwargs)
+
+    def whole(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with _disable_current_modes():
+            out = func(*args, **kwargs)
+        self.tracer.follow(func.__name__, func, args, kwargs, out)
+        return out
+
+
+class Tracer(TorchDispatchMode):
+    """Follow the factors of every dimension of every tensor through one forward."""
+
+    def __init__(self, network: nn.Module, scalars_read: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self.graph = Graph(network)
+        self.scalars_read: list[Any] = []  # the values that the network read from tensors
+        self.outputs: list[Tensor] = []
+        self._told = list(scalars_read)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if name == "_local_scalar_dense":
+            return self._read(func, args, kwargs)
+        before = args
+        if torch.Tag.inplace_view in func.tags:  # it changes the shape of the tensor itself
+            before = (args[0].detach(), *args[1:])
+        out = func(*args, **kwargs)
+        self.follow(name, func, before, kwargs, out)
+        return out
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if args[0].device.type != "meta":
+            answer = func(*args, **kwargs)
+        elif self._told:
+            answer = self._told.pop(0)
+        else:
+            raise ValueError(
+                "the network reads a value of a tensor to decide how to go on, which a network on "
+                "the meta device cannot do; trace it on a real device, or leave out the input "
+                "that it reads (often an attention mask)."
+            )
+        self.scalars_read.append(answer)
+        return answer
+
+    def follow(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Apply the rule of the operation ``name``, which has run."""
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not outputs:
+            return
+        self.graph.use(inputs)
+        if name != "mean":  # which makes a norm of it
+            for tensor in inputs:
+                mark_nonlinear(
+                    self.graph.dims(tensor) if self.graph.marked(tensor, "square") else []
+                )
+        uniform = name in UNIFORM
+        if uniform:  # which takes the shape of another tensor at most
+            args, kwargs, inputs = (), {}, []
+        static = all(self.graph.static(tensor) for tensor in inputs)
+        rule = RULES.get(name) or RULES.get(name.rstrip("_"))
+        elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
+        rule = rule or (pointwise if elementwise else untouched)
+        written = writers(self.graph, name, args, kwargs, known=rule is not untouched)
+        if not static:
+            made = [] if name in ("add", "scaled_dot_product_attention") else inputs
+            self.graph.compute(made, _numbers(name, args, kwargs))
+        if not inputs:
+            reason = None if uniform else CONSTANT
+            results = [self.graph.unknown(tensor, pinned=reason) for tensor in outputs]
+        else:
+            try:
+                results = rule(self.graph, func, args, kwargs, out)
+            except Misaligned:
+                cuts = "which cuts across axes"
+                results = unread(self.graph, func, args, kwargs, out, cuts)
+            if isinstance(out, Tensor):
+                results = [results]
+        for tensor, dims in zip(outputs, results, strict=True):
+            self.graph.keep(tensor, dims, static, written)
+        if name.rstrip("_") in ("mul", "div") and not static:
+            self.graph.scale(outputs[0], inputs)
+
+
+def _numbers(name: str, args: Any, kwargs: Any) -> list[Any]:
+    """What an operation was told beside tensors, where that is no shape."""
+    if name == "convolution":
+        return list(args[3:8])  # stride, padding, dilation, transposed
+    if name == "roll":
+        return list(args[1])
+    if name == "scaled_dot_product_attention":
+        return [tensor.shape[-2] for tensor in args[:2]]
+    if name.rstrip("_") in ("mul", "div", "baddbmm"):  # see `Ledger.multiply`
+        return []
+    return [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]

@@ -1,0 +1,120 @@
+"""The arguments of a run's datamodule at every size of its network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from lightning_ligo.schedule import Growth
+from lightning_ligo.trainer.sandbox import at_device
+
+
+class DataStages:
+    """Sets attributes of the datamodule as the growths say, and has its loaders made anew."""
+
+    def __init__(self, growths: Sequence[Growth]) -> None:
+        self._growths = growths
+        self._names = list(dict.fromkeys(name for each in growths for name in each.data or ()))
+        self._base: dict[LightningDataModule, dict[str, Any]] = {}  # as they were at first
+        self.size = 0  # how many growths the data is that of
+
+    def check(self, trainer: Trainer) -> None:
+        """Refuse changes of data that there is not.
+
+        Raises:
+            ValueError: for a run without a datamodule, and for attributes that it does not have.
+        """
+        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        if self._names and data is None:
+            raise ValueError(
+                f"the growths change {', '.join(self._names)} of the data, and the Trainer was "
+                "given loaders, which are made; give it a LightningDataModule"
+            )
+        for name in self._names:
+            if name not in _values(data, name):
+                raise ValueError(
+                    f"a growth changes {name!r} of the data, and {type(data).__name__} has no such "
+                    "attribute; give it one, and read it in train_dataloader and val_dataloader"
+                )
+
+    def to(self, trainer: Trainer, size: int) -> None:
+        """Let the data be that of this size; loaders are made when they are next needed."""
+        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        if data is None or not self._names:
+            return
+        self._set(data, size)
+        self.size = size
+        trainer.fit_loop._combined_loader = None
+        trainer.fit_loop.epoch_loop.val_loop._combined_loader = None
+
+    def batches(
+        self, trainer: Trainer, pl_module: LightningModule, done: int, batch: Any
+    ) -> dict[int, Any]:
+        """A batch for the network of size `done`, by that number, and one for every change to come.
+
+        This is `batch`, if the data is of that size. All are cut to as many items as the shortest
+        has, so that they differ in nothing else.
+        """
+        changes = [n for n, growth in enumerate(self._growths, 1) if growth.data and n > done]
+        if not changes:
+            return {done: batch}
+        if self.size != done:  # a run that is resumed where the data changes
+            batch = self._first_batch(trainer, pl_module, done)
+        found = {done: batch}
+        found |= {number: self._first_batch(trainer, pl_module, number) for number in changes}
+        lengths = {number: extract_batch_size(each) for number, each in found.items()}
+        shortest = min(lengths.values())
+        return {number: _cut(each, lengths[number], shortest) for number, each in found.items()}
+
+    def _first_batch(self, trainer: Trainer, pl_module: LightningModule, size: int) -> Any:
+        data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._set(data, size)
+        try:
+            loader = call._call_lightning_datamodule_hook(trainer, "train_dataloader")
+            if not isinstance(loader, CombinedLoader):
+                loader = CombinedLoader(loader, "max_size_cycle")
+            batch, *_ = next(iter(loader))
+        finally:
+            self._set(data, self.size)
+        return at_device(trainer, pl_module, batch)
+
+    @contextmanager
+    def of_small(self, trainer: Trainer) -> Iterator[None]:
+        """Within it the data is that of the small network, with which a run has begun."""
+        size = self.size
+        self.to(trainer, 0)
+        try:
+            yield
+        finally:
+            self.to(trainer, size)
+
+    def _set(self, data: LightningDataModule, size: int) -> None:
+        now = {name: _values(data, name).get(name) for name in self._names}
+        values = dict(self._base.setdefault(data, now))
+        for growth in self._growths[:size]:
+            values |= growth.data or {}
+        for name, value in values.items():
+            if hasattr(data, name):
+                setattr(data, name, value)
+            if name in data.hparams:
+                data.hparams[name] = value
+
+
+def _values(data: Any, name: str) -> Mapping[str, Any]:
+    """What holds the attribute: the datamodule itself, or its hyperparameters."""
+    return {name: getattr(data, name)} if hasattr(data, name) else data.hparams
+
+
+def _cut(batch: Any, length: int, shortest: int) -> Any:
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:shortest] if tensor.dim() and len(tensor) == length else tensor
+
+    return tree_map_only(Tensor, cut, batch)

@@ -1,0 +1,4 @@
+"""The command line: `fit`, `plan`, `grow`, `methods`.
+
+Imports all folders but `compare`.
+"""

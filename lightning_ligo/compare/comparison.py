@@ -1,0 +1,293 @@
+"""Compare methods: the same run, at equal FLOPs in all, from every method and from scratch."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from statistics import fmean
+
+from lightning_ligo.callbacks.ramping import check_room
+from lightning_ligo.compare.budget import Costs, cost, moments, passes, steps_within
+from lightning_ligo.compare.frontier import Saving, saving
+from lightning_ligo.compare.trial import (
+    SCRATCH,
+    SMALL_ONLY,
+    Recipe,
+    Result,
+    Trial,
+    failure,
+    finished,
+    seeded,
+    start,
+)
+from lightning_ligo.methods.catalog import method_named
+
+FRONTIER = (0.5, 1.0, 2.0)
+"""Shares of the budget at which the large network is trained from scratch, each to its end."""
+
+VALIDATIONS = 20
+"""Of the run of the configuration itself; all others are validated after as many steps each."""
+
+
+# Rehearsals ---------------------------------------------------------------------------------------
+
+
+def rehearsal(recipe: Recipe, method: str) -> Trial:
+    """A run that grows as soon as it can, to find out what steps cost and what is refused."""
+    apart = 1 + method_named(method).ramp
+    grows_at = [1 + number * apart for number in range(len(recipe.growths))]
+    steps = grows_at[-1] + apart
+    learning = 1 if recipe.learning_steps(method) else None
+    config = recipe.grown(method, grows_at, steps, every=1, learning_steps=learning)
+    return Trial(method, 0, None, 0, steps, config)
+
+
+def costs_of(recipe: Recipe, method: str, result: Result) -> Costs:
+    """What the parts of a run by this method cost, as its rehearsal has measured them."""
+    bounds = [0, *result.grew_at, result.steps]
+    trained = [last - first for first, last in pairwise(bounds)]
+    validated = passes(result.steps, result.grew_at, every=1)
+    return Costs(
+        training=_each(result.training, trained),
+        evaluation=_each(result.evaluation, validated),
+        operator=result.operator * recipe.learning_steps(method),
+    )
+
+
+def _each(totals: Sequence[int], counts: Sequence[int]) -> tuple[float, ...]:
+    return tuple(total / count for total, count in zip(totals, counts, strict=True))
+
+
+# Trials -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method may spend, in FLOPs, and for how many steps that is."""
+
+    flops: float
+    costs: dict[str, Costs]  # of every method
+    every: int  # the steps from one validation to the next, in every run
+    steps_per_epoch: float
+
+
+def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -> Budget:
+    """What the run of the configuration itself spends.
+
+    Raises:
+        ValueError: for a run without a known end, and for growths that are not within it.
+    """
+    steps = recipe.steps(steps_per_epoch)
+    every = math.ceil(steps / VALIDATIONS)
+    grows_at = moments(steps, recipe.growths, steps_per_epoch)
+    return Budget(cost(steps, grows_at, costs[recipe.method], every), costs, every, steps_per_epoch)
+
+
+def trials_of(
+    recipe: Recipe,
+    budget: Budget,
+    methods: Sequence[str],
+    seeds: int,
+    rates: Sequence[float | None],
+) -> list[Trial]:
+    """All runs of a comparison; `scratch` and `small-only` are of it whether named or not.
+
+    Every run has as many steps as its share of the budget pays for, and a schedule of its own over
+    them; a growth at a fraction of the run is at that fraction of its steps.
+
+    Raises:
+        ValueError: for a budget that is too small, and a method that has no room to let parts in.
+    """
+    some, every = budget.costs[recipe.method], budget.every
+    last = len(recipe.networks) - 1
+    runs = []
+    for share in FRONTIER:
+        steps = steps_within(share * budget.flops, some.of(last), every)
+        runs.append((SCRATCH, share, steps, recipe.plain(last, steps, every)))
+    steps = steps_within(budget.flops, some.of(0), every)
+    runs.append((SMALL_ONLY, 1.0, steps, recipe.plain(0, steps, every)))
+    for name in methods:
+        growths, epoch = recipe.growths, budget.steps_per_epoch
+        steps = steps_within(budget.flops, budget.costs[name], every, growths, epoch)
+        grows_at = moments(steps, growths, epoch)
+        check_room(method_named(name).ramp, name, grows_at, steps)
+        runs.append((name, 1.0, steps, recipe.grown(name, grows_at, steps, every)))
+    return [
+        Trial(name, share, rate, number, steps, seeded(config, number, rate))
+        for name, share, steps, config in runs
+        for rate in rates
+        for number in range(seeds)
+    ]
+
+
+def run_all(
+    trials: Iterable[Trial],
+    out: Path,
+    jobs: int,
+    devices: int,
+    done: Callable[[Trial], None],
+) -> tuple[dict[Trial, Result], dict[Trial, str]]:
+    """Run all trials that are not finished, some at once; what they did, and why others failed.
+
+    Args:
+        jobs: how many run at once.
+        devices: CUDA devices to share among them; 0 to leave every run the one it is configured
+            for.
+        done: is called with every trial that has ended, also those that had before.
+    """
+    results: dict[Trial, Result] = {}
+    failures: dict[Trial, str] = {}
+    waiting, running = [], dict[int, tuple[Trial, BaseProcess]]()
+    for trial in trials:
+        result = finished(trial, out)
+        if result is None:
+            waiting.append(trial)
+        else:
+            results[trial] = result
+            done(trial)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a cluster ends a job
+    try:
+        while waiting or running:
+            for slot in [slot for slot in range(jobs) if slot not in running][: len(waiting)]:
+                trial = waiting.pop(0)
+                running[slot] = trial, start(trial, out, slot % devices if devices else None)
+            time.sleep(0.1)
+            for slot, (trial, process) in list(running.items()):
+                if process.is_alive():
+                    continue
+                del running[slot]
+                result = finished(trial, out)
+                if result is None:
+                    failures[trial] = failure(trial, out, process.exitcode)
+                else:
+                    results[trial] = result
+                done(trial)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
+        signal.signal(signal.SIGTERM, before)
+    return results, failures
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The finished runs of a method at a share of the budget and one rate, of all seeds."""
+
+    method: str
+    share: float
+    rate: float | None
+    results: tuple[Result, ...]  # in the order of the seeds
+    tried: tuple[tuple[float | None, float], ...] = ()  # all rates, and the loss of each
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every seed at the end; infinite where a run has diverged."""
+        losses = [result.loss for result in self.results]
+        return [math.inf if loss is None else loss for loss in losses]
+
+    @property
+    def loss(self) -> float:
+        return fmean(self.losses)
+
+    @property
+    def grows(self) -> bool:
+        return self.method not in (SCRATCH, SMALL_ONLY)
+
+
+def entries_of(results: dict[Trial, Result], seeds: int) -> list[Entry]:
+    """Every method at the rate that ends with the lowest loss, averaged over the seeds.
+
+    A rate counts if the runs of all seeds are finished.
+    """
+    groups: dict[tuple[str, float], dict[float | None, dict[int, Result]]] = {}
+    for trial, result in results.items():
+        rates = groups.setdefault((trial.method, trial.share), {})
+        rates.setdefault(trial.rate, {})[trial.seed] = result
+    best = []
+    for (method, share), rates in groups.items():
+        complete = [
+            Entry(method, share, rate, tuple(of_seed[number] for number in range(seeds)))
+            for rate, of_seed in rates.items()
+            if len(of_seed) == seeds
+        ]
+        if complete:
+            tried = tuple((entry.rate, entry.loss) for entry in complete)
+            chosen = min(complete, key=lambda entry: entry.loss)
+            best.append(Entry(method, share, chosen.rate, chosen.results, tried))
+    return best
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saving of the means, and that of every seed against scratch of the same seed."""
+
+    mean: Saving
+    seeds: tuple[Saving, ...]
+
+
+def saved(entry: Entry, entries: Sequence[Entry], small_is_free: bool) -> Saved | None:
+    """What an entry saves against the scratch frontier; None if runs are missing or
+    have diverged, or if a loss is not above 0.
+
+    Args:
+        entry: whose loss is sought on the frontier.
+        entries: all, those from scratch among them.
+        small_is_free: leave out what was spent before the last growth but for the operators, as the
+            paper does.
+    """
+    scratch = [other for other in entries if other.method == SCRATCH]
+    if len(scratch) < len(FRONTIER) or not all(
+        min(other.losses) > 0 and math.isfinite(other.loss) for other in (entry, *scratch)
+    ):
+        return None
+
+    def spent(result: Result) -> int:
+        return result.flops_after_small if small_is_free else result.flops
+
+    whole = [(fmean(result.flops for result in other.results), other.loss) for other in scratch]
+    return Saved(
+        saving(fmean(map(spent, entry.results)), entry.loss, whole),
+        tuple(
+            saving(
+                spent(result),
+                loss,
+                [(other.results[seed].flops, other.losses[seed]) for other in scratch],
+            )
+            for seed, (result, loss) in enumerate(zip(entry.results, entry.losses, strict=True))
+        ),
+    )
+
+
+def worth(entries: Sequence[Entry]) -> str:
+    """Whether the large network was worth having at this budget, in a sentence."""
+    found = {entry.method: entry for entry in entries if entry.share == 1}
+    small = found.pop(SMALL_ONLY, None)
+    if small is None or not found:
+        return "Whether the large network is worth having is not known: runs are missing."
+    best = min(found.values(), key=lambda entry: entry.loss)
+    facts = f"{SMALL_ONLY} ends at {small.loss:.4f}, {best.method} at {best.loss:.4f}"
+    if SCRATCH in found and best.method != SCRATCH:
+        facts += f" and {SCRATCH} at {found[SCRATCH].loss:.4f}"
+    if max(best.losses) < min(small.losses):
+        seeds = "in every seed" if len(small.losses) > 1 else "in the one seed there is"
+        return f"The large network was worth having at this budget, {seeds}: {facts}."
+    if max(small.losses) < min(best.losses):
+        return (
+            f"The large network was not worth having at this budget: {facts}. Training the small "
+            "one for longer is better than any growth; compare at a larger budget."
+        )
+    return (
+        f"Whether the large network was worth having at this budget is within the spread of the "
+        f"seeds: {facts}."
+    )

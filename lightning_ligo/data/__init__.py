@@ -1,1 +1,0 @@
-"""Data modules of the recipes, and loaders for images and text of one's own."""

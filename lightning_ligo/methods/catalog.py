@@ -1,0 +1,312 @@
+"""The named methods: every published way to grow, and ours, in one notation, as data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_ligo.methods.maps import (
+    even_isometry,
+    fpi_copies,
+    random_copies,
+    random_rows,
+    rms_copies,
+    tiles,
+    uneven_copies,
+    uneven_isometry,
+    upper_left,
+)
+from lightning_ligo.methods.method import Depth, Method, Width, combined
+from lightning_ligo.methods.mixes import (
+    after_groups,
+    first_layers,
+    interpolated,
+    noisy_stack,
+    stacked,
+)
+
+_PRE_NORM = (
+    "in networks whose layers add to a stream (norms before the blocks), at any width; where they "
+    "stand in the stream itself, for widths that divide and no new layers"
+)
+_LEARNING = "100 steps (the paper); AdamW 0.9, 0.95, gradients clipped to 1, 10 steps of warmup; "
+_NONE = "none"
+
+_LEMON = Width(uneven_copies, uneven_isometry)  # also of methods that are about depth
+_SILENT = Depth(interpolated, "silent")  # also of methods that are about width
+
+_METHODS = (
+    Method(
+        name="ligo",
+        idea="both forms of every map and the depth mix learned from the start of lemon",
+        equation="W_large[g] = B (Σ_l w[g, l] W[l]) Aᵀ; B, A and w free, from those of lemon",
+        source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
+        keeps_function=True,
+        conditions=f"at the start, {_PRE_NORM}",
+        parts="yes, by unequal shares, and by learning",
+        settings=_LEARNING + "rate 1e-3, the highest that does not harm a lossless start in trials",
+        width=replace(_LEMON, learns="both"),
+        depth=replace(_SILENT, learned=True),
+        steps=100,
+        learning_rate=1e-3,
+        warmup=10,
+    ),
+    Method(
+        name="ligo-low-rank",
+        idea="a low-rank part of every map learned on top of lemon, for little more than training",
+        equation="as ligo with B = B_lemon + U Vᵀ and A = A_lemon + X Yᵀ; U and X start at zero, "
+        "w is fixed",
+        source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
+        keeps_function=True,
+        conditions=f"at the start, {_PRE_NORM}",
+        parts="yes, by unequal shares, and by learning",
+        settings=_LEARNING + "rate 1e-3, as ligo; rank 8, ours",
+        width=replace(_LEMON, learns="low-rank", rank=8),
+        depth=_SILENT,
+        steps=100,
+        learning_rate=1e-3,
+        warmup=10,
+    ),
+    Method(
+        name="ligo-paper",
+        idea="tied maps and the depth mix learned from a random start",
+        equation="W_large[g] = B (Σ_l w[g, l] W[l]) Aᵀ with B, A = [I; C] of what they write and "
+        "read; C and w learned, C from rows of sum 1, w from a noisy stack",
+        source="LiGO (ICLR 2023), as its released code defines it",
+        keeps_function=False,
+        conditions="Aᵀ B is not I, and layers are mixed",
+        parts="yes, nothing is copied",
+        settings=_LEARNING + "rate 3e-3, the best for starts that are not lossless in trials",
+        width=Width(random_rows, random_rows, "lower", ties="flow", rescales=False),
+        depth=Depth(noisy_stack, learned=True, always=True),
+        steps=100,
+        learning_rate=3e-3,
+        warmup=10,
+    ),
+    Method(
+        name="lemon",
+        idea="copies that readers weigh unequally, new layers that add nothing",
+        equation="B: entry i copies entry i mod S; A: shares a_i B, Σ a_i = 1 over the copies of "
+        "an entry; what is left over under a norm holds the mean of all; new layers write zero",
+        source="LEMON (ICLR 2024)",
+        keeps_function=True,
+        conditions=_PRE_NORM,
+        parts="yes, readers weigh copies unequally, so that their gradients differ",
+        settings="shares of two copies from [1/3, 2/3] (ours); the paper goes on at its peak "
+        "learning rate and decays faster",
+        width=_LEMON,
+        depth=_SILENT,
+    ),
+    Method(
+        name="net2net",
+        idea="copies of random entries that readers divide by their number, identity layers",
+        equation="B[i, g(i)] = 1, g(i) = i for i < S and random beyond; A = B / count, with noise "
+        "that cancels; a new layer is the identity",
+        source="Net2Net (ICLR 2016), Net2WiderNet and Net2DeeperNet",
+        keeps_function=True,
+        conditions=f"{_PRE_NORM}; under a norm entries are copied equally often and the mean of "
+        "all fills up (lemon's expansion: the paper has no such norm); a new layer of a chain is "
+        "the identity only with activations that repeat themselves, as ReLU does",
+        parts="yes, by the noise; without it (noise=0) never",
+        settings="noise 0.01 of the weights, as W + N and W - N for two copies; the paper adds a "
+        "small noise that does not cancel",
+        width=Width(random_copies, even_isometry, noise=0.01),
+        depth=_SILENT,
+    ),
+    Method(
+        name="bert2bert",
+        idea="Net2Net for transformers, heads copied whole, then stacked",
+        equation="B[i, g(i)] = 1, g(i) = i for i < S and random beyond; A = B / count; "
+        "layer i copies layer i mod S",
+        source="bert2BERT (ACL 2022), function-preserving initialization (FPI), then stacked",
+        keeps_function=False,
+        conditions="stacked layers add to the stream again; in width alone it does where no norm "
+        "averages over the axis",
+        parts="no: copies with equal shares have equal gradients; dropout alone parts them",
+        settings=_NONE,
+        width=Width(fpi_copies, even_isometry),
+        depth=Depth(stacked),
+    ),
+    Method(
+        name="bert2bert-aki",
+        idea="as bert2bert, but new entries of a layer come from the next layer",
+        equation="rows i < S of layer l are those of W[l] Aᵀ, rows beyond are rows g(i) of "
+        "W[l + 1] Aᵀ; the last layer takes its own; norms as in bert2bert",
+        source="bert2BERT (ACL 2022), advanced knowledge initialization (AKI), then stacked",
+        keeps_function=False,
+        conditions="new entries are those of another layer, and stacked layers add again",
+        parts="yes inside layers, whose new entries are no copies; no on the stream between them",
+        settings=_NONE,
+        width=Width(fpi_copies, even_isometry, ahead=True),
+        depth=Depth(stacked),
+    ),
+    Method(
+        name="hypercloning",
+        idea="whole copies, all readers divide by their number",
+        equation="W → [[W, W], [W, W]] / 2 for twice the length, n x n tiles of W / n in general",
+        source="HyperCloning (2024)",
+        keeps_function=True,
+        conditions="lengths must be whole multiples, others are refused",
+        parts="never without noise (see hypercloning-noisy): copies have equal gradients",
+        settings="no noise, as its released code",
+        width=Width(tiles, even_isometry, whole=True),
+        depth=_SILENT,
+    ),
+    Method(
+        name="hypercloning-noisy",
+        idea="hypercloning with noise that cancels between two copies",
+        equation="W → [[W + N, W - N], [W + M, W - M]] / 2; of an odd number the last has none",
+        source="HyperCloning (2024), its option for noise",
+        keeps_function=True,
+        conditions="lengths must be whole multiples, others are refused",
+        parts="yes, by the noise",
+        settings="noise 0.1 of the weights (20 dB); its released code leaves it to the user",
+        width=Width(tiles, even_isometry, whole=True, noise=0.1),
+        depth=_SILENT,
+    ),
+    Method(
+        name="staged",
+        idea="networks side by side that share their output, identity layers",
+        equation="W → [[W, 0], [0, W]], what only writes [W; W], what only reads [W, W] / 2; "
+        "a new layer has matrices that are the identity and all else zero",
+        source="Staged Training (ICML 2022)",
+        keeps_function=True,
+        conditions="all lengths must grow by one whole multiple, others are refused; new layers "
+        "where a layer without biases and norm gains adds nothing to a stream",
+        parts="no: the networks have equal gradients; dropout alone parts them",
+        settings="the paper goes on with Adam's first moment halved and the second quartered, as "
+        "moments='map' does, and grows when the loss falls slowly",
+        width=Width(tiles, even_isometry, whole=True, diagonal=True),
+        depth=Depth(interpolated, "identity"),
+    ),
+    Method(
+        name="sparkling",
+        idea="copies, readers scaled so that what they write keeps its root mean square",
+        equation="B: entry i copies entry i mod S; A = a B, a = sqrt(S / (3 L - 2 S)) for L up to "
+        "2 S and S / L beyond",
+        source="SPARKLING (ICML 2026), equation 17, copies on both sides",
+        keeps_function=False,
+        conditions="yet it does for whole multiples, where a is 1 over their number",
+        parts="no: the paper parts copies by Adam's moments, kept for old entries and zero for new "
+        "ones (moments='keep-old-zero-new'), and by a learning rate of new parameters that warms "
+        "up again (Rate)",
+        settings="the paper's learning rate is Rate(rewarm=250, peak=1.3)",
+        width=Width(rms_copies, even_isometry),
+        depth=_SILENT,
+    ),
+    Method(
+        name="stack",
+        idea="the layers again on top of themselves",
+        equation="W_large[i] = W[i mod S]",
+        source="StackBERT (ICML 2019)",
+        keeps_function=False,
+        conditions="stacked layers add to the stream again",
+        parts="yes, copies of a layer see other inputs",
+        settings=_NONE,
+        width=_LEMON,
+        depth=Depth(stacked),
+    ),
+    Method(
+        name="gstack",
+        idea="the whole stack two to four times, once, after a short small phase",
+        equation="W_large[i] = W[i mod S] for a whole multiple of S",
+        source="G_stack (NeurIPS 2024), depthwise stacking",
+        keeps_function=False,
+        conditions="stacked layers add to the stream again; depths must be whole multiples",
+        parts="yes, copies of a layer see other inputs",
+        settings="the paper's growth factors are 2 to 4",
+        width=_LEMON,
+        depth=Depth(stacked, whole=True),
+    ),
+    Method(
+        name="interpolate",
+        idea="every layer is followed by its copies",
+        equation="W_large[i] = W[i S // L]",
+        source="Chang et al. (ICLR 2018); LiGO (ICLR 2023), appendix A",
+        keeps_function=False,
+        conditions="copied layers add to the stream again",
+        parts="yes, copies of a layer see other inputs",
+        settings=_NONE,
+        width=_LEMON,
+        depth=Depth(interpolated),
+    ),
+    Method(
+        name="llama-pro",
+        idea="copied blocks with zero output projections after every group of blocks",
+        equation="groups of S / (L - S) layers, each followed by its last layer with output "
+        "projections of zero",
+        source="LLaMA-Pro (ACL 2024), block expansion",
+        keeps_function=True,
+        conditions=_PRE_NORM,
+        parts="yes, output projections learn first",
+        settings="the paper trains the new blocks only; here all are, unless you freeze them",
+        width=_LEMON,
+        depth=Depth(after_groups, "silent"),
+    ),
+    Method(
+        name="msg",
+        idea="new parts as they were built, masked, and let in over the first steps of training",
+        equation="B = [I; R], R as built; readers see c x of new entries, norms weigh them by c, a "
+        "new layer adds c F(x); c rises from 0 to 1",
+        source="MSG, Masked Structural Growth (ICLR 2024)",
+        keeps_function=True,
+        conditions="while c is 0, whatever the new weights are; heads must keep their size, and a "
+        "checkpoint that is tested by itself before c is 1 has all its new parts let in",
+        parts="yes, nothing is copied but layers, which see other inputs",
+        settings="a linear ramp of 100 steps (ours; the example of its released code: 5 of 100)",
+        width=Width(upper_left, upper_left, rest="built", rescales=False),
+        depth=Depth(stacked),
+        ramp=100,
+    ),
+    Method(
+        name="zero",
+        idea="the small network in the upper left block, zero elsewhere",
+        equation="B = A = [I; 0], w = [I; 0]",
+        source="zero padding, the plainest growth",
+        keeps_function=False,
+        conditions="yet it does where no norm averages over the axes that grow",
+        parts="no: new entries are all zero and have no gradient, unless norms shift them",
+        settings=_NONE,
+        width=Width(upper_left, upper_left, rescales=False),
+        depth=Depth(first_layers, "silent"),
+    ),
+    Method(
+        name="copy",
+        idea="the small network in the upper left block, elsewhere as the large one was built",
+        equation="B = A = [I; 0], w = [I; 0], the rest of W_large stays",
+        source="DirectCopy, a baseline of bert2BERT (ACL 2022)",
+        keeps_function=False,
+        conditions="what was built adds to everything",
+        parts="yes, nothing is copied twice",
+        settings=_NONE,
+        width=Width(upper_left, upper_left, rest="built", rescales=False),
+        depth=Depth(first_layers, "built"),
+    ),
+    Method(
+        name="random",
+        idea="the large network as it was built",
+        equation="W_large stays",
+        source="training from scratch",
+        keeps_function=False,
+        conditions="nothing is taken from the small network",
+        parts="yes, nothing is copied",
+        settings=_NONE,
+    ),
+)
+METHODS = {method.name: method for method in _METHODS}
+DEFAULT = "stack+copy"  # of all at equal FLOPs, one of the two best: recipes/README.md
+
+
+def method_named(name: str) -> Method:
+    """The method of that name, or of two: ``stack+lemon`` deepens by stack and widens by lemon.
+
+    Raises:
+        ValueError: if there is none; the message lists those there are.
+    """
+    depth, plus, width = name.partition("+")
+    for word in (depth, width) if plus else (name,):
+        if word not in METHODS:
+            raise ValueError(
+                f"unknown method {word!r}; the methods are {', '.join(METHODS)}, and two of them "
+                "with a plus between, the first for depth, the second for width: stack+lemon"
+            )
+    return combined(METHODS[depth], METHODS[width]) if plus else METHODS[name]

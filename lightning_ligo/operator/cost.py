@@ -1,0 +1,260 @@
+"""Count what growing will cost, before anything is grown."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_ligo.axes.trace import copied, evaluating, outputs_of, without_values
+from lightning_ligo.methods.catalog import DEFAULT
+from lightning_ligo.methods.method import Method
+from lightning_ligo.operator.fit import gradients
+from lightning_ligo.operator.flops import flop_counter
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.plan.plan import Plan
+
+
+class Uncounted(ValueError):
+    """The networks do not run on the meta device, on which their operations are counted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What learning an operator costs, beside training the large network on the same batches.
+
+    Operations are floating point operations, forward and backward. Bytes are the most that all
+    tensors hold at one time: weights, gradients, AdamW's two moments and the activations of one
+    batch. Not counted are the optimizer's step and memory that kernels use within themselves, and
+    of a run whatever it holds beside its network.
+    """
+
+    method: str
+    batch: tuple[tuple[int, ...], ...]  # the shapes of its tensors
+    coefficients: int  # of the operator
+    steps: int  # for which it is learned
+    learning_flops: int  # of one of these steps
+    generating_flops: int  # of it, those that generate the weights and do not depend on the batch
+    training_flops: int  # of one step of training the large network
+    learning_bytes: int  # of learning, or of writing the weights if nothing is learned
+    training_bytes: int  # of training the large network
+    inexact: tuple[str, ...] = ()  # why the start does not compute what the small network does
+
+    @property
+    def flops(self) -> int:
+        """Of all the learning."""
+        return self.steps * self.learning_flops
+
+    @property
+    def training_steps(self) -> float:
+        """As many steps of training the large network cost as much as all the learning."""
+        return self.flops / self.training_flops if self.training_flops else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain data, for JSON."""
+        return {
+            "method": self.method,
+            "batch": [list(shape) for shape in self.batch],
+            "coefficients": self.coefficients,
+            "steps": self.steps,
+            "flops": {
+                "learning": self.flops,
+                "learning_step": self.learning_flops,
+                "generating_step": self.generating_flops,
+                "training_step": self.training_flops,
+            },
+            "training_steps": self.training_steps,
+            "bytes": {"learning": self.learning_bytes, "training": self.training_bytes},
+        }
+
+    def __str__(self) -> str:
+        training = f"{short(self.training_bytes)}B while training the large network"
+        if not self.steps:
+            return (
+                f"operator  {self.method}, nothing is learned\n"
+                f"memory    {short(self.learning_bytes)}B while the weights are written, {training}"
+            )
+        batch = " and ".join(" x ".join(map(str, shape)) for shape in self.batch)
+        return (
+            f"operator  {self.method}, {self.coefficients:,} coefficients, learned for {self.steps}"
+            f" steps on batches of {batch}\n"
+            f"cost      {short(self.flops)}FLOPs, as much as {self.training_steps:,.0f} steps of "
+            "training the large network\n"
+            f"          {short(self.generating_flops)}FLOPs of every step generate weights, "
+            "whatever the batch\n"
+            f"memory    {short(self.learning_bytes)}B while learning, {training}"
+        )
+
+
+def estimate(
+    plan: Plan,
+    small: nn.Module,
+    large: nn.Module,
+    *args: Any,
+    method: str | Method = DEFAULT,
+    steps: int | None = None,
+    large_inputs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Cost:
+    """Count what learning the operator of a plan costs, on the batch that the networks are given.
+
+    One step of `fit` and one of plain training are run on the meta device, in evaluation mode and
+    with the mean of the first output as the loss; nothing is computed, no memory is taken and both
+    networks stay as they are. ``args``, ``kwargs`` and ``large_inputs`` are as in `pair`.
+
+    Raises:
+        Uncounted: if the networks cannot run on the meta device.
+        ValueError: for an unknown method.
+
+    Example:
+        >>> from lightning_ligo.plan.pair import pair
+        >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
+        >>> batch = torch.randn(64, 4)
+        >>> cost = estimate(pair(small, large, batch), small, large, batch)
+        >>> cost.training_flops == 64 * 2 * (2 * 4 * 20 + 3 * 20 * 2)
+        True
+    """
+    scalars_read = _answers(small, args, kwargs)
+    if large_inputs is not None:
+        args, kwargs = (), dict(large_inputs)
+    batch = tree_map_only(Tensor, without_values, (args, kwargs))
+    small, large = copied(small, without_values), copied(large, without_values).eval()
+
+    def loss(network: nn.Module, batch: Any) -> Tensor:
+        with _Reads(scalars_read):
+            return _mean(network(*batch[0], **batch[1]))
+
+    with _Held(small, large) as held:
+        operator = Operator(plan, small, method)
+        steps = operator.method.steps if steps is None else steps
+        steps = steps if operator.coefficients else 0
+        coefficients = [p for p in operator.parameters() if p.requires_grad and steps]
+        with _counted(held, coefficients) as learning:
+            if steps:
+                gradients(operator, large, loss, batch, coefficients)
+            else:
+                torch.no_grad()(operator)(large)
+    with _Held(large) as held_in_training:
+        weights = [p for p in large.parameters() if p.requires_grad]
+        with _counted(held_in_training, weights) as training:
+            loss(large, batch).backward()
+    return Cost(
+        method=operator.method.name,
+        batch=tuple(tuple(t.shape) for t in tree_leaves(batch) if isinstance(t, Tensor)),
+        coefficients=operator.coefficients,
+        steps=steps,
+        learning_flops=learning.get_total_flops() if steps else 0,
+        generating_flops=_generating(operator, large, coefficients) if steps else 0,
+        training_flops=training.get_total_flops(),
+        learning_bytes=held.most,
+        training_bytes=held_in_training.most,
+        inexact=operator.inexact,
+    )
+
+
+def _mean(out: Any) -> Tensor:
+    for tensor in outputs_of(out):
+        if tensor.requires_grad:
+            return tensor.mean()
+    raise Uncounted("no output of the network depends on its parameters, so there is no loss")
+
+
+def _generating(operator: Operator, large: nn.Module, coefficients: list[nn.Parameter]) -> int:
+    """The operations of generating the weights, and of the gradients from those of the weights."""
+    with flop_counter() as flops:
+        grown = [tensor for tensor in operator(large).values() if tensor.requires_grad]
+        torch.autograd.grad(grown, coefficients, grown, allow_unused=True)
+    return flops.get_total_flops()
+
+
+@contextmanager
+def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMode]:
+    """Count operations, and the most bytes on top of those held and of AdamW's moments."""
+    _moments = [torch.zeros_like(parameter) for parameter in (*trained, *trained)]
+    held.most = held.now
+    try:
+        with flop_counter() as flops:
+            yield flops
+    except Uncounted:
+        raise
+    except Exception as error:  # whatever its code raises without values
+        raise Uncounted(
+            "the cost cannot be counted, as the network does not run on the meta device: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+class _Held(TorchDispatchMode):
+    """How many bytes the tensors hold of networks that are given, and that are made within."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known = weakref.WeakSet[torch.UntypedStorage]()
+        for network in networks:
+            for tensor in (*network.parameters(), *network.buffers()):
+                self._hold(tensor.untyped_storage())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._hold(tensor.untyped_storage())
+        return out
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+class _Reads(TorchDispatchMode):
+    """Keep what a network reads from its tensors, or tell it to one whose tensors hold nothing."""
+
+    def __init__(self, told: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self.kept: list[Any] = []
+        self._told = list(told)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            return func(*args, **(kwargs or {}))
+        self.kept.append(self._told.pop(0) if self._told else func(*args))
+        return self.kept[-1]
+
+
+def _answers(small: nn.Module, args: Any, kwargs: Any) -> list[Any]:
+    """What the small network reads, such as whether a mask masks anything."""
+    if any(p.is_meta for p in small.parameters()):
+        return []
+    reads = _Reads()
+    with evaluating(small), torch.no_grad(), reads:
+        small(*args, **kwargs)
+    return reads.kept
+
+
+def short(count: float) -> str:
+    """Three digits and the letter of a unit.
+
+    >>> short(1234), short(5.6e13)
+    ('1.23 k', '56 T')
+    """
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}"
+    return f"{count:.3g} "

@@ -1,0 +1,157 @@
+"""Run a layer that writes nothing: it may be new only if it passes on what another one returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.hooks import RemovableHandle
+
+from lightning_ligo.axes.axes import Axes
+from lightning_ligo.axes.proof import difference, prepared
+from lightning_ligo.axes.trace import outputs_of
+from lightning_ligo.plan.plan import Plan
+
+EXACT = 1e-7  # of a relative change in float32; what passes unchanged is the same to the last bit
+
+
+def disturbing(
+    plan: Plan, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ours: Axes
+) -> dict[str, float]:
+    """By how much the layers of a stack change what passes them although they write nothing.
+
+    Of every stack that becomes deeper the last layer of ``network``, the small one, is run once
+    more behind itself, with zeros for what a new layer has zeros for, and ones for what multiplies
+    the stream. One that then returns zeros alone may be added by the module that calls it, which
+    the gradient tells. Stacks whose layers are not called as modules, or return something of
+    another shape, cannot be tried.
+
+    Args:
+        ours: the axes of the small network.
+
+    Returns:
+        for every stack whose layers do, the change relative to what comes in.
+    """
+    deeper = {
+        f"{ours.stacks[name].path}.{ours.stacks[name].layers[-1]}": name
+        for name, (small, large) in plan.depths.items()
+        if small < large
+    }
+    if not deeper:
+        return {}
+    network, args, kwargs = prepared(network, args, kwargs, torch.float32)
+    network.train().eval()
+    modules = {module: path for path, module in network.named_modules() if path in deeper}
+    seen = _seen(network, modules, args, kwargs)
+    carried = {name: row for row in plan.rows for name in row.small_names}
+    for module, path in modules.items():
+        for name, parameter in module.named_parameters():
+            row = carried.get(f"{path}.{name}")
+            if row is None or row.writes or row.passes:  # what is left out is in no new layer
+                parameter.data.fill_(float(row is not None and row.passes))
+    changes: dict[nn.Module, float] = {}
+    silent = []
+    for module, (inputs, x) in seen.items():
+        if (out := _run(module, inputs)) is None or not x.isfinite().all():
+            continue
+        if out.any():
+            changes[module] = difference([x], [out])
+        else:
+            silent.append(module)
+    changes.update(dict.fromkeys(_ends(network, silent, args, kwargs), 1.0))
+    return {deeper[modules[module]]: change for module, change in changes.items() if change > EXACT}
+
+
+@torch.no_grad()
+def _seen(
+    network: nn.Module, modules: Iterable[nn.Module], args: Any, kwargs: Any
+) -> dict[nn.Module, tuple[Any, Tensor]]:
+    """What a next layer behind each of the modules gets, and the first value of that."""
+    came: dict[nn.Module, Any] = {}
+    seen: dict[nn.Module, tuple[Any, Tensor]] = {}
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        try:
+            came[module] = copy.deepcopy((args, kwargs))  # a layer may write into what it gets
+        except Exception:  # what has no copy is not run twice
+            came[module] = None
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        inputs, out = came.pop(module), _first(output)
+        x = _first(inputs)
+        if x is not None and out is not None and x.shape == out.shape:
+            seen[module] = _with_first(inputs, out), out.clone()
+
+    handles: list[RemovableHandle] = []
+    for module in modules:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    network(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _ends(
+    network: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any
+) -> list[nn.Module]:
+    """The modules that return zeros and past which no other way leads: all before them is lost.
+
+    Then the output has no gradient for any parameter that what they get is made of.
+    """
+    if not modules:
+        return []
+    came: dict[nn.Module, Tensor] = {}
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if (x := _first((args, kwargs))) is not None and x.requires_grad:
+            came[module] = x
+
+    for module in modules:
+        module.register_forward_pre_hook(before, with_kwargs=True)
+    parameters = [p for p in network.parameters() if p.is_floating_point()]
+    try:
+        with torch.enable_grad():
+            out = outputs_of(network.requires_grad_()(*args, **kwargs))[0]
+            weighed = out * torch.arange(1, out.numel() + 1).to(out).cos().view_as(out)
+            read, *made = (
+                torch.autograd.grad(x.sum(), parameters, retain_graph=True, allow_unused=True)
+                for x in (weighed, *came.values())
+            )
+    except RuntimeError:  # an operation without a gradient
+        return []
+    lost = [gradient is None or not gradient.any() for gradient in read]
+    return [
+        module
+        for module, found in zip(came, made, strict=True)
+        if all(gone for gone, gradient in zip(lost, found, strict=True) if gradient is not None)
+    ]
+
+
+@torch.no_grad()
+def _run(module: nn.Module, inputs: Any) -> Tensor | None:
+    """The first value that a module returns, or nothing where it does not run."""
+    args, kwargs = inputs
+    try:
+        return _first(module(*args, **kwargs))
+    except Exception:  # which it may do outside of its network
+        return None
+
+
+def _with_first(inputs: Any, x: Tensor) -> Any:
+    """What a module gets, with another first value."""
+    leaves, spec = tree_flatten(inputs)
+    leaves[next(place for place, leaf in enumerate(leaves) if _is_value(leaf))] = x.clone()
+    return tree_unflatten(leaves, spec)
+
+
+def _is_value(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _first(values: Any) -> Tensor | None:
+    return next(filter(_is_value, tree_flatten(values)[0]), None)

@@ -1,0 +1,87 @@
+"""Who writes into the stream that passes the layers of a stack, and which layers are new."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+
+from lightning_ligo.axes.axes import Axes
+from lightning_ligo.axes.stacks import pattern_of
+
+Sums = list[list[frozenset[str]]]  # of every addition of activations: who wrote each term
+
+
+def writing(axes: Axes, sums: Sums) -> set[str]:
+    """The patterns in a stack that write into the stream that passes it."""
+    layers: dict[tuple[str, int | None], set[str]] = {}
+    for name in {name for terms in sums for written in terms for name in written}:
+        _, stack, layer = pattern_of(name, axes.stacks)
+        if stack is not None and stack not in axes.sequential:
+            layers.setdefault((stack, layer), set()).add(name)
+    return {
+        pattern_of(name, axes.stacks)[0]
+        for inside in layers.values()
+        for name in _added(inside, sums)
+    }
+
+
+def passing(axes: Axes, scalings: list[tuple[frozenset[str], frozenset[str]]]) -> set[str]:
+    """The patterns in a stack that multiply the stream that passes it."""
+    return {
+        pattern_of(name, axes.stacks)[0]
+        for scaled, written in scalings
+        for name in scaled
+        if {pattern_of(name, axes.stacks)[1:]} != {pattern_of(w, axes.stacks)[1:] for w in written}
+    }
+
+
+def passed(stack: str, axes: Axes, sums: Sums) -> bool:
+    """Whether a stream passes all layers of a stack, each adding to it."""
+    for written in itertools.chain.from_iterable(sums):
+        sources = {pattern_of(name, axes.stacks)[1:] for name in written}
+        if len(sources) > 1 and any(source == stack for source, _ in sources):
+            return True
+    return False
+
+
+def new_layers(
+    names: Iterable[str],
+    small: Iterable[str],
+    large: Iterable[str],
+    sums: Sums,
+) -> dict[str, bool]:
+    """The parameters and buffers of new layers in a list of the small network: which ones write.
+
+    A layer that adds to nothing cannot be new: the network would no longer be what it was.
+    """
+    lists = {path for name in names for path, _ in children(name)}
+    layers: dict[str, set[str]] = {}
+    for name in {*large} - {*small}:
+        for path, child in children(name):
+            if path in lists and not any(other.startswith(child) for other in small):
+                layers.setdefault(child, set()).add(name)
+                break
+    return {
+        name: name in added
+        for inside in layers.values()
+        if (added := _added(inside, sums))
+        for name in inside
+    }
+
+
+def _added(inside: set[str], sums: Sums) -> set[str]:
+    """Those parameters of a layer that write what is added to what others wrote."""
+    return {
+        name
+        for terms in sums
+        for written in terms
+        if written <= inside and not set().union(*terms) <= inside
+        for name in written
+    }
+
+
+def children(name: str) -> Iterator[tuple[str, str]]:
+    """The lists that a parameter is in, and the start of all names in its child of each."""
+    for match in re.finditer(r"\.\d+(?=\.)", name):
+        yield name[: match.start()], f"{name[: match.end()]}."

@@ -1,0 +1,136 @@
+"""Folders of images, one folder a class."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_ligo.tasks.order import EpochOrder, generator
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImageFolderDataModule(LightningDataModule):
+    """Images from `folder/train/<class>/*`, `folder/val/<class>/*` and, to test on, `folder/test`.
+
+    A batch is images (batch_size, 3, image_size, image_size), normalized as for ImageNet, and
+    classes (batch_size). Training images are cropped and flipped at random, others at the centre.
+
+    Args:
+        folder: holds the folders `train` and `val`.
+        image_size: pixels of a side.
+        batch_size: images in a batch.
+        num_workers: processes that read images.
+        seed: of the order, crops and flips.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.train = self._images("train")
+        if stage in ("fit", "validate"):
+            self.val = self._images("val")
+        if stage in ("test", "predict"):
+            self.test = self._images("test")
+
+    def _images(self, part: str) -> Any:
+        try:
+            from torchvision.datasets import ImageFolder
+        except ImportError as error:
+            raise ValueError(
+                "ImageFolderDataModule reads images with torchvision, which is not installed; "
+                'run: pip install "lightning-ligo[recipes]"'
+            ) from error
+        folder = self.folder / part
+        if not folder.is_dir():
+            raise ValueError(
+                f"no folder {str(folder)!r}; put images into {str(folder / 'CLASS')!r}, one folder "
+                "a class"
+            )
+        return ImageFolder(str(folder))
+
+    def _transformed(self, images: Any, augment: bool) -> "TransformedImages":
+        from torchvision.transforms import v2
+
+        size = self.image_size
+        geometry = (
+            [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+            if augment
+            else [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)]
+        )
+        transform = v2.Compose(
+            [
+                v2.ToImage(),
+                *geometry,
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+        return TransformedImages(images, transform, self.seed)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self._transformed(self.train, augment=True),
+            batch_size=self.batch_size,
+            sampler=EpochOrder(self.train, self.seed),
+            drop_last=len(self.train) >= self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order(self.val)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order(self.test)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._in_order(self.test)
+
+    def _in_order(self, images: Any) -> DataLoader:
+        return DataLoader(
+            self._transformed(images, augment=False),
+            batch_size=self.batch_size,
+            sampler=[(item, 0) for item in range(len(images))],
+            num_workers=self.num_workers,
+        )
+
+
+class TransformedImages(Dataset[tuple[Tensor, int]]):
+    """Images, each transformed with random numbers of its own; an item is (image, epoch).
+
+    torchvision's transforms draw from the global random state, which is put back afterwards.
+    """
+
+    def __init__(self, images: Any, transform: Callable[[Any], Tensor], seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        item, epoch = key
+        image, target = self.images[item]
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator(self.seed, epoch, item).get_state())
+            return self.transform(image), target

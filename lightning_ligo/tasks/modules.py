@@ -1,0 +1,216 @@
+"""LightningModules for image classification and language modelling, to use or to start from.
+
+Both take their network as a description (see `networks.py`), so that a checkpoint says which
+network it holds. Neither knows that its network may be replaced by a larger one during `fit`.
+"""
+
+import inspect
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_ligo.networks import build
+from lightning_ligo.tasks.metrics import BitsPerByte
+
+
+class ImageClassifier(LightningModule):
+    """Classifies images with any timm network.
+
+    A batch is a pair: images (batch, channels, height, width) and classes (batch).
+    Logs `train_loss` at every step and `val_loss`, `val_acc`, `test_loss`, `test_acc` (the share
+    of images whose class is right) at the end of an evaluation. Predicts class probabilities.
+
+    Args:
+        network: a description of a network that maps images to logits (batch, classes) and tells
+            their number as `num_classes`, as every timm network does.
+        learning_rate: of AdamW, at its highest.
+        weight_decay: of AdamW, for matrices only.
+        warmup: the share of all optimizer steps in which the learning rate rises from zero.
+        decay: the share in which it falls to zero, at the end; all that is left, if not given.
+        label_smoothing: the share of a label that is spread over all classes, in training.
+    """
+
+    def __init__(
+        self,
+        network: dict,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup: float = 0.05,
+        decay: float | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network: nn.Module = build(network)
+        classes = getattr(self.network, "num_classes", None)
+        if not isinstance(classes, int):
+            raise ValueError(
+                f"ImageClassifier needs a network with an attribute num_classes, as timm's have; "
+                f"{type(self.network).__name__} has {classes!r}"
+            )
+        self.val_acc = MulticlassAccuracy(classes, average="micro")
+        self.test_acc = MulticlassAccuracy(classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, classes = batch
+        smoothing = self.hparams["label_smoothing"]
+        loss = F.cross_entropy(self(images), classes, label_smoothing=smoothing)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", self.val_acc, batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", self.test_acc, batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self(batch[0]).softmax(dim=1)
+
+    def _evaluate(
+        self, stage: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]
+    ) -> None:
+        images, classes = batch
+        logits = self(images)
+        accuracy.update(logits, classes)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, classes), batch_size=len(images))
+        self.log(f"{stage}_acc", accuracy, batch_size=len(images), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return adamw_with_cosine(self)
+
+
+class LanguageModel(LightningModule):
+    """Models text with any Hugging Face network that has a language modelling head.
+
+    A batch is a dict of `input_ids` and `labels` (batch, positions), and `attention_mask` (1 where
+    there is text) where texts differ in length. A label of -100 is not predicted. A causal model
+    predicts `labels[:, t]` from `input_ids[:, :t]`, a masked one from all of `input_ids`.
+    Logs `train_loss` at every step and, at the end of an evaluation, `val_loss` and `test_loss`
+    (nats per predicted token) and `val_bits_per_byte` and `test_bits_per_byte`. Predicts logits.
+
+    Args:
+        network: a description of a network whose forward takes `input_ids` and `attention_mask`
+            and returns an object with `logits` (batch, positions, vocabulary).
+        objective: what the network is trained to predict.
+        learning_rate: of AdamW, at its highest.
+        weight_decay: of AdamW, for matrices only.
+        warmup: the share of all optimizer steps in which the learning rate rises from zero.
+        decay: the share in which it falls to zero, at the end; all that is left, if not given.
+        bytes_per_token: the average length of a token; 1 for the byte-level data of this package.
+    """
+
+    def __init__(
+        self,
+        network: dict,
+        objective: Literal["causal", "masked"] = "causal",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup: float = 0.05,
+        decay: float | None = None,
+        bytes_per_token: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if objective not in ("causal", "masked"):
+            raise ValueError(f"objective must be 'causal' or 'masked', found {objective!r}")
+        self.save_hyperparameters()
+        self.network: nn.Module = build(network)
+        self.val_bits_per_byte = BitsPerByte()
+        self.test_bits_per_byte = BitsPerByte()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if "use_cache" in inspect.signature(self.network.forward).parameters:
+            inputs["use_cache"] = False  # keys and values are kept for generation only
+        return self.network(**inputs).logits
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        nats, tokens = self._nats(batch)
+        loss = nats / tokens
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", self.val_bits_per_byte, batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", self.test_bits_per_byte, batch)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self(batch["input_ids"], batch.get("attention_mask"))
+
+    def _nats(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The summed negative log-likelihood of the labels and how many labels there are."""
+        logits = self(batch["input_ids"], batch.get("attention_mask"))
+        labels = batch["labels"]
+        if self.hparams["objective"] == "causal":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        nats = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        return nats, (labels != -100).sum().clamp(min=1)
+
+    def _evaluate(self, stage: str, metric: BitsPerByte, batch: dict[str, Tensor]) -> None:
+        nats, tokens = self._nats(batch)
+        metric.update(nats, tokens * self.hparams["bytes_per_token"])
+        self.log(f"{stage}_loss", nats / tokens, batch_size=int(tokens))
+        self.log(f"{stage}_bits_per_byte", metric, batch_size=int(tokens), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return adamw_with_cosine(self)
+
+
+def adamw_with_cosine(module: LightningModule) -> OptimizerLRSchedulerConfig:
+    """AdamW with a linear warm-up and, at the end, a cosine decay to zero.
+
+    Reads `learning_rate`, `weight_decay`, `warmup` and `decay` of the module's hyperparameters.
+    Weights of one dimension (biases and the gains of norms) are not decayed.
+
+    Raises:
+        ValueError: for a run without an end, and for shares that are more than the whole of it.
+    """
+    warmup, decay = module.hparams["warmup"], module.hparams["decay"]
+    decay = 1 - warmup if decay is None else decay
+    if not (warmup >= 0 and decay >= 0 and warmup + decay <= 1 + 1e-9):
+        raise ValueError(
+            f"the learning rate cannot rise in warmup={warmup} of the run and fall in "
+            f"decay={decay} of it; give shares that are 0 or more, and together 1 at most"
+        )
+    trainable = [weight for weight in module.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in trainable if weight.ndim > 1]},
+        {"params": [weight for weight in trainable if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=module.hparams["learning_rate"],
+        betas=(0.9, 0.95),
+        weight_decay=module.hparams["weight_decay"],
+    )
+    steps = module.trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError(
+            "the cosine decay needs to know how long the run is, and this Trainer has neither "
+            "max_steps nor max_epochs; set one of them"
+        )
+    warmup_steps, decay_steps = warmup * steps, decay * steps
+
+    def scale(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        decayed = max(0.0, step - (steps - decay_steps)) / max(1, decay_steps)
+        return 0.5 + 0.5 * math.cos(math.pi * decayed)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
