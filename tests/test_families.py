@@ -6,7 +6,7 @@ import torch
 import lightning_ligo as ligo
 from lightning_ligo.axes.proof import TOLERANCE
 from networks import DEVICES, cast, output, randomised
-from recipes.families import FAMILIES
+from recipes.benchmarks.families import FAMILIES
 
 INEXACT = {  # what the plan says of the families that cannot keep their function exactly
     "bart": "is written and read by one tied table without a norm between",

@@ -1,15 +1,15 @@
 """Trace, pair, prove and grow every family of networks that timm and Hugging Face hold.
 
-    python -m recipes.coverage --jobs 2         # go on where the last run stopped
-    python -m recipes.coverage --only swin      # the pairs whose names match
-    python -m recipes.coverage --summary        # the summary of what has been run
+    python -m recipes.benchmarks.coverage --jobs 2         # go on where the last run stopped
+    python -m recipes.benchmarks.coverage --only swin      # the pairs whose names match
+    python -m recipes.benchmarks.coverage --summary        # the summary of what has been run
 
 A pair of timm's are two names of its registry with the same module, class and input size that are
 alike but for one of their words (`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`),
 where the large network has the same kinds of parameters, as many or more of each, no shorter, with
 the same kernels, and with heads and groups no fewer and no narrower. Each network is paired with
 the next larger one; pairs of the same shapes are run once. The families of Hugging Face are those
-of `recipes/families.py`.
+of `recipes/benchmarks/families.py`.
 
 Networks of which the large one has over 100 million parameters are paired on the meta device, those
 of which the small one has, for small images where the family allows it; a small network with over
@@ -39,7 +39,7 @@ from tqdm import tqdm
 import lightning_ligo as ligo
 from lightning_ligo.axes.proof import TOLERANCE, noisy
 from lightning_ligo.plan.residual import children
-from recipes.families import FAMILIES
+from recipes.benchmarks.families import FAMILIES
 
 KEPT = 1e-4  # relative change of the output in float32
 REAL = 100_000_000  # parameters; a large network with more is paired on the meta device

@@ -1,7 +1,7 @@
 """What a step of learning an operator costs beside a step of training the large network.
 
-    python -m recipes.operator_step            # BERT-Small -> Base, 4 x 128 tokens
-    python -m recipes.operator_step --batch 64 --methods ligo-low-rank ligo
+    python -m recipes.benchmarks.operator_step            # BERT-Small -> Base, 4 x 128 tokens
+    python -m recipes.benchmarks.operator_step --batch 64 --methods ligo-low-rank ligo
 
 Training is AdamW on the masked language loss in float32. Every measurement is of a process of its
 own, in turn, so that what else the machine does meets all alike; of every kind the fastest step of
