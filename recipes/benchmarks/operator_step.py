@@ -105,7 +105,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(options.rounds):
         for kind in kinds:
-            command = [sys.executable, "-m", "recipes.operator_step", *sys.argv[1:]]
+            command = [sys.executable, "-m", "recipes.benchmarks.operator_step", *sys.argv[1:]]
             run = subprocess.run([*command, "--measure", kind], stdout=subprocess.PIPE, check=True)
             found[kind].append(json.loads(run.stdout.splitlines()[-1]))
     best = {
