@@ -1,4 +1,4 @@
-"""The command that walks the registries, on two pairs."""
+"""The benchmark that walks the registries, on two pairs."""
 
 import json
 import sys
