@@ -4,12 +4,12 @@
     python -m recipes.benchmarks.coverage --only swin      # the pairs whose names match
     python -m recipes.benchmarks.coverage --summary        # the summary of what has been run
 
-A pair of timm's are two names of its registry with the same module, class and input size that are
-alike in all of their words except one (`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`),
-where the large network has the same kinds of parameters, as many or more of each, no shorter, with
-the same kernels, and with heads and groups no fewer and no narrower. Each network is paired with
-the next larger one; pairs of the same shapes are run once. The families of Hugging Face are those
-of `recipes/benchmarks/families.py`.
+A pair of timm's is two names of its registry with the same module, class and input size that differ
+in one of their words (`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`). The large
+network has the same kinds of parameters, as many or more of each, none shorter, with the same
+kernels, and its heads and groups are no fewer and no narrower. Each network is paired with the next
+larger one, and pairs of the same shapes are run once. The families of Hugging Face are those of
+`recipes/benchmarks/families.py`.
 
 Networks of which the large one has over 100 million parameters are paired on the meta device, those
 of which the small one has, for small images where the family allows it; a small network with over
@@ -146,7 +146,7 @@ class _Kinds:
         )  # fmt: skip
 
     def _same_place(self, name: str, other: _Kinds) -> bool:
-        """Check that a name means the same place: all lists around it have the same length in both."""
+        """Check that all lists around a name have the same length in both networks."""
         return len(self.tensors[name]) == len(other.tensors[name]) and all(
             self.lists[path] == other.lists[path] for path, _ in children(name)
         )
