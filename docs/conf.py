@@ -9,7 +9,7 @@ from lightning_ligo.methods.catalog import DEFAULT, METHODS
 from lightning_ligo.methods.method import Method
 
 project = "lightning_ligo"
-author = "lightning_ligo contributors"
+author = copyright = "lightning_ligo contributors"
 release = lightning_ligo.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -30,7 +30,6 @@ nitpick_ignore_regex = [(r"py:.*", r"(torch|lightning)\..*")]  # of other projec
 
 if os.environ.get("DOCS_INTERSPHINX"):  # needs internet, so it is off by default
     extensions.append("sphinx.ext.intersphinx")
-    nitpick_ignore_regex = []
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),
         "torch": ("https://docs.pytorch.org/docs/stable", None),

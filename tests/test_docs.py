@@ -35,6 +35,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_of_a_kind_that_is_run_or_shows_output(page):
     assert {block.kind for block in blocks(page)} <= set(KINDS)
+    assert not any("$ lightning-ligo" in block.text for block in kinds(page, "text"))
 
 
 @pytest.mark.filterwarnings("ignore")
