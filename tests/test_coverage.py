@@ -1,4 +1,4 @@
-"""The command that walks the registries, on two pairs."""
+"""The benchmark that walks the registries, on two pairs."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 import timm
 
-from recipes import coverage
-from recipes.coverage import Pair, Result, _one_word, main, run, summary, table
+from recipes.benchmarks import coverage
+from recipes.benchmarks.coverage import Pair, Result, _one_word, main, run, summary, table
 
 PAIRS = [
     Pair("timm", "mlp_mixer", "mixer_s32_224", "mixer_b32_224"),

@@ -6,9 +6,9 @@ import torch
 import lightning_ligo as ligo
 from lightning_ligo.axes.proof import TOLERANCE
 from networks import DEVICES, cast, output, randomised
-from recipes.families import FAMILIES
+from recipes.benchmarks.families import FAMILIES
 
-INEXACT = {  # what the plan says of the families that cannot keep their function exactly
+INEXACT = {  # the plan's reason, for families that cannot keep their function exactly
     "bart": "is written and read by one tied table without a norm between",
     "gemma2": "embed_scale is 5.657 in the small network and 6.928 in the large one",
     "t5": "the small network computes with [0.17677",
@@ -40,7 +40,7 @@ def test_a_family_is_proved_and_keeps_its_function_or_says_why_not(name, device)
         assert plan.inexact == () and change < bound
 
 
-def test_the_layers_of_t5_are_stacks_but_for_the_first_which_holds_the_positions():
+def test_the_layers_of_t5_are_stacks_without_the_first_which_holds_the_positions():
     family = FAMILIES["t5"]
     plan = ligo.pair(family.build("small"), family.build("large"), **family.inputs())
     assert plan.stacks == {"encoder.block[1]": (1, 3), "decoder.block[1]": (1, 2)}

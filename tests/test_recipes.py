@@ -1,4 +1,4 @@
-"""The recipes run as their users run them, and keep what their README promises."""
+"""The recipes run by their commands, and reach the results that their README names."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def run(recipe: str, folder: Path, *options: str) -> tuple[dict, list[dict[str, str]]]:
-    """The report and the logged rows of one run."""
+    """Run a recipe; return its report and its logged rows."""
     main(["fit", "--config", str(RECIPES / f"{recipe}.yaml"), *options,
           "--trainer.logger.init_args.save_dir", str(folder),
           "--trainer.enable_progress_bar", "false"])  # fmt: skip

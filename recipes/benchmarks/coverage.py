@@ -1,15 +1,15 @@
 """Trace, pair, prove and grow every family of networks that timm and Hugging Face hold.
 
-    python -m recipes.coverage --jobs 2         # go on where the last run stopped
-    python -m recipes.coverage --only swin      # the pairs whose names match
-    python -m recipes.coverage --summary        # the summary of what has been run
+    python -m recipes.benchmarks.coverage --jobs 2         # go on where the last run stopped
+    python -m recipes.benchmarks.coverage --only swin      # the pairs whose names match
+    python -m recipes.benchmarks.coverage --summary        # the summary of what has been run
 
-A pair of timm's are two names of its registry with the same module, class and input size that are
-alike but for one of their words (`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`),
-where the large network has the same kinds of parameters, as many or more of each, no shorter, with
-the same kernels, and with heads and groups no fewer and no narrower. Each network is paired with
-the next larger one; pairs of the same shapes are run once. The families of Hugging Face are those
-of `recipes/families.py`.
+A pair of timm's is two names of its registry with the same module, class and input size that differ
+in one of their words (`swin_tiny_patch4_window7_224`, `swin_small_patch4_window7_224`). The large
+network has the same kinds of parameters, as many or more of each, none shorter, with the same
+kernels, and its heads and groups are no fewer and no narrower. Each network is paired with the next
+larger one, and pairs of the same shapes are run once. The families of Hugging Face are those of
+`recipes/benchmarks/families.py`.
 
 Networks of which the large one has over 100 million parameters are paired on the meta device, those
 of which the small one has, for small images where the family allows it; a small network with over
@@ -39,7 +39,7 @@ from tqdm import tqdm
 import lightning_ligo as ligo
 from lightning_ligo.axes.proof import TOLERANCE, noisy
 from lightning_ligo.plan.residual import children
-from recipes.families import FAMILIES
+from recipes.benchmarks.families import FAMILIES
 
 KEPT = 1e-4  # relative change of the output in float32
 REAL = 100_000_000  # parameters; a large network with more is paired on the meta device
@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass
 class Result:
-    """What became of a pair; what did not happen is None or False."""
+    """The outcome for a pair; steps that were not reached are None or False."""
 
     key: str
     module: str
@@ -77,38 +77,38 @@ class Result:
     kept: float | None = None  # relative change of the output by the growth
     inexact: list[str] = field(default_factory=list)
     seconds: float = 0.0  # of tracing, pairing and proving
-    reason: str = ""  # why it went no further
+    reason: str = ""  # why the pair got no further
 
 
 # Which pairs there are --------------------------------------------------------------------------
 
 
 def timm_pairs() -> Iterator[Pair]:
-    """The pairs of timm's registry, found by the rule above."""
+    """Find the pairs of timm's registry by the rule above."""
     seen = set()
     for module in timm.list_modules():
         known = {name: kinds for name in timm.list_models(module=module) if (kinds := _Kinds(name))}
-        for name, mine in known.items():
+        for name, small in known.items():
             larger = [
                 other
-                for other, theirs in known.items()
-                if _one_word(name, other) and theirs.grows_from(mine)
+                for other, large in known.items()
+                if _one_word(name, other) and large.grows_from(small)
             ]
             if larger:
                 nearest = min(larger, key=lambda other: known[other].parameters)
-                shapes = (mine.shapes, known[nearest].shapes)
+                shapes = (small.shapes, known[nearest].shapes)
                 if shapes not in seen:
                     seen.add(shapes)
                     yield Pair("timm", module, name, nearest)
 
 
 def _one_word(first: str, second: str) -> bool:
-    mine, theirs = first.split("_"), second.split("_")
-    return len(mine) == len(theirs) and sum(map(str.__ne__, mine, theirs)) == 1
+    one, other = first.split("_"), second.split("_")
+    return len(one) == len(other) and sum(map(str.__ne__, one, other)) == 1
 
 
 class _Kinds:
-    """The parameters and buffers of a network, by kind: name but for numbers, rank, convolution."""
+    """The parameters and buffers of a network, by kind: name without numbers, rank, convolution."""
 
     def __init__(self, name: str) -> None:
         network = timm_network(name, "meta")
@@ -141,12 +141,12 @@ class _Kinds:
             and all(_longer([self.tensors[name]], [shape])
                     for name, shape in small.tensors.items()
                     if name in self.tensors and self._same_place(name, small))
-            and all(end(mine) >= end(theirs) for end in (min, max)
-                    for mine, theirs in zip(self.counts, small.counts, strict=True))
+            and all(end(large) >= end(least) for end in (min, max)
+                    for large, least in zip(self.counts, small.counts, strict=True))
         )  # fmt: skip
 
     def _same_place(self, name: str, other: _Kinds) -> bool:
-        """Whether a name means the same place: no list that it is in is longer in one network."""
+        """Check that all lists around a name have the same length in both networks."""
         return len(self.tensors[name]) == len(other.tensors[name]) and all(
             self.lists[path] == other.lists[path] for path, _ in children(name)
         )
@@ -160,7 +160,7 @@ def _head_width(module: nn.Module) -> int | None:
 
 
 def _style(module: nn.Module) -> str:
-    """How a convolution is grouped: what is grouped in one network only is another one."""
+    """Name the grouping of a convolution; another grouping is another kind."""
     groups = getattr(module, "groups", 1)
     if groups == 1:
         return ""
@@ -168,7 +168,7 @@ def _style(module: nn.Module) -> str:
 
 
 def _longer(large: list[tuple[int, ...]], small: list[tuple[int, ...]]) -> bool:
-    """Whether the large shapes are as many, nowhere shorter, with the same kernels."""
+    """Check that the large shapes are as many, nowhere shorter, with the same kernels."""
     kernels = [{shape[2:] for shape in shapes if len(shape) > 3} for shapes in (large, small)]
     if len(large) < len(small) or kernels[0] != kernels[1]:
         return False
@@ -180,7 +180,7 @@ def _longer(large: list[tuple[int, ...]], small: list[tuple[int, ...]]) -> bool:
 
 
 def timm_network(name: str, device: str = "cpu", **options: Any) -> nn.Module:
-    """A network with random weights and a classifier, also where timm's has none."""
+    """Build a network with random weights and a classifier, also where timm's has none."""
     options |= {"pretrained": False, "num_classes": CLASSES}
     try:
         with torch.device(device):
@@ -200,7 +200,7 @@ def _networks(pair: Pair, device: str, **options: Any) -> tuple[nn.Module, nn.Mo
 
 
 def _inputs(pair: Pair, small: nn.Module) -> tuple[dict[str, Any], Tensor]:
-    """What to build the networks with, and an image as small as they then take.
+    """Choose the arguments of the networks, and an image as small as they then take.
 
     ``small`` is on the meta device. Networks that are costly to prove are built for smaller images
     where their family allows it.
@@ -266,7 +266,7 @@ def run(pair: Pair) -> Result:
 def _proof_of_two_layers(
     pair: Pair, inputs: dict[str, Tensor], options: dict[str, Any]
 ) -> float | None:
-    """The proof of networks that are too large for it, with two layers, if these can be built."""
+    """Prove networks that are too large by two of their layers, if these can be built."""
     try:
         small = timm_network(pair.small, depth=2, **options)
         large = timm_network(pair.large, "meta", depth=2, **options)
@@ -325,7 +325,7 @@ def main() -> None:
 
 
 def _run_all(pairs: list[Pair], jobs: int) -> Iterator[Result]:
-    """The results as they come, in processes that give their memory back now and then."""
+    """Run all pairs, in processes that are replaced now and then to free their memory."""
     for start in range(0, len(pairs), SHARE * jobs):
         with ProcessPoolExecutor(jobs) as pool:
             share = [pool.submit(run, pair) for pair in pairs[start : start + SHARE * jobs]]
@@ -339,7 +339,7 @@ def _write(out: Path, results: list[Result]) -> None:
 
 
 def _pairs(out: Path) -> list[Pair]:
-    """All pairs; finding those of timm takes minutes, so they are kept in a file."""
+    """List all pairs; finding those of timm takes minutes, so they are kept in a file."""
     found = out / f"pairs-{timm.__version__}.json"
     if not found.exists():
         found.write_text(json.dumps([asdict(pair) for pair in timm_pairs()], indent=1))
@@ -348,7 +348,7 @@ def _pairs(out: Path) -> list[Pair]:
 
 
 def _read(results: Path) -> dict[str, Result]:
-    """The last result of every pair."""
+    """Read the last result of every pair."""
     if not results.exists():
         return {}
     lines = [Result(**json.loads(line)) for line in results.read_text().splitlines()]
@@ -356,21 +356,21 @@ def _read(results: Path) -> dict[str, Result]:
 
 
 def summary(results: list[Result]) -> str:
-    """How many pairs of each source were paired, proved, and kept where the plan says they can."""
+    """Count by source the pairs that were paired, proved, and kept where the plan says so."""
     lines = [
         "| source | pairs | paired | proved | grown | kept | not kept, as planned |",
         "|---|---|---|---|---|---|---|",
     ]
     for source in sorted({result.key.partition(":")[0] for result in results}):
-        mine = [result for result in results if result.key.startswith(f"{source}:")]
-        grown = [result for result in mine if result.kept is not None]
+        found = [result for result in results if result.key.startswith(f"{source}:")]
+        grown = [result for result in found if result.kept is not None]
         exact = [result for result in grown if not result.inexact]
         kept = sum(result.kept <= KEPT for result in exact)
-        paired = sum(result.paired for result in mine)
-        proved = sum(result.proof is not None and result.proof <= TOLERANCE for result in mine)
-        deeper = sum(result.paired and not result.axes for result in mine)
+        paired = sum(result.paired for result in found)
+        proved = sum(result.proof is not None and result.proof <= TOLERANCE for result in found)
+        deeper = sum(result.paired and not result.axes for result in found)
         lines.append(
-            f"| {source} | {len(mine)} | {paired} ({paired / len(mine):.1%}) | "
+            f"| {source} | {len(found)} | {paired} ({paired / len(found):.1%}) | "
             f"{proved} (and {deeper} with nothing to prove) | {len(grown)} | "
             f"{kept} of {len(exact)} | {len(grown) - len(exact)} |"
         )
@@ -378,7 +378,7 @@ def summary(results: list[Result]) -> str:
 
 
 def table(results: list[Result]) -> str:
-    """A row for every pair, by module."""
+    """Write a row for every pair, by module."""
     lines = [
         "| module | pair | parameters (M) | axes | stacks | proof | change | seconds | reason |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,12 +1,11 @@
-"""What a step of learning an operator costs beside a step of training the large network.
+"""Measure a step of learning an operator beside a step of training the large network.
 
-    python -m recipes.operator_step            # BERT-Small -> Base, 4 x 128 tokens
-    python -m recipes.operator_step --batch 64 --methods ligo-low-rank ligo
+    python -m recipes.benchmarks.operator_step            # BERT-Small -> Base, 4 x 128 tokens
+    python -m recipes.benchmarks.operator_step --batch 64 --methods ligo-low-rank ligo
 
-Training is AdamW on the masked language loss in float32. Every measurement is of a process of its
-own, in turn, so that what else the machine does meets all alike; of every kind the fastest step of
-all rounds counts. Memory is the most that a process held: on a CUDA device, where there is one, the
-most that its tensors took there.
+Training is AdamW on the masked language loss in float32. Every measurement is a process of its
+own, in turn, so that other load on the machine affects all kinds alike. The fastest step of all
+rounds counts. Memory is the peak of the process, or of its tensors on a CUDA device.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SIZES = {"small": (512, 6), "base": (768, 12)}  # (hidden size, layers); a head 
 
 
 def bert(size: str) -> nn.Module:
-    """BERT-Small or BERT-Base, with random weights and without dropout."""
+    """Build BERT-Small or BERT-Base, with random weights and without dropout."""
     width, depth = SIZES[size]
     return BertForMaskedLM(
         BertConfig(
@@ -48,7 +47,7 @@ def loss(network: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def measure(kind: str, batch: int, length: int, steps: int) -> dict[str, float]:
-    """The FLOPs of a step, the seconds of the fastest one, and the memory of the process."""
+    """Measure the FLOPs of a step, the seconds of the fastest one, and the memory."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = torch.randint(1000, (batch, length), device=device)
@@ -105,7 +104,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(options.rounds):
         for kind in kinds:
-            command = [sys.executable, "-m", "recipes.operator_step", *sys.argv[1:]]
+            command = [sys.executable, "-m", "recipes.benchmarks.operator_step", *sys.argv[1:]]
             run = subprocess.run([*command, "--measure", kind], stdout=subprocess.PIPE, check=True)
             found[kind].append(json.loads(run.stdout.splitlines()[-1]))
     best = {

@@ -1,4 +1,4 @@
-"""Hugging Face families from small configurations: a small and a large network of each."""
+"""Define a small and a large network of each Hugging Face family, by small configurations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VOCABULARY, LENGTH = 50, 12
 
 
 def tokens() -> dict[str, Tensor]:
-    """(2, LENGTH) token ids, none of them special."""
+    """Make token ids (2, LENGTH), none of them special."""
     generator = torch.Generator().manual_seed(0)
     return {"input_ids": torch.randint(4, VOCABULARY, (2, LENGTH), generator=generator)}
 
 
 def two_texts() -> dict[str, Tensor]:
-    """What an encoder reads and what a decoder has written so far."""
+    """Make the tokens of an encoder, and of a decoder."""
     ids = tokens()["input_ids"]
     return {"input_ids": ids, "decoder_input_ids": ids[:, :7].flip(1)}
 
@@ -58,7 +58,7 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)  # of both, beside the vocabulary
 
     def build(self, size: str) -> nn.Module:
-        """The ``small`` or the ``large`` network, with random weights."""
+        """Build the ``small`` or the ``large`` network, with random weights."""
         changes = self.small if size == "small" else {**self.small, **self.large}
         config = getattr(transformers, self.config)(**{**self.settings, **changes})
         return getattr(transformers, self.model)(config).eval()
