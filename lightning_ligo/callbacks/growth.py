@@ -46,9 +46,8 @@ from lightning_ligo.callbacks.triggers import Triggers, check_decisions
 from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build
-from lightning_ligo.operator.choice import check_choice
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.operator.optimizer_state import Policy, check_policy
+from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.operator.ramp import Ramp
 from lightning_ligo.schedule import Growth, Rate, Run, resolve
 from lightning_ligo.trainer.checkpoint import (
@@ -158,13 +157,16 @@ class GrowthCallback(Counting):
         self.attribute = attribute
         self.method = method_named(method) if isinstance(method, str) else method
         self.monitor = monitor
-        check_policy(moments)
+        for name, choice, choices in (
+            ("moments", moments, get_args(Policy)),
+            ("early_stopping", early_stopping, get_args(Stopping)),
+            ("on_failure", on_failure, get_args(OnFailure)),
+        ):
+            if choice not in choices:
+                known = ", ".join(map(repr, choices))
+                raise ValueError(f"got {name}={choice!r}, expected one of {known}")
         self.moments: Policy = moments
-        stopping = "at a growth EarlyStopping can have"
-        check_choice("early_stopping", early_stopping, get_args(Stopping), stopping)
         self.early_stopping: Stopping = early_stopping
-        failing = "after a growth that fails a run can"
-        check_choice("on_failure", on_failure, get_args(OnFailure), failing)
         self.on_failure: OnFailure = on_failure
         if on_failure == "continue" and any(growth.data for growth in growths):
             raise ValueError(

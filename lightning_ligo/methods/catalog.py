@@ -29,10 +29,9 @@ _PRE_NORM = (
     "stand in the stream itself, for widths that divide and no new layers"
 )
 _LEARNING = "100 steps (the paper); AdamW 0.9, 0.95, gradients clipped to 1, 10 steps of warmup; "
-_NONE = "none"
 
 _LEMON = Width(uneven_copies, uneven_isometry)  # also of methods that are about depth
-_SILENT = Depth(interpolated, "silent")  # also of methods that are about width
+_ZERO_OUTPUT = Depth(interpolated, "zero_output")  # also of methods that are about width
 
 _METHODS = (
     Method(
@@ -42,10 +41,10 @@ _METHODS = (
         source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
         keeps_function=True,
         conditions=f"at the start, {_PRE_NORM}",
-        parts="yes, by unequal shares, and by learning",
+        breaks_symmetry="yes, by unequal shares, and by learning",
         settings=_LEARNING + "rate 1e-3, the highest that does not harm a lossless start in trials",
         width=replace(_LEMON, learns="both"),
-        depth=replace(_SILENT, learned=True),
+        depth=replace(_ZERO_OUTPUT, learned=True),
         steps=100,
         learning_rate=1e-3,
         warmup=10,
@@ -58,10 +57,10 @@ _METHODS = (
         source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
         keeps_function=True,
         conditions=f"at the start, {_PRE_NORM}",
-        parts="yes, by unequal shares, and by learning",
+        breaks_symmetry="yes, by unequal shares, and by learning",
         settings=_LEARNING + "rate 1e-3, as ligo; rank 8, ours",
         width=replace(_LEMON, learns="low-rank", rank=8),
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
         steps=100,
         learning_rate=1e-3,
         warmup=10,
@@ -74,7 +73,7 @@ _METHODS = (
         source="LiGO (ICLR 2023), as its released code defines it",
         keeps_function=False,
         conditions="Aᵀ B is not I, and layers are mixed",
-        parts="yes, nothing is copied",
+        breaks_symmetry="yes, nothing is copied",
         settings=_LEARNING + "rate 3e-3, the best for starts that are not lossless in trials",
         width=Width(random_rows, random_rows, "lower", ties="flow", rescales=False),
         depth=Depth(noisy_stack, learned=True, always=True),
@@ -90,11 +89,11 @@ _METHODS = (
         source="LEMON (ICLR 2024)",
         keeps_function=True,
         conditions=_PRE_NORM,
-        parts="yes, readers weigh copies unequally, so that their gradients differ",
+        breaks_symmetry="yes, readers weigh copies unequally, so that their gradients differ",
         settings="shares of two copies from [1/3, 2/3] (ours); the paper goes on at its peak "
         "learning rate and decays faster",
         width=_LEMON,
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="net2net",
@@ -106,11 +105,11 @@ _METHODS = (
         conditions=f"{_PRE_NORM}; under a norm entries are copied equally often and the mean of "
         "all fills up (lemon's expansion: the paper has no such norm); a new layer of a chain is "
         "the identity only with activations that repeat themselves, as ReLU does",
-        parts="yes, by the noise; without it (noise=0) never",
+        breaks_symmetry="yes, by the noise; without it (noise=0) never",
         settings="noise 0.01 of the weights, as W + N and W - N for two copies; the paper adds a "
         "small noise that does not cancel",
         width=Width(random_copies, even_isometry, noise=0.01),
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="bert2bert",
@@ -121,8 +120,7 @@ _METHODS = (
         keeps_function=False,
         conditions="stacked layers add to the stream again; in width alone it does where no norm "
         "averages over the axis",
-        parts="no: copies with equal shares have equal gradients; dropout alone parts them",
-        settings=_NONE,
+        breaks_symmetry="no: copies with equal shares have equal gradients; only dropout does",
         width=Width(fpi_copies, even_isometry),
         depth=Depth(stacked),
     ),
@@ -134,9 +132,8 @@ _METHODS = (
         source="bert2BERT (ACL 2022), advanced knowledge initialization (AKI), then stacked",
         keeps_function=False,
         conditions="new entries are those of another layer, and stacked layers add again",
-        parts="yes inside layers, whose new entries are no copies; no on the stream between them",
-        settings=_NONE,
-        width=Width(fpi_copies, even_isometry, ahead=True),
+        breaks_symmetry="yes inside layers, where new entries are no copies; no on the stream",
+        width=Width(fpi_copies, even_isometry, from_next_layer=True),
         depth=Depth(stacked),
     ),
     Method(
@@ -146,10 +143,10 @@ _METHODS = (
         source="HyperCloning (2024)",
         keeps_function=True,
         conditions="lengths must be whole multiples, others are refused",
-        parts="never without noise (see hypercloning-noisy): copies have equal gradients",
+        breaks_symmetry="never without noise (see hypercloning-noisy): copies have equal gradients",
         settings="no noise, as its released code",
         width=Width(tiles, even_isometry, whole=True),
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="hypercloning-noisy",
@@ -158,10 +155,10 @@ _METHODS = (
         source="HyperCloning (2024), its option for noise",
         keeps_function=True,
         conditions="lengths must be whole multiples, others are refused",
-        parts="yes, by the noise",
+        breaks_symmetry="yes, by the noise",
         settings="noise 0.1 of the weights (20 dB); its released code leaves it to the user",
         width=Width(tiles, even_isometry, whole=True, noise=0.1),
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="staged",
@@ -172,7 +169,7 @@ _METHODS = (
         keeps_function=True,
         conditions="all lengths must grow by one whole multiple, others are refused; new layers "
         "where a layer without biases and norm gains adds nothing to a stream",
-        parts="no: the networks have equal gradients; dropout alone parts them",
+        breaks_symmetry="no: the networks have equal gradients; only dropout does",
         settings="the paper goes on with Adam's first moment halved and the second quartered, as "
         "moments='map' does, and grows when the loss falls slowly",
         width=Width(tiles, even_isometry, whole=True, diagonal=True),
@@ -186,12 +183,12 @@ _METHODS = (
         source="SPARKLING (ICML 2026), equation 17, copies on both sides",
         keeps_function=False,
         conditions="yet it does for whole multiples, where a is 1 over their number",
-        parts="no: the paper parts copies by Adam's moments, kept for old entries and zero for new "
-        "ones (moments='keep-old-zero-new'), and by a learning rate of new parameters that warms "
-        "up again (Rate)",
+        breaks_symmetry="no: in the paper Adam's moments do, kept for old entries and zero for new "
+        "ones (moments='keep-old-zero-new'), and a learning rate that warms up again for new "
+        "parameters (Rate)",
         settings="the paper's learning rate is Rate(rewarm=250, peak=1.3)",
         width=Width(rms_copies, even_isometry),
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="stack",
@@ -200,8 +197,7 @@ _METHODS = (
         source="StackBERT (ICML 2019)",
         keeps_function=False,
         conditions="stacked layers add to the stream again",
-        parts="yes, copies of a layer see other inputs",
-        settings=_NONE,
+        breaks_symmetry="yes, copies of a layer see other inputs",
         width=_LEMON,
         depth=Depth(stacked),
     ),
@@ -212,7 +208,7 @@ _METHODS = (
         source="G_stack (NeurIPS 2024), depthwise stacking",
         keeps_function=False,
         conditions="stacked layers add to the stream again; depths must be whole multiples",
-        parts="yes, copies of a layer see other inputs",
+        breaks_symmetry="yes, copies of a layer see other inputs",
         settings="the paper's growth factors are 2 to 4",
         width=_LEMON,
         depth=Depth(stacked, whole=True),
@@ -224,8 +220,7 @@ _METHODS = (
         source="Chang et al. (ICLR 2018); LiGO (ICLR 2023), appendix A",
         keeps_function=False,
         conditions="copied layers add to the stream again",
-        parts="yes, copies of a layer see other inputs",
-        settings=_NONE,
+        breaks_symmetry="yes, copies of a layer see other inputs",
         width=_LEMON,
         depth=Depth(interpolated),
     ),
@@ -237,10 +232,10 @@ _METHODS = (
         source="LLaMA-Pro (ACL 2024), block expansion",
         keeps_function=True,
         conditions=_PRE_NORM,
-        parts="yes, output projections learn first",
+        breaks_symmetry="yes, output projections learn first",
         settings="the paper trains the new blocks only; here all are, unless you freeze them",
         width=_LEMON,
-        depth=Depth(after_groups, "silent"),
+        depth=Depth(after_groups, "zero_output"),
     ),
     Method(
         name="msg",
@@ -251,9 +246,9 @@ _METHODS = (
         keeps_function=True,
         conditions="while c is 0, whatever the new weights are; heads must keep their size, and a "
         "checkpoint that is tested by itself before c is 1 has all its new parts let in",
-        parts="yes, nothing is copied but layers, which see other inputs",
+        breaks_symmetry="yes, nothing is copied but layers, which see other inputs",
         settings="a linear ramp of 100 steps (ours; the example of its released code: 5 of 100)",
-        width=Width(upper_left, upper_left, rest="built", rescales=False),
+        width=Width(upper_left, upper_left, rest="fresh", rescales=False),
         depth=Depth(stacked),
         ramp=100,
     ),
@@ -264,10 +259,9 @@ _METHODS = (
         source="zero padding, the plainest growth",
         keeps_function=False,
         conditions="yet it does where no norm averages over the axes that grow",
-        parts="no: new entries are all zero and have no gradient, unless norms shift them",
-        settings=_NONE,
+        breaks_symmetry="no: new entries are zero and have no gradient, unless norms shift them",
         width=Width(upper_left, upper_left, rescales=False),
-        depth=Depth(first_layers, "silent"),
+        depth=Depth(first_layers, "zero_output"),
     ),
     Method(
         name="copy",
@@ -276,10 +270,9 @@ _METHODS = (
         source="DirectCopy, a baseline of bert2BERT (ACL 2022)",
         keeps_function=False,
         conditions="what was built adds to everything",
-        parts="yes, nothing is copied twice",
-        settings=_NONE,
-        width=Width(upper_left, upper_left, rest="built", rescales=False),
-        depth=Depth(first_layers, "built"),
+        breaks_symmetry="yes, nothing is copied twice",
+        width=Width(upper_left, upper_left, rest="fresh", rescales=False),
+        depth=Depth(first_layers, "fresh"),
     ),
     Method(
         name="random",
@@ -288,12 +281,11 @@ _METHODS = (
         source="training from scratch",
         keeps_function=False,
         conditions="nothing is taken from the small network",
-        parts="yes, nothing is copied",
-        settings=_NONE,
+        breaks_symmetry="yes, nothing is copied",
     ),
 )
 METHODS = {method.name: method for method in _METHODS}
-DEFAULT = "stack+copy"  # of all at equal FLOPs, one of the two best: recipes/README.md
+DEFAULT = "stack+copy"  # one of the two best at equal FLOPs: recipes/README.md
 
 
 def method_named(name: str) -> Method:

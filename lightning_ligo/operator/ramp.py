@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.axes import uses_of
+from lightning_ligo.operator.masks import is_new
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.plan.plan import Plan, Row
 
@@ -55,7 +56,7 @@ class Ramp:
         self._shown: list[tuple[nn.Module, str]] = []
         self._norms = []
         for row, module, kind in _norms(operator.plan, large):
-            new = operator.widths.anew(row)
+            new = is_new(operator.widths, row)
             vars(module)["forward"] = functools.partial(self._normed, module, kind, new)
             self._norms.append(module)
         self._hooks = [
@@ -126,7 +127,7 @@ def _masked(
                 owners.setdefault(parameter, []).append((module, name))
     parameters = dict(large.named_parameters())
     for row in operator.plan.rows:
-        entries = operator.widths.anew(row, "consumes").float()
+        entries = is_new(operator.widths, row, form="consumes").float()
         acts = row.writes or row.passes
         layers = operator.depths.new(row).tolist() if acts else [False] * len(row.large_names)
         for name, new in zip(row.large_names, layers, strict=True):
