@@ -47,7 +47,7 @@ class Start(Protocol):
     ) -> Map: ...
 
 
-# What is copied -------------------------------------------------------------------------------
+# Copies -----------------------------------------------------------------------------------
 
 
 def _cycle(small: int, large: int) -> Tensor:
@@ -66,7 +66,7 @@ def _even_random(small: int, large: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.arange(small), *cycles])
 
 
-def _uneven(small: int, length: int, generator: torch.Generator) -> Tensor:
+def _uneven(length: int, generator: torch.Generator) -> Tensor:
     return 1 + torch.rand(length, dtype=torch.float64, generator=generator)
 
 
@@ -76,13 +76,22 @@ def _shares(small: int, index: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _averaged(
-    small: int, large: int, normed: str | None, index: Tensor, produces: Tensor, shares: Tensor
+    small: int,
+    large: int,
+    normed: str | None,
+    index: Tensor,
+    shares: Tensor,
+    uneven: Tensor | None,
 ) -> Map:
-    """The map of these copies; entries that are left over keep what a norm sees.
+    """The map of these copies; the remaining entries keep the statistics of a norm.
 
-    Under a layer norm they hold the mean of all entries, under an RMS norm zero; readers pass them
-    by. Both keep what the norm divides by once the stream is multiplied by ``sqrt(L / copied)``.
+    They hold the mean of all entries under a layer norm, and zero under an RMS norm; readers ignore
+    them. Both keep the divisor of the norm once the stream is multiplied by ``sqrt(L / copied)``.
+    ``uneven`` shares make the copies themselves unequal.
     """
+    produces = torch.ones_like(shares)
+    if uneven is not None:
+        produces = uneven * torch.bincount(index, minlength=small)[index]
     left = large - len(index)
     held = float(normed == "layer")
     index = torch.cat([index, torch.full((left,), small)])
@@ -110,11 +119,8 @@ def uneven_copies(
     Source: LEMON (ICLR 2024), equal shares: Net2Net (ICLR 2016).
     """
     index = _cycle(small, large - large % small if normed else large)
-    shares = _shares(small, index, _uneven(small, len(index), generator))
-    produces = torch.ones_like(shares)
-    if zero_output:
-        produces = shares * torch.bincount(index, minlength=small)[index]
-    return _averaged(small, large, normed, index, produces, shares)
+    shares = _shares(small, index, _uneven(len(index), generator))
+    return _averaged(small, large, normed, index, shares, shares if zero_output else None)
 
 
 def random_copies(
@@ -124,24 +130,21 @@ def random_copies(
 
     ``B[i, g(i)] = 1`` with ``g(i) = i`` for i < S and random beyond, ``A = B / count``. Where a
     norm averages over the axis every entry is copied equally often, in random order, and the rest
-    is as in `_averaged`; the paper knows no such norm. Inside a ``zero_output`` layer the copies are
+    is as in `_averaged`; the paper has no such norm. In a layer with ``zero_output`` the copies are
     made unequal, as in `uneven_copies`.
 
     Source: Net2Net (ICLR 2016), Net2WiderNet.
     """
     index = (_even_random if normed else _random)(small, large, generator)
     shares = _shares(small, index, torch.ones(len(index), dtype=torch.float64))
-    produces = torch.ones_like(shares)
-    if zero_output:
-        uneven = _shares(small, index, _uneven(small, len(index), generator))
-        produces = uneven * torch.bincount(index, minlength=small)[index]
-    return _averaged(small, large, normed, index, produces, shares)
+    uneven = _shares(small, index, _uneven(len(index), generator)) if zero_output else None
+    return _averaged(small, large, normed, index, shares, uneven)
 
 
 def fpi_copies(
     small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
-    """`random_copies` that take no notice of norms.
+    """`random_copies` that ignore norms.
 
     Source: bert2BERT (ACL 2022), function-preserving initialization.
     """
@@ -173,7 +176,7 @@ def rms_copies(small: int, large: int, *_: object) -> Map:
 
 
 def upper_left(small: int, large: int, *_: object) -> Map:
-    """``B = A = [I; 0]``: old entries stay, nothing is known of new ones."""
+    """``B = A = [I; 0]``: old entries stay, new ones have no source."""
     index = torch.arange(large).clamp(max=small)
     both = Copies(index, (index < small).double())
     return Map(both, both)
@@ -194,14 +197,14 @@ def random_rows(
 
 # An axis that queries and keys are contracted over ------------------------------------------------
 # Both sides of the contraction are written, so both grow by ``B``, and the product is kept when
-# ``Bᵀ B = I``; what it is divided by is made up for by the operator.
+# ``Bᵀ B = I``; the operator corrects for the number that it is divided by.
 
 
 def uneven_isometry(
     small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
     """Copies whose weights are the roots of unequal shares that sum to 1."""
-    return _isometry(small, large, _uneven(small, large, generator))
+    return _isometry(small, large, _uneven(large, generator))
 
 
 def even_isometry(small: int, large: int, *_: object) -> Map:

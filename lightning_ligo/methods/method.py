@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning_ligo.methods.maps import Start
 from lightning_ligo.methods.mixes import Mix
@@ -188,17 +188,16 @@ def combined(depth: Method, width: Method) -> Method:
         for part, learns in ((depth, depth.depth.learned), (width, width.width.learns != "nothing"))
         if learns
     ]
+    both: dict[str, Any] = {
+        words: f"depth: {getattr(depth, words)}; width: {getattr(width, words)}"
+        for words in ("idea", "equation", "source", "conditions", "settings")
+    }
     return replace(
         width,
         name=name,
-        idea=f"depth: {depth.idea}; width: {width.idea}",
-        equation=f"depth: {depth.equation}; width: {width.equation}",
-        source=f"depth: {depth.source}; width: {width.source}",
         keeps_function=depth.keeps_function and width.keeps_function,
-        conditions=f"depth: {depth.conditions}; width: {width.conditions}",
-        breaks_symmetry=width.breaks_symmetry,
-        settings=f"depth: {depth.settings}; width: {width.settings}",
         depth=depth.depth,
+        **both,
         steps=max((part.steps for part in learning), default=0),
         learning_rate=min((part.learning_rate for part in learning), default=0.0),
         warmup=max((part.warmup for part in learning), default=0),

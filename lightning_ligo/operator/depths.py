@@ -45,9 +45,9 @@ class Depths(nn.Module):
             self._rows.setdefault(row.stack or "", []).append(row)
         self._bare = {row.stack for row in plan.rows} - {row.stack for row in plan.buffers}
         for row in plan.rows:
-            if depth is None or not row.small_names or not self.mixed(row):
+            if depth is None or not row.small_names or not self.mixed(row.stack):
                 continue
-            mix = self._start(row, depth, generator)
+            mix = self._start_of(row, generator)
             if not bool(mix.any(1).all()):
                 self._zero[row.pattern] = (~mix.any(1)).to(device)
             if depth.learned:
@@ -57,24 +57,30 @@ class Depths(nn.Module):
             else:
                 self._fixed[row.pattern] = mix.to(device, dtype)
 
-    def mixed(self, row: Row) -> bool:
-        """Whether the layers of a parameter are mixed, or picked from others."""
-        if row.stack is None:
-            return False
-        small, large = self.plan.depths[row.stack]
-        return small != large or (self.depth is not None and self.depth.always)
+    def mixed(self, stack: str | None) -> bool:
+        """Whether the layers of a stack are mixed, or picked from others."""
+        small, large = self._lengths(stack)
+        always = self.depth is not None and self.depth.always
+        return stack is not None and (small != large or always)
 
-    def sources(self, row: Row) -> Tensor:
+    def sources(self, stack: str | None) -> Tensor:
         """(g): the small layer that each large layer mostly comes from."""
-        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
+        small, large = self._lengths(stack)
+        cycle = torch.arange(large) % small
         if self.depth is None or small == large:
-            return torch.arange(large) % small
-        source = sources(self._mix(self.depth, small, large))
-        return torch.where(source < 0, torch.arange(large) % small, source)
+            return cycle
+        source = sources(self._start(stack))
+        return torch.where(source < 0, cycle, source)
+
+    def new(self, stack: str | None) -> Tensor:
+        """(g): whether a layer is new, see `Depth`."""
+        if self.depth is None or not self.mixed(stack):
+            return torch.zeros(self._lengths(stack)[1], dtype=torch.bool)
+        return added_layers(self._start(stack))
 
     def multiplies(self, row: Row) -> bool:
         """Whether a matrix mixes the layers; otherwise they are picked."""
-        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+        mix = self._mix(row)
         return mix is not None and mix.dim() == 2
 
     def learns(self, row: Row) -> bool:
@@ -83,11 +89,8 @@ class Depths(nn.Module):
 
     def zero_output(self, stack: str) -> list[bool]:
         """For every layer of a large stack, whether its output starts as zero."""
-        small, large = self.plan.depths[stack]
-        if self.depth is None or (small == large and not self.depth.always):
-            return [False] * large
-        new = added_layers(self._mix(self.depth, small, large)).tolist()
-        return new if self.new_kind(stack) == "zero_output" else [False] * large
+        new = self.new(stack).tolist()
+        return new if any(new) and self.new_kind(stack) == "zero_output" else [False] * len(new)
 
     def new_kind(self, stack: str) -> New:
         """The kind of a new layer of a stack, see `Depth`."""
@@ -101,9 +104,9 @@ class Depths(nn.Module):
 
     def grow(self, x: Tensor, row: Row) -> Tensor:
         """Mix the layers of a parameter, still in the small space: (l, ...) to (g, ...)."""
-        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+        mix = self._mix(row)
         if mix is None:  # a buffer, or a parameter in no stack that grows
-            layers = self.sources(row).to(x.device)
+            layers = self.sources(row.stack).to(x.device)
             return x if len(layers) == len(x) else x.index_select(0, layers)
         if mix.dim() == 2:
             return torch.tensordot(mix, x, dims=1)
@@ -118,24 +121,21 @@ class Depths(nn.Module):
         output only the output projection has a gradient: that of its source, which writes into the
         same stream one layer before. A layer that is the identity, or fresh, has none.
         """
-        if row.stack is None or not self.mixed(row):
-            return torch.eye(len(row.small_names))
-        assert self.depth is not None
-        small, large = self.plan.depths[row.stack]
-        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
-        assert mix is not None
+        mix, small = self._mix(row), len(row.small_names)
+        if mix is None or row.stack is None:
+            return torch.eye(small)
         mix = mix.detach().cpu() if mix.dim() == 2 else _picked(mix.cpu(), small)
         kind = self.new_kind(row.stack)
         if kind != "copied":
-            source = _picked(sources(self._mix(self.depth, small, large)), small)
+            source = _picked(sources(self._start(row.stack)), small)
             source = source * float(kind == "zero_output" and row.writes)
-            mix = mix.where(~self.new(row)[:, None], source)
+            mix = mix.where(~self.new(row.stack)[:, None], source)
         return mix
 
     def old(self, row: Row) -> Tensor:
         """(g, l): the small layer that each old layer is, one-hot; zero for new layers."""
-        small = _picked(self.sources(row), len(row.small_names))
-        return small * ~self.new(row)[:, None]
+        small = _picked(self.sources(row.stack), len(row.small_names))
+        return small * ~self.new(row.stack)[:, None]
 
     def neutral(self, row: Row, like: Tensor) -> Tensor | None:
         """The weights by which a new layer changes nothing, where these are not zero.
@@ -154,27 +154,29 @@ class Depths(nn.Module):
 
     def fresh(self, row: Row) -> Tensor | None:
         """(g): whether a layer stays as the large network was built; None if none does."""
-        if self.depth is None or self.depth.new != "fresh" or not self.mixed(row):
+        if self.depth is None or self.depth.new != "fresh" or not self.mixed(row.stack):
             return None
-        return self.new(row)
-
-    def new(self, row: Row) -> Tensor:
-        """(g): whether a layer is new, see `Depth`."""
-        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
-        if self.depth is None or not self.mixed(row):
-            return torch.zeros(large, dtype=torch.bool)
-        return added_layers(self._mix(self.depth, small, large))
+        return self.new(row.stack)
 
     # The start ---------------------------------------------------------------------------------
 
-    def _mix(
-        self, depth: Depth, small: int, large: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return depth.mix(small, large, generator or torch.Generator().manual_seed(0))
+    def _lengths(self, stack: str | None) -> tuple[int, int]:
+        return self.plan.depths[stack] if stack else (1, 1)
 
-    def _start(self, row: Row, depth: Depth, generator: torch.Generator) -> Tensor:
+    def _mix(self, row: Row) -> Tensor | None:
+        """The mix of a parameter, (g, l), or (g) if layers are picked; None if neither."""
+        return self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+
+    def _start(self, stack: str | None, generator: torch.Generator | None = None) -> Tensor:
+        """Start the mix of one module of a stack."""
+        assert self.depth is not None
+        generator = generator or torch.Generator().manual_seed(0)
+        return self.depth.mix(*self._lengths(stack), generator)
+
+    def _start_of(self, row: Row, generator: torch.Generator) -> Tensor:
+        """Start the mix of one parameter, without sources where a new layer has other weights."""
         assert row.stack is not None
-        mix = self._mix(depth, *self.plan.depths[row.stack], generator)
+        mix = self._start(row.stack, generator)
         scales = any(use.role == "scales" for product in row.dims for use in uses_of(product))
         zero = {
             "copied": False,

@@ -91,11 +91,11 @@ def fit(
 ) -> Fit:
     """Minimise ``loss(large, batch)`` over the operator's coefficients.
 
-    The loss is computed with generated parameters; both networks stay as they are. AdamW (0.9, 0.95)
-    without decay, gradients clipped to norm 1, the rate rising over ``warmup`` steps and then
-    falling linearly to zero. ``on_step(step, loss)`` is called after every step, from 1. Where
-    several processes learn one operator, each on its own batches, ``average`` takes a tensor to its
-    mean over them. If the step of one fails, all others get a loss of nan, and none waits for it.
+    The loss is computed with generated parameters; both networks stay as they are. The optimizer is
+    AdamW (0.9, 0.95) without decay. Gradients are clipped to norm 1. The rate rises over ``warmup``
+    steps and then falls linearly to zero. ``on_step(step, loss)`` is called after every step, from
+    1. Where several processes learn one operator, each on its own batches, ``average`` takes a
+    tensor to its mean over them; if one process fails, all others get a loss of nan.
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; the operator is then useless,

@@ -33,8 +33,8 @@ def grow(
 
     The networks are called with ``args`` and ``kwargs`` to find their axes, the large one with
     ``large_inputs``, by name, if it needs others (larger images). ``override`` names axes that
-    tracing cannot find, see `trace`. A method that learns calls ``loss(network, batch)`` for batches
-    from ``batches``; ``steps`` and ``learning_rate`` are the method's own unless given.
+    tracing cannot find, see `trace`. A method that learns calls ``loss(network, batch)`` on
+    ``batches``; ``steps`` and ``learning_rate`` are the method's own unless given.
 
     A method with a ramp (msg) masks nothing here: give the operator and ``large`` to `Ramp`.
 

@@ -19,9 +19,9 @@ from lightning_ligo.plan.plan import Row
 Combine = Callable[[Tensor, Tensor], Tensor]
 
 
-def is_reached(widths: Widths, row: Row) -> Tensor:
-    """Whether a large entry is made of any small one."""
-    return _outer(widths, row, lambda span: widths.reached[span.name], True, torch.logical_and)
+def is_unreached(widths: Widths, row: Row) -> Tensor:
+    """Whether a large entry is made of no small one."""
+    return _outer(widths, row, lambda span: ~widths.reached[span.name])
 
 
 def is_new(widths: Widths, row: Row, form: str | None = None, role: str | None = None) -> Tensor:
@@ -31,7 +31,7 @@ def is_new(widths: Widths, row: Row, form: str | None = None, role: str | None =
         counts = form in (None, span.form) and role in (None, span.role)
         return (torch.arange(span.large) >= span.small) & counts
 
-    return _outer(widths, row, of, False, torch.logical_or)
+    return _outer(widths, row, of)
 
 
 def diagonal(widths: Widths, row: Row) -> Tensor | None:
@@ -93,13 +93,11 @@ def _grows_as(widths: Widths, product: Product, reading: bool) -> bool:
     return any((span.role == "consumes") == reading for span in widths.spans(product))
 
 
-def _outer(
-    widths: Widths, row: Row, of: Callable[[Span], Tensor], other: bool, combine: Combine
-) -> Tensor:
-    """The values of the entries of a large parameter, from those along its dimensions."""
-    total = torch.tensor(other)
+def _outer(widths: Widths, row: Row, of: Callable[[Span], Tensor]) -> Tensor:
+    """Whether something is true of a large entry along any dimension."""
+    total = torch.tensor(False)
     for dim in row.dims:
-        total = combine(total.unsqueeze(-1), _over(widths, dim, of, other, combine))
+        total = total.unsqueeze(-1) | _over(widths, dim, of, False, torch.logical_or)
     return total
 
 

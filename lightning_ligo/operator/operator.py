@@ -16,7 +16,7 @@ from lightning_ligo.methods.method import Method, Width
 from lightning_ligo.operator.depths import Depths
 from lightning_ligo.operator.limits import changes, refuse
 from lightning_ligo.operator.low_rank import add_low_rank, is_low_rank
-from lightning_ligo.operator.masks import diagonal, is_new, is_reached, noise
+from lightning_ligo.operator.masks import diagonal, is_new, is_unreached, noise
 from lightning_ligo.operator.widths import Widths
 from lightning_ligo.plan.plan import Plan, Row
 
@@ -146,11 +146,11 @@ class Operator(nn.Module):
             if not row.small_names:
                 parents.update({name: [self._alike(name)] for name in row.large_names})
                 continue
-            layers = self.depths.sources(row).tolist()
+            layers = self.depths.sources(row.stack).tolist()
             for name, source in zip(row.large_names, layers, strict=True):
                 first = row.small_names[source]
                 mixed = [other for other in row.small_names if other != first]
-                parents[name] = [first, *(mixed if self.depths.mixed(row) else [])]
+                parents[name] = [first, *(mixed if self.depths.mixed(row.stack) else [])]
                 if self.method.takes_nothing:
                     parents[name] = [first, first]
         return parents
@@ -163,7 +163,7 @@ class Operator(nn.Module):
                 new |= {name: torch.ones(row.large, dtype=torch.bool) for name in row.large_names}
                 continue
             entries = is_new(self.widths, row).expand(row.large)
-            layers = zip(row.large_names, self.depths.new(row), strict=True)
+            layers = zip(row.large_names, self.depths.new(row.stack), strict=True)
             new |= {name: entries | layer for name, layer in layers}
         return new
 
@@ -244,7 +244,7 @@ class Operator(nn.Module):
         width = self.method.width
         entries = None
         if width is not None and width.rest == "fresh" and self.widths.grows(row):
-            entries = ~is_reached(self.widths, row)
+            entries = is_unreached(self.widths, row)
         if layers is None:
             return entries
         layers = layers.view(-1, *[1] * len(row.large))

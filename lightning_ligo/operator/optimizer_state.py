@@ -5,6 +5,8 @@ Shapes: g layers of the large stack, l of the small one.
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -12,9 +14,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Size, Tensor
 
-from lightning_ligo.operator.gradients import grow_gradient, is_resized, pad_zeros
+from lightning_ligo.axes.axes import uses_of
+from lightning_ligo.methods.forms import along
+from lightning_ligo.operator.masks import diagonal
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.plan.plan import Row
+from lightning_ligo.operator.widths import Span, Widths
+from lightning_ligo.plan.plan import Plan, Row
 
 Policy = Literal["map", "keep-old-zero-new", "reset"]
 States = Mapping[str, Mapping[str, Any]]
@@ -35,7 +40,7 @@ POWERS = {
 def grow_states(operator: Operator, states: States, policy: Policy = "map") -> dict[str, Any]:
     """Grow the optimizer state, by parameter name; a parameter without any starts fresh.
 
-    A parameter that does not grow keeps its state, the same tensors, under every policy. The others:
+    Parameters that do not grow keep their state, the same tensors, under every policy. The others:
 
     - ``map``: a gradient of ``W_large = B_out W A_inᵀ`` is ``A_out G B_inᵀ``, as ``A`` reads what
       ``B`` writes. First moments grow like this. Second moments grow with every entry of the forms
@@ -49,9 +54,9 @@ def grow_states(operator: Operator, states: States, policy: Policy = "map") -> d
 
     These have no state under any policy: new zero-output layers, except their output projection;
     new layers that are the identity or fresh; resized tables; all parameters, if the method takes
-    nothing from the small network. Fresh entries of other parameters have zero. Single numbers, such
-    as the step, come from the source of a layer. Tensors are recognised by the names in `POWERS`; a
-    parameter with any other tensor starts fresh, with a warning.
+    nothing from the small network. Fresh entries of other parameters have zero. Single numbers,
+    such as the step, come from the source of a layer. Tensors are recognised by the names in
+    `POWERS`; a parameter with any other tensor starts fresh, with a warning.
 
     Args:
         operator: the operator that has grown the network.
@@ -70,10 +75,12 @@ def grow_states(operator: Operator, states: States, policy: Policy = "map") -> d
         layers = [states.get(name) or {} for name in row.small_names]
         if not any(layers):
             continue
-        if not (operator.widths.grows(row) or operator.depths.mixed(row) or row.small != row.large):
+        if not (
+            operator.widths.grows(row) or operator.depths.mixed(row.stack) or row.small != row.large
+        ):
             pairs = zip(row.large_names, layers, strict=True)
             grown |= {name: state for name, state in pairs if state}
-        elif policy != "reset" and not is_resized(operator.plan, row):
+        elif policy != "reset" and not _is_resized(operator.plan, row):
             strange = {key for state in layers for key in state if _strange(key, state, row.small)}
             unknown |= strange
             grown |= {} if strange else _grown(operator, row, layers, policy)
@@ -116,10 +123,70 @@ def _grown(
         small = small.to(operator.dtype)
         small = torch.tensordot(mix.to(small) ** POWERS[key], small, dims=1)
         if mapped:
-            large = grow_gradient(operator.widths, small, row, POWERS[key])
+            large = _grow_gradient(operator.widths, small, row, POWERS[key])
         else:
-            large = pad_zeros(operator.widths, small, row)
+            large = _pad_zeros(operator.widths, small, row)
         for state, value in zip(states, large.to(first.dtype), strict=True):
             state[key] = value.clone(memory_format=torch.contiguous_format)
     names = zip(row.large_names, states, has, strict=True)
     return {name: state for name, state, any_ in names if any_}
+
+
+# Growing a gradient -----------------------------------------------------------------------------
+
+
+def _is_resized(plan: Plan, row: Row) -> bool:
+    """Whether a dimension grows that is resized, such as positions, and has no map."""
+    uses = [use for product in row.dims for use in uses_of(product)]
+    return any(plan.facts[use.axis].resize and plan.grows((use,)) for use in uses)
+
+
+def _grow_gradient(widths: Widths, x: Tensor, row: Row, power: int = 1) -> Tensor:
+    """(g, *small shape) to (g, *large shape), for a gradient or a mean of its squares.
+
+    A parameter that is written with ``B`` is read with ``A``, and its gradient comes back through
+    the reader: the forms change roles. For ``W_large = B_out W A_inᵀ`` it is ``A_out G B_inᵀ``.
+    For squares, ``power`` 2, the entries of both forms are squared.
+    """
+    grown = widths.grow(x, row, functools.partial(_widen, widths, power))
+    repeats = math.prod(widths.plan.length(dim)[0] for dim in row.dims) // math.prod(row.small)
+    if repeats > 1:  # each copy of a shared head has a share of its gradient
+        grown = grown / repeats**power
+    if widths.width is not None and widths.width.diagonal:
+        mask = diagonal(widths, row)
+        grown = grown if mask is None else grown * (mask > 0).to(grown)
+    return grown
+
+
+def _pad_zeros(widths: Widths, x: Tensor, row: Row) -> Tensor:
+    """(g, *small shape) to (g, *large shape), with zeros for new entries."""
+
+    def widen(x: Tensor, dim: int, span: Span) -> Tensor:
+        new = x.new_zeros(*x.shape[:dim], span.large - span.small, *x.shape[dim + 1 :])
+        return torch.cat([x, new], dim)
+
+    return widths.grow(x, row, widen)
+
+
+def _widen(widths: Widths, power: int, x: Tensor, dim: int, span: Span) -> Tensor:
+    span = _reader(widths, span)
+    if power == 1:
+        return widths.widen(x, dim, span)
+    fixed = widths.fixed.get(span.name)
+    if fixed is not None and not {span.name, f"{span.name}:U"} & widths.maps.keys():
+        scale = widths.starts[span.key].scale ** (2 * span.power)
+        return fixed.squared(span.small).grow(x * scale, dim)
+    layers = len(x) if widths.plan.facts[span.axis].stack else 1
+    form = widths.widen(torch.eye(span.small).to(x).expand(layers, -1, -1), 1, span)
+    return along(form.square() if layers > 1 else form[0].square(), x, dim)
+
+
+def _reader(widths: Widths, span: Span) -> Span:
+    """The span by which a gradient grows.
+
+    Queries and keys read one another as they write, by ``B``. The maps of the paper have one form.
+    """
+    contracted = widths.plan.facts[span.axis].contracted and span.form == "produces"
+    form = "produces" if contracted or span.form == "consumes" else "consumes"
+    reader = span._replace(form=form, power=-span.power)
+    return reader if reader.name in widths.reached else reader._replace(form=span.form)

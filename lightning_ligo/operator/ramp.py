@@ -129,7 +129,7 @@ def _masked(
     for row in operator.plan.rows:
         entries = is_new(operator.widths, row, form="consumes").float()
         acts = row.writes or row.passes
-        layers = operator.depths.new(row).tolist() if acts else [False] * len(row.large_names)
+        layers = operator.depths.new(row.stack).tolist() if acts else [False] * len(row.large_names)
         for name, new in zip(row.large_names, layers, strict=True):
             if new or bool(entries.any()):
                 parameter = parameters[name]

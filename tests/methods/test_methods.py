@@ -358,7 +358,7 @@ def test_what_is_added_to_copies_needs_a_start_that_copies():
     paper = ligo.METHODS["ligo-paper"]
     method = replace(paper, width=replace(paper.width, learns="low-rank", rank=1))
     with pytest.raises(
-        ValueError, match="got learns='low-rank', which adds a .* copies, but the map of"
+        ValueError, match=r"got learns='low-rank', which adds a .* copies, but the map of"
     ):
         operator(method)
 
