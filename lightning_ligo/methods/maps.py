@@ -76,12 +76,7 @@ def _shares(small: int, index: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _averaged(
-    small: int,
-    large: int,
-    normed: str | None,
-    index: Tensor,
-    shares: Tensor,
-    uneven: Tensor | None,
+    small: int, large: int, normed: str | None, index: Tensor, shares: Tensor, uneven: Tensor | None
 ) -> Map:
     """The map of these copies; the remaining entries keep the statistics of a norm.
 

@@ -109,11 +109,8 @@ class Method:
         conditions: when it does, or why it does not.
         breaks_symmetry: whether copies become different in training.
         settings: hyperparameters, and where they come from.
-        width: how axes become longer.
-        depth: how stacks become deeper.
-        steps: of learning the operator.
-        learning_rate: of learning the operator.
-        warmup: steps of learning in which the rate rises.
+        width, depth: how axes become longer, and stacks deeper.
+        steps, learning_rate, warmup: of learning the operator.
         ramp: steps of training after the growth in which new parts are let in, see `Ramp`. The maps
             must leave old entries as they are, ``[I; ...]``.
     """

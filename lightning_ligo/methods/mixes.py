@@ -1,4 +1,4 @@
-"""Depth mixes of a stack: which small layers a large layer is made of at the start.
+"""Depth mixes of a stack: the small layers that each large layer starts from.
 
 A mix is a (large x small) matrix ``w``: ``W[g] = Σ_l w[g, l] W_small[l]``. A row of zeros is a
 layer without a source.

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ligo.axes.trace import copied, evaluating, outputs_of, without_values
+from lightning_ligo.axes.trace import copied, outputs_of, without_values
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.fit import Loss, loss_and_gradients
@@ -120,7 +120,7 @@ def estimate(
 
     One step of `fit` and one of plain training run on the meta device, in evaluation mode and with
     the mean of the first output as the loss. Nothing is computed, no memory is taken and both
-    networks stay as they are. ``args``, ``kwargs`` and ``large_inputs`` are as in `pair`.
+    networks stay as they are. ``args``, ``kwargs`` and ``large_inputs`` are those of `pair`.
 
     Raises:
         Uncounted: if the networks cannot run on the meta device.
@@ -135,23 +135,21 @@ def estimate(
         >>> cost.training_flops == 64 * 2 * (2 * 4 * 20 + 3 * 20 * 2)
         True
     """
-    scalars_read = _scalars_read(small, args, kwargs)
     if large_inputs is not None:
         args, kwargs = (), dict(large_inputs)
     batch = tree_map_only(Tensor, without_values, (args, kwargs))
     small, large = copied(small, without_values), copied(large, without_values).eval()
 
     def loss(network: nn.Module, batch: Any) -> Tensor:
-        with _Reads(scalars_read):
+        with _Replay(plan.scalars_read):
             return _mean(network(*batch[0], **batch[1]))
 
     with _Held(small, large) as held:
         operator = Operator(plan, small, method)
         steps = operator.method.steps if steps is None else steps
-        steps = steps if operator.coefficients else 0
         coefficients = [p for p in operator.parameters() if p.requires_grad and steps]
         with _counted(held, coefficients) as learning:
-            if steps:
+            if coefficients:
                 loss_and_gradients(operator, large, loss, batch, coefficients)
             else:
                 torch.no_grad()(operator)(large)
@@ -160,9 +158,9 @@ def estimate(
         method=operator.method.name,
         batch=tuple(tuple(t.shape) for t in tree_leaves(batch) if isinstance(t, Tensor)),
         coefficients=operator.coefficients,
-        steps=steps,
-        learning_flops=learning.get_total_flops() if steps else 0,
-        generating_flops=_generating(operator, large, coefficients) if steps else 0,
+        steps=steps if coefficients else 0,
+        learning_flops=learning.get_total_flops() if coefficients else 0,
+        generating_flops=_generating(operator, large, coefficients) if coefficients else 0,
         training_flops=training_flops,
         learning_bytes=held.most,
         training_bytes=training_bytes,
@@ -240,29 +238,17 @@ class _Held(TorchDispatchMode):
         self.now -= size
 
 
-class _Reads(TorchDispatchMode):
-    """Record the scalars that a network reads from tensors, or replay them on the meta device."""
+class _Replay(TorchDispatchMode):
+    """Answers a network that reads scalars from tensors, which are empty on the meta device."""
 
-    def __init__(self, told: Sequence[Any] = ()) -> None:
+    def __init__(self, scalars_read: Sequence[Any]) -> None:
         super().__init__()
-        self.read: list[Any] = []
-        self._told = list(told)
+        self._scalars_read = list(scalars_read)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.ops.aten._local_scalar_dense.default:
-            return func(*args, **(kwargs or {}))
-        self.read.append(self._told.pop(0) if self._told else func(*args))
-        return self.read[-1]
-
-
-def _scalars_read(small: nn.Module, args: Any, kwargs: Any) -> list[Any]:
-    """Record the scalars that the small network reads, such as whether a mask masks anything."""
-    if any(p.is_meta for p in small.parameters()):
-        return []
-    reads = _Reads()
-    with evaluating(small), torch.no_grad(), reads:
-        small(*args, **kwargs)
-    return reads.read
+        if func is torch.ops.aten._local_scalar_dense.default and self._scalars_read:
+            return self._scalars_read.pop(0)
+        return func(*args, **(kwargs or {}))
 
 
 def short(count: float) -> str:

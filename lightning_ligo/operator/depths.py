@@ -83,10 +83,6 @@ class Depths(nn.Module):
         mix = self._mix(row)
         return mix is not None and mix.dim() == 2
 
-    def learns(self, row: Row) -> bool:
-        """Whether the mix of a parameter's layers is learned."""
-        return key_of(row.pattern) in self.mixes
-
     def zero_output(self, stack: str) -> list[bool]:
         """For every layer of a large stack, whether its output starts as zero."""
         new = self.new(stack).tolist()

@@ -39,9 +39,9 @@ def diagonal(widths: Widths, row: Row) -> Tensor | None:
 
     A reader takes the whole of one copy in place of a share of each.
     """
-    reads = [_grows_as(widths, dim, reading=True) for dim in row.dims]
-    writes = [_grows_as(widths, dim, reading=False) for dim in row.dims]
-    if not any(reads) or not any(writes):
+    roles = [{span.role == "consumes" for span in widths.spans(dim)} for dim in row.dims]
+    reads = sum(True in reading for reading in roles)
+    if not reads or not any(False in reading for reading in roles):
         return None
 
     def number(span: Span) -> Tensor:
@@ -50,10 +50,10 @@ def diagonal(widths: Widths, row: Row) -> Tensor | None:
     numbers = [
         _over(widths, dim, number, 0, torch.maximum).view(-1, *[1] * (len(row.dims) - 1 - place))
         for place, dim in enumerate(row.dims)
-        if reads[place] or writes[place]
+        if roles[place]
     ]
     same = torch.stack(torch.broadcast_tensors(*(n == numbers[0] for n in numbers))).all(0)
-    return same * (int(numbers[0].max()) + 1) ** sum(reads)
+    return same * (int(numbers[0].max()) + 1) ** reads
 
 
 def noise(widths: Widths, row: Row, like: Tensor, seed: int) -> Tensor | None:
@@ -87,10 +87,6 @@ def _paired(widths: Widths, span: Span) -> Copier:
         sign.append(paired)
     pairs = [torch.stack(part) if len(part) > 1 else part[0] for part in (index, sign)]
     return Copier.of(Copies(*pairs), span.large, torch.device("cpu"), torch.float64)
-
-
-def _grows_as(widths: Widths, product: Product, reading: bool) -> bool:
-    return any((span.role == "consumes") == reading for span in widths.spans(product))
 
 
 def _outer(widths: Widths, row: Row, of: Callable[[Span], Tensor]) -> Tensor:

@@ -187,7 +187,7 @@ class Operator(nn.Module):
         fixed = self._fixed.get(row.pattern)
         if fixed is None:
             fixed = self.widths.grow(mixed, row, self.widths.widen_fixed)
-            if torch.is_grad_enabled() and not self.depths.learns(row):
+            if torch.is_grad_enabled() and not mixed.requires_grad:
                 self._fixed[row.pattern] = fixed
         return [layer.to(small.dtype) for layer in add_low_rank(self.widths, fixed, mixed, row)]
 
@@ -219,7 +219,7 @@ class Operator(nn.Module):
         if not all(name in fresh for name in row.large_names):
             raise ValueError(
                 f"method {self.method.name!r} leaves parts of the large network as it was built; "
-                "give it, as operator(large)"
+                "call operator(large)"
             )
         built = torch.stack([fresh[name].detach() for name in row.large_names])
         return torch.where(is_fresh.to(grown.device), built.to(grown), grown)

@@ -25,14 +25,8 @@ Policy = Literal["map", "keep-old-zero-new", "reset"]
 States = Mapping[str, Mapping[str, Any]]
 """The optimizer state of every parameter that has any, by the parameter's name."""
 
-POWERS = {
-    "exp_avg": 1,
-    "momentum_buffer": 1,
-    "grad_avg": 1,
-    "exp_avg_sq": 2,
-    "max_exp_avg_sq": 2,
-    "square_avg": 2,
-}
+POWERS = dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg"), 1)
+POWERS |= dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg"), 2)
 """The tensors of torch's optimizers that are means of this power of the gradient."""
 
 

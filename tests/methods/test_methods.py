@@ -467,7 +467,7 @@ def test_an_unknown_kind_of_new_layer_lists_the_known_ones():
 
 def test_what_stays_as_it_was_built_needs_the_large_network():
     _, ours = operator("copy")
-    with pytest.raises(ValueError, match=r"as it was built; give it, as operator\(large\)"):
+    with pytest.raises(ValueError, match=r"as it was built; call operator\(large\)"):
         ours()
     assert ours(Toy(9, 12, 3).double())["embed.weight"].shape == (9, 4)
 
