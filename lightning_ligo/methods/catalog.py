@@ -100,7 +100,7 @@ _METHODS = (
         keeps_function=False,
         conditions="stacked layers add to the stream again; width alone keeps it where no norm "
         "averages over the axis",
-        breaks_symmetry="no: copies with equal shares have equal gradients; dropout alone breaks it",
+        breaks_symmetry="no: equal copies have equal gradients; dropout alone breaks it",
         width=Width(maps.fpi_copies, maps.even_isometry),
         depth=Depth(mixes.stacked),
     ),

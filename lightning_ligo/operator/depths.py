@@ -148,12 +148,6 @@ class Depths(nn.Module):
             return self._over_layers(zero, like) * eye
         return None
 
-    def fresh(self, row: Row) -> Tensor | None:
-        """(g): whether a layer stays as the large network was built; None if none does."""
-        if self.depth is None or self.depth.new != "fresh" or not self.mixed(row.stack):
-            return None
-        return self.new(row.stack)
-
     # The start ---------------------------------------------------------------------------------
 
     def _lengths(self, stack: str | None) -> tuple[int, int]:

@@ -240,15 +240,13 @@ class Operator(nn.Module):
 
     def _is_fresh(self, row: Row) -> Tensor | None:
         """Whether an entry stays as the large network was built; None if none does."""
-        layers = self.depths.fresh(row)
-        width = self.method.width
-        entries = None
+        width, depth = self.method.width, self.method.depth
+        fresh = torch.tensor(False)
+        if depth is not None and depth.new == "fresh":
+            fresh = self.depths.new(row.stack).view(-1, *[1] * len(row.large))
         if width is not None and width.rest == "fresh" and self.widths.grows(row):
-            entries = is_unreached(self.widths, row)
-        if layers is None:
-            return entries
-        layers = layers.view(-1, *[1] * len(row.large))
-        return layers if entries is None else layers | entries
+            fresh = fresh | is_unreached(self.widths, row)
+        return fresh if bool(fresh.any()) else None
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
