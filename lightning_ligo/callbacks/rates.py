@@ -1,4 +1,4 @@
-"""The learning rate after the growths of a run, applied while the optimizer steps and not else."""
+"""The learning rate after growths, applied only while the optimizer steps."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from lightning_ligo.trainer.sharding import placed
 
 
 class Rates:
-    """Has the optimizer step at another rate than its groups say.
+    """Lets the optimizer step at another learning rate than its groups have.
 
-    Schedulers read, and some multiply, the rate that stands in a group, and checkpoints hold it;
-    it is another one only while the optimizer steps, so that every scheduler goes on as it would
-    have. New entries are among old ones in one parameter, which has one rate: what the optimizer
-    has changed of them is scaled after its step.
+    Schedulers read and multiply the learning rate of a group, and checkpoints hold it. It differs
+    only while the optimizer steps, so that every schedule continues unchanged. Old and new entries
+    share a parameter and its learning rate: the update of new entries is scaled after the step.
     """
 
     def __init__(self) -> None:
         self.factor = 1.0
         self._rate, self._since = Rate(), 0
-        self._new: dict[nn.Parameter, Tensor] = {}  # whether an entry is new
+        self._new: dict[nn.Parameter, Tensor] = {}  # masks of new entries
 
     def resume(self, rates: Sequence[Rate]) -> None:
-        """These are the rates of the growths so far; no entries are known to be new."""
+        """Apply the rates of the growths so far, with no entries known to be new."""
         self.factor = math.prod(rate.factor for rate in rates)
         self._new = {}
 
     def begin(self, rate: Rate, since: int, network: nn.Module, operator: Operator) -> None:
-        """The operator has grown the network at step ``since``; this is the rate from then on."""
+        """Apply the rate of a growth at step ``since``, by this operator."""
         self.factor *= rate.factor
         self.rewarm(rate, since, network, operator)
 
@@ -52,9 +51,9 @@ class Rates:
         }
 
     def is_lost(self, rate: Rate, since: int, step: int) -> bool:
-        """Whether new entries of a growth at ``since`` are to be re-warmed, and none are known.
+        """Whether new entries of a growth at ``since`` should be re-warmed, and none are known.
 
-        So it is where a run goes on from a checkpoint.
+        True right after resuming from a checkpoint.
         """
         return not self._new and step < since + rate.steps
 
@@ -66,7 +65,7 @@ class Rates:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """In place of the strategy's step of the optimizer."""
+        """Step the optimizer; wraps the strategy's method."""
         done = trainer.global_step - self._since
         if done >= self._rate.steps:
             self._new = {}
@@ -87,7 +86,7 @@ class Rates:
 
 @contextmanager
 def scaled(optimizer: Optimizer, factor: float) -> Iterator[None]:
-    """Multiply the rates of an optimizer, but for those that are set in the meantime."""
+    """Multiply the learning rates of an optimizer, except those that are set meanwhile."""
     if factor == 1:
         yield
         return
@@ -98,6 +97,6 @@ def scaled(optimizer: Optimizer, factor: float) -> Iterator[None]:
     try:
         yield
     finally:
-        for group, rate, ours in zip(optimizer.param_groups, rates, larger, strict=True):
-            if group["lr"] is ours:
+        for group, rate, scaled_rate in zip(optimizer.param_groups, rates, larger, strict=True):
+            if group["lr"] is scaled_rate:
                 group["lr"] = rate
