@@ -98,7 +98,7 @@ def test_the_former_name_of_an_option_is_refused_with_the_new_one(config):
     callback["init_args"] = {"growths": [growth], "moments": "reset"}
     settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
     Path(config).write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match="no option moments, .* its new name: optimizer_state='r"):
+    with pytest.raises(ValueError, match=r"no option moments, .* its new name: optimizer_state='r"):
         GrowthCLI(["-c", config], run=False)
 
 
