@@ -1,4 +1,7 @@
-"""What a run spends, and how good its network is by then."""
+"""Count the FLOPs of a run, and note its curve of validations.
+
+CurveCallback does so in a run that does not grow.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,22 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_ligo.operator.flops import StepFlops
+from lightning_ligo.trainer.sandbox import evaluate, sandboxed, validation_metrics
+from lightning_ligo.trainer.sharding import shares
 
 
 class Point(NamedTuple):
-    """A validation, and what was spent until then."""
+    """A validation, and the FLOPs and seconds spent until then."""
 
     step: int  # of the optimizer
     metric: float | None
     training: int  # FLOPs of training, and of learning operators
-    evaluation: int  # FLOPs of all validations, this one too
+    evaluation: int  # FLOPs of all validations, including this one
     seconds: float
 
 
 class Accounting:
-    """What a run has spent on every size of its network, and its curve of validations."""
+    """FLOPs that a run has spent on every size of its network, and its curve of validations."""
 
     def __init__(self) -> None:
         self.training = StepFlops()
@@ -34,30 +39,30 @@ class Accounting:
 
     @property
     def total(self) -> int:
-        """FLOPs of all that was done: training, learning operators, and validations."""
+        """Total FLOPs: training, learning operators, and validations."""
         return sum(self.training.totals) + self.operator + sum(self.evaluation.totals)
 
     def begin(self, shares: int) -> None:
-        """At the start of training, or where it goes on; batches have this many parts, of ranks."""
+        """Start or resume training, where every batch has this many shares, one per rank."""
         self.training.ranks = self.evaluation.ranks = shares
         self._began = time.monotonic() - (self.curve[-1].seconds if self.curve else 0.0)
 
     def grew(self, step: int) -> None:
-        """The network has grown at this optimizer step."""
+        """Note a growth at this optimizer step."""
         self.grew_at.append(step)
 
     def note(self, step: int, metric: float | None) -> None:
-        """A validation has ended, at this optimizer step."""
+        """Note the metric of a validation at this optimizer step."""
         seconds = time.monotonic() - self._began if self._began is not None else 0.0
         training = sum(self.training.totals) + self.operator
         self.curve.append(Point(step, metric, training, sum(self.evaluation.totals), seconds))
 
     def of_evaluation(self, size: int) -> Callback:
-        """Counts, as a callback, a validation of the network of that size."""
+        """Return a callback that counts a validation of the network of this size."""
         return _OfEvaluation(self.evaluation, size)
 
     def abort(self) -> None:
-        """Stop without counting, as the step failed."""
+        """Stop without counting, as the step has failed."""
         self.training.abort()
         self.evaluation.abort()
 
@@ -79,31 +84,78 @@ class Accounting:
 
 
 class Counting(Callback):
-    """Counts the validations of a run, and its steps from where a subclass starts to."""
+    """Counts the validations of a run, and the steps that a subclass starts."""
 
-    spending: Accounting
+    accounting: Accounting
 
     def size(self, pl_module: LightningModule) -> int:
-        """The size that the network has, of those of the run."""
+        """Return how many growths the network has been through."""
         return 0
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any
     ) -> None:
         if pl_module.automatic_optimization:  # else the step goes on after it
-            self.spending.training.stop()
+            self.accounting.training.stop()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.training.stop()
+        self.accounting.training.stop()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
     ) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.spending.evaluation.start(batch, self.size(pl_module))
+            self.accounting.evaluation.start(batch, self.size(pl_module))
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.evaluation.stop()
+        self.accounting.evaluation.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.accounting.abort()
+
+
+class CurveCallback(Counting):
+    """Count FLOPs and note a validation metric, as GrowthCallback does in a run that grows.
+
+    The metric is also measured at the end of training, if the last step was not validated.
+
+    Args:
+        monitor: the validation metric.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.accounting = Accounting()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.accounting.begin(shares(trainer))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.accounting.training.start(batch, 0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._note(trainer, validation_metrics(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        curve = self.accounting.curve
+        if trainer.enable_validation and (not curve or curve[-1].step != trainer.global_step):
+            with sandboxed(trainer, pl_module, 0):
+                self._note(trainer, evaluate(trainer, self.accounting.of_evaluation(0)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.accounting.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accounting.load_state_dict(state_dict)
+
+    def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.accounting.note(trainer.global_step, metrics.get(self.monitor))
 
 
 class _OfEvaluation(Callback):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import nn
 
 from lightning_ligo.axes.override import Override
-from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.planner import of_growth
 from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build, inputs_of
@@ -86,7 +85,7 @@ def plan_pair(
     if kind_of(inputs) == kind_of(others):
         others = None
     plan = pair(one, other, large_inputs=others, override=override, **inputs)
-    cost = _cost(plan, one, other, method, None, (), inputs, others)
+    cost = _cost(plan, one, other, method, (), inputs, others)
     return Planned(small, large, plan, *cost)
 
 
@@ -125,31 +124,20 @@ class _Planner(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        growing, examining, self.planned = self.growing, self.growing.examining, []
-        small = find_network(pl_module, growing.attribute)
-        description = described(pl_module, growing.attribute)
-        with sandboxed(trainer, pl_module, growing.seed):
-            batches = examining.batches(trainer, pl_module, batch)
-            first = batches[growing.size(pl_module)]
-            args, kwargs = examining.called_with(trainer, pl_module, first, batch_idx)
-            scalars_read: Sequence[Any] = ()
-            for number, larger in examining.coming(pl_module):
-                growth = growing.growths[number - 1]
-                with of_growth(number, growth):
-                    large = sized(larger)
-                    inputs = None
-                    if number in batches:
-                        changed = trainer, pl_module, number, batches[number]
-                        inputs = examining.large_inputs(*changed)
-                    plan = examining.paired(small, large, args, kwargs, inputs, scalars_read)
-                    settings = growing.method, growing.steps
-                    cost = _cost(plan, small, large, *settings, args, kwargs, inputs)
-                args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
-                due = growing.due.get(number - 1)
-                self.planned.append(
-                    Planned(description, larger, plan, *cost, number, growth.when, due)
-                )
-                small, description, scalars_read = large, larger, plan.scalars_read
+        settings, planner, self.planned = self.growing.settings, self.growing.planner, []
+        small, coming = described(pl_module, settings.attribute), planner.coming(pl_module)
+        larger = {number: functools.partial(sized, to) for number, to in coming.items()}
+        with sandboxed(trainer, pl_module, settings.seed):
+            batches, call = planner.first_batch(trainer, pl_module, batch, batch_idx)
+            for each in planner.pairings(trainer, pl_module, larger, batches, call):
+                large, when = coming[each.number], settings.growths[each.number - 1].when
+                due = self.growing.triggers.due.get(each.number - 1)
+                cost = _cost(
+                    each.plan, each.small, each.large, settings.method, each.call.args,
+                    each.call.kwargs, each.large_inputs,
+                )  # fmt: skip
+                self.planned.append(Planned(small, large, each.plan, *cost, each.number, when, due))
+                small = large
         raise _TunerExitException
 
 
@@ -167,7 +155,6 @@ def _cost(
     small: nn.Module,
     large: nn.Module,
     method: Method,
-    steps: int | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     large_inputs: Mapping[str, Any] | None = None,
@@ -175,8 +162,7 @@ def _cost(
     """What `estimate` says, or why it cannot."""
     try:
         return estimate(
-            plan, small, large, *args, method=method, steps=steps, large_inputs=large_inputs,
-            **kwargs,
+            plan, small, large, *args, method=method, large_inputs=large_inputs, **kwargs
         ), None  # fmt: skip
     except Uncounted as error:
         return None, str(error)

@@ -151,7 +151,7 @@ _METHODS = (
         "where a layer without biases and norm gains adds nothing to a stream",
         breaks_symmetry="no: the networks have equal gradients; dropout alone breaks it",
         settings="the paper goes on with Adam's first moment halved and the second quartered, as "
-        "moments='map' does, and grows when the loss falls slowly",
+        "optimizer_state='map' does, and grows when the loss falls slowly",
         width=Width(maps.tiles, maps.even_isometry, whole=True, diagonal=True),
         depth=Depth(mixes.interpolated, "identity"),
     ),
@@ -164,7 +164,7 @@ _METHODS = (
         keeps_function=False,
         conditions="except for whole multiples, where a is 1 over their number",
         breaks_symmetry="no: in the paper Adam's moments do, kept for old entries and zero for new "
-        "ones (moments='keep-old-zero-new'), and a learning rate that warms up again for new "
+        "ones (optimizer_state='keep-old-zero-new'), and a rate that warms up again for new "
         "parameters (Rate)",
         settings="the paper's learning rate is Rate(rewarm=250, peak=1.3)",
         width=Width(maps.rms_copies, maps.even_isometry),
