@@ -18,11 +18,7 @@ from lightning_ligo.trainer.sandbox import at_device
 
 
 class DataStages:
-    """Sets attributes of the datamodule as the growths say, and rebuilds its loaders.
-
-    Args:
-        growths: all growths of the run.
-    """
+    """Sets attributes of the datamodule as the growths say, and rebuilds its loaders."""
 
     def __init__(self, growths: Sequence[Growth]) -> None:
         self._growths = growths

@@ -67,13 +67,7 @@ class Grown(NamedTuple):
 
 
 class Grower:
-    """Swaps a network for a grown one, or restores everything if that fails.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        accounting: where FLOPs are counted.
-    """
+    """Swaps a network for a grown one, or restores everything if that fails."""
 
     def __init__(self, settings: Settings, sharding: Sharding, accounting: Accounting) -> None:
         self._settings = settings

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_ligo.callbacks.accounting import Accounting, Counting
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
-from lightning_ligo.callbacks.checks import check_masks, check_run, find_network
+from lightning_ligo.callbacks.checks import check_run, find_network
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
@@ -211,7 +211,6 @@ class GrowthCallback(Counting):
         check_run(trainer, pl_module, settings, type(self))
         self._data.check(trainer)
         if is_sharded(trainer):
-            check_masks(trainer, settings.method)
             with isolated_random(settings.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
                 self._sharding.check(pl_module, settings.attribute, description)
