@@ -14,7 +14,8 @@ from lightning_ligo.methods.catalog import METHODS
 from lightning_ligo.methods.method import Depth, Method, Width
 from lightning_ligo.networks import build, describe, named
 from lightning_ligo.operator.cost import Cost, estimate
-from lightning_ligo.operator.fit import Fit, fit, grow
+from lightning_ligo.operator.fit import Fit, fit
+from lightning_ligo.operator.grow import grow
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import grow_states
 from lightning_ligo.operator.ramp import Ramp

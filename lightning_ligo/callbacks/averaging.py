@@ -1,4 +1,4 @@
-"""The averages of weights that Lightning's callbacks keep, taken through the growths of a run."""
+"""Grow the weight averages that callbacks of Lightning keep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 def averages(trainer: Trainer) -> list[LightningModule]:
-    """The averaged copies of the module, of all callbacks that keep one."""
+    """Return the averaged copies of the module, of all callbacks that keep one."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     found = []
     for callback in callbacks:
@@ -32,11 +32,10 @@ def averages(trainer: Trainer) -> list[LightningModule]:
 def grown_averages(
     trainer: Trainer, attribute: str, operator: Operator, large: nn.Module
 ) -> list[nn.Module]:
-    """The network of every average, grown by the operator that has grown the run's to `large`.
+    """Return the network of every average, grown by the operator that has made `large`.
 
-    Operators are linear, but for what they write whatever the small weights are, and the weights of
-    an average have a sum of 1: the map of an average is the average of the maps. What no small
-    parameter goes into is as in `large`.
+    An operator is affine and the weights of an average sum to 1, so the map of an average is the
+    average of the mapped networks. Parameters without a small parent are those of `large`.
     """
     grown = []
     for average in averages(trainer):
@@ -47,7 +46,7 @@ def grown_averages(
 
 
 def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> None:
-    """Put a network into every average, on the device of the one that was there."""
+    """Set the network of every average, on the device of the one before."""
     for average, network in zip(averages(trainer), networks, strict=True):
         small = network_at(average, attribute)
         device = next((parameter.device for parameter in small.parameters()), None)
@@ -56,7 +55,7 @@ def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]
 
 @contextmanager
 def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Put a network into every average, and back what was there afterwards."""
+    """Set the network of every average within the context, and restore it."""
     before = [network_at(average, attribute) for average in averages(trainer)]
     set_averages(trainer, attribute, networks)
     try:
@@ -66,27 +65,27 @@ def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module])
 
 
 def resize_averages(trainer: Trainer, attribute: str, network: nn.Module) -> None:
-    """Have every average hold a network like this one, before its weights are loaded."""
+    """Give every average a copy of this network, before its weights are loaded."""
     set_averages(trainer, attribute, [copy.deepcopy(network) for _ in averages(trainer)])
 
 
 def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Assert that every average has the parameters and buffers of the module, one for one.
+    """Check that every average has the parameters and buffers of the module, in their order.
 
-    Lightning pairs them by position, and leaves off the end of the longer list.
+    Lightning pairs them by position, and drops the end of the longer list.
 
     Raises:
         RuntimeError: naming those that differ.
     """
-    ours = _shapes(pl_module)
+    expected = _shapes(pl_module)
     for average in averages(trainer):
-        theirs = _shapes(average)
-        differ = [name for name, _ in sorted(set(ours) ^ set(theirs))]
-        if ours != theirs:
+        found = _shapes(average)
+        differ = [name for name, _ in sorted(set(expected) ^ set(found))]
+        if expected != found:
             raise RuntimeError(
                 f"an average of {type(pl_module).__name__} has other weights than the module "
                 f"itself: {listed(list(dict.fromkeys(differ))) or 'their order'}; let the callback "
-                "average the whole module, as it is when fit begins"
+                "average the whole module, from the start of fit"
             )
 
 
@@ -96,7 +95,7 @@ def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def averaged_validation(trainer: Trainer) -> list[Callback]:
-    """What has a validation see the averages that the run's own validations see."""
+    """Return callbacks that let a validation use the averages, as the run's own do."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [_Swapping(callback) for callback in callbacks if isinstance(callback, WeightAveraging)]
 
@@ -113,7 +112,7 @@ class _Swapping(Callback):
 
 
 def extra_epochs(trainer: Trainer) -> int:
-    """How many epochs at the end only pass batches for the batch norms of an average."""
+    """Return how many epochs at the end only update the batch norms of an average."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return sum(
         bool(callback._model_contains_batch_norm) and callback._max_epochs != -1

@@ -63,18 +63,11 @@ class Grown(NamedTuple):
     losses: tuple[float, ...]  # of every step of learning
     flops: int  # of learning
     metrics: dict[str, float]  # of the large network, if it was validated
-    parameters: int  # tensors of the large network
-    carried: int  # those of them with optimizer state from the small network
+    optimizer_state: dict[str, int]  # large parameters, and those `carried` over
 
 
 class Grower:
-    """Swaps a network for a grown one, or restores everything if that fails.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        accounting: where FLOPs are counted.
-    """
+    """Swaps a network for a grown one, or restores everything if that fails."""
 
     def __init__(self, settings: Settings, sharding: Sharding, accounting: Accounting) -> None:
         self._settings = settings
@@ -132,7 +125,8 @@ class Grower:
             check_averages(trainer, pl_module)
             remember_groups(trainer, pl_module)
             remember_growth(pl_module, growths)
-        return Grown(small, large, operator, ramp, *learned, metrics, len(parents), carried)
+        state = {"carried": carried, "parameters": len(parents)}
+        return Grown(small, large, operator, ramp, *learned, metrics, state)
 
     def _learn(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, get_args
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -11,22 +14,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ligo.callbacks.accounting import Accounting, Counting
+from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
-from lightning_ligo.callbacks.checks import check_masks, check_run, find_network
+from lightning_ligo.callbacks.checks import check_run, find_network
 from lightning_ligo.callbacks.datamodule import DataStages
-from lightning_ligo.callbacks.events import log_growths, log_parameters
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
-from lightning_ligo.callbacks.patches import Patches
 from lightning_ligo.callbacks.planner import Planner
-from lightning_ligo.callbacks.ramping import Ramping, check_ramp_goes_on, check_room
-from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.record import (
     GrowthRecord,
     Metric,
     count,
     growth_record,
+    log_growths,
     log_line,
+    log_parameters,
 )
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
@@ -38,7 +40,6 @@ from lightning_ligo.callbacks.validations import Validations, best_checkpoint
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build
-from lightning_ligo.operator.choice import check_choice
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.operator.ramp import Ramp
@@ -142,11 +143,14 @@ class GrowthCallback(Counting):
         method = learning(method, steps, learning_rate)
         self.settings = Settings(list(growths), attribute, method, optimizer_state, seed, override)
         self.monitor = monitor
-        stopping = "at a growth EarlyStopping can have"
-        check_choice("early_stopping", early_stopping, get_args(Stopping), stopping)
+        for name, choice, choices in (
+            ("early_stopping", early_stopping, get_args(Stopping)),
+            ("on_failure", on_failure, get_args(OnFailure)),
+        ):
+            if choice not in choices:
+                known = ", ".join(map(repr, choices))
+                raise ValueError(f"got {name}={choice!r}, expected one of {known}")
         self.early_stopping: Stopping = early_stopping
-        failing = "after a growth that fails a run can"
-        check_choice("on_failure", on_failure, get_args(OnFailure), failing)
         self.on_failure: OnFailure = on_failure
         if on_failure == "continue" and any(growth.data for growth in growths):
             raise ValueError(
@@ -154,7 +158,7 @@ class GrowthCallback(Counting):
                 "growth changes the data; leave out on_failure, or the data of the growths"
             )
         self._data = DataStages(self.settings.growths)
-        self._patches = Patches()
+        self._wrapped = ExitStack()  # unwraps methods of the strategy
         self._reset()
 
     def _reset(self) -> None:
@@ -175,7 +179,7 @@ class GrowthCallback(Counting):
     # Before training ------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._patches.undo()
+        self._wrapped.close()
         attribute = self.settings.attribute
         record, small = record_of(pl_module), described(pl_module, attribute)
         if stage == "fit" and trainer.global_step == 0:
@@ -191,17 +195,22 @@ class GrowthCallback(Counting):
         if is_sharded(trainer):
             network = dict(pl_module.named_modules()).get(attribute)
             self._sharding.see(pl_module, None if network is None else unwrapped(network))
-        self._patches.wrap(trainer, "load_checkpoint", self._resume.load_checkpoint)
+        self._wrap(trainer, "load_checkpoint", self._resume.load_checkpoint)
         if stage == "fit":
-            self._patches.wrap(trainer, "setup_optimizers", self._resume.setup_optimizers)
-            self._patches.wrap(trainer, "optimizer_step", self._rates.step)
+            self._wrap(trainer, "setup_optimizers", self._resume.setup_optimizers)
+            self._wrap(trainer, "optimizer_step", self._rates.step)
+
+    def _wrap(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:
+        """Call `wrapper(original, trainer, ...)` in place of a method of the strategy."""
+        original = getattr(trainer.strategy, name)
+        setattr(trainer.strategy, name, functools.partial(wrapper, original, trainer))
+        self._wrapped.callback(vars(trainer.strategy).pop, name, None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settings = self.settings
         check_run(trainer, pl_module, settings, type(self))
         self._data.check(trainer)
         if is_sharded(trainer):
-            check_masks(trainer, settings.method)
             with isolated_random(settings.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
                 self._sharding.check(pl_module, settings.attribute, description)
@@ -321,13 +330,10 @@ class GrowthCallback(Counting):
         report = growth_report(records, self._failed, totals, metrics, best_checkpoint(trainer))
         show_report(report, write_report(report, self.accounting.curve, folder))
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.accounting.abort()
+        super().teardown(trainer, pl_module, stage)
         self._ramping.end()
-        self._patches.undo()
+        self._wrapped.close()
 
     # Growth ---------------------------------------------------------------------------------------
 

@@ -45,13 +45,7 @@ class Pairing(NamedTuple):
 
 
 class Planner:
-    """Plans all growths to come, on the inputs that the run's first batch gives to the network.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        stages: the data at every size.
-    """
+    """Plans all growths to come, on the inputs that the run's first batch gives to the network."""
 
     def __init__(self, settings: Settings, sharding: Sharding, stages: DataStages) -> None:
         self._settings = settings

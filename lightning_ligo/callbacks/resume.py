@@ -25,13 +25,7 @@ from lightning_ligo.trainer.swap import regroup
 
 
 class Resume:
-    """Gives a module the network of the size that a checkpoint holds, and its optimizers.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        stages: the data at every size.
-    """
+    """Gives a module the network of the size that a checkpoint holds, and its optimizers."""
 
     def __init__(self, settings: Settings, sharding: Sharding, stages: DataStages) -> None:
         self._settings = settings

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from lightning_ligo.axes.override import read
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
-from lightning_ligo.operator.optimizer_state import Policy, check_policy
+from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.schedule import Growth
 
 
@@ -37,7 +38,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.growths:
             raise ValueError("GrowthCallback has no growths; give at least one")
-        check_policy(self.optimizer_state)
+        if self.optimizer_state not in get_args(Policy):
+            known = ", ".join(map(repr, get_args(Policy)))
+            raise ValueError(
+                f"got optimizer_state={self.optimizer_state!r}, expected one of {known}"
+            )
         read(self.override)
 
 

@@ -1,38 +1,17 @@
-"""The named methods: every published way to grow, and ours, in one notation, as data."""
+"""The named methods: every published way to grow, and our own, in one notation."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning_ligo.methods.maps import (
-    even_isometry,
-    fpi_copies,
-    random_copies,
-    random_rows,
-    rms_copies,
-    tiles,
-    uneven_copies,
-    uneven_isometry,
-    upper_left,
-)
+from lightning_ligo.methods import maps, mixes
 from lightning_ligo.methods.method import Depth, Method, Width, combined
-from lightning_ligo.methods.mixes import (
-    after_groups,
-    first_layers,
-    interpolated,
-    noisy_stack,
-    stacked,
-)
 
-_PRE_NORM = (
-    "in networks whose layers add to a stream (norms before the blocks), at any width; where they "
-    "stand in the stream itself, for widths that divide and no new layers"
-)
+_PRE_NORM = "in pre-norm networks; in post-norm networks for whole multiples and no new layers"
 _LEARNING = "100 steps (the paper); AdamW 0.9, 0.95, gradients clipped to 1, 10 steps of warmup; "
-_NONE = "none"
 
-_LEMON = Width(uneven_copies, uneven_isometry)  # also of methods that are about depth
-_SILENT = Depth(interpolated, "silent")  # also of methods that are about width
+_LEMON = Width(maps.uneven_copies, maps.uneven_isometry)  # also of methods that are about depth
+_ZERO_OUTPUT = Depth(mixes.interpolated, "zero_output")  # also of methods that are about width
 
 _METHODS = (
     Method(
@@ -42,10 +21,10 @@ _METHODS = (
         source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
         keeps_function=True,
         conditions=f"at the start, {_PRE_NORM}",
-        parts="yes, by unequal shares, and by learning",
+        breaks_symmetry="yes, by unequal shares, and by learning",
         settings=_LEARNING + "rate 1e-3, the highest that does not harm a lossless start in trials",
         width=replace(_LEMON, learns="both"),
-        depth=replace(_SILENT, learned=True),
+        depth=replace(_ZERO_OUTPUT, learned=True),
         steps=100,
         learning_rate=1e-3,
         warmup=10,
@@ -58,10 +37,10 @@ _METHODS = (
         source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
         keeps_function=True,
         conditions=f"at the start, {_PRE_NORM}",
-        parts="yes, by unequal shares, and by learning",
+        breaks_symmetry="yes, by unequal shares, and by learning",
         settings=_LEARNING + "rate 1e-3, as ligo; rank 8, ours",
         width=replace(_LEMON, learns="low-rank", rank=8),
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
         steps=100,
         learning_rate=1e-3,
         warmup=10,
@@ -74,10 +53,10 @@ _METHODS = (
         source="LiGO (ICLR 2023), as its released code defines it",
         keeps_function=False,
         conditions="Aᵀ B is not I, and layers are mixed",
-        parts="yes, nothing is copied",
+        breaks_symmetry="yes, nothing is copied",
         settings=_LEARNING + "rate 3e-3, the best for starts that are not lossless in trials",
-        width=Width(random_rows, random_rows, "lower", ties="flow", rescales=False),
-        depth=Depth(noisy_stack, learned=True, always=True),
+        width=Width(maps.random_rows, maps.random_rows, "lower", ties="flow", rescales=False),
+        depth=Depth(mixes.noisy_stack, learned=True, always=True),
         steps=100,
         learning_rate=3e-3,
         warmup=10,
@@ -86,15 +65,15 @@ _METHODS = (
         name="lemon",
         idea="copies that readers weigh unequally, new layers that add nothing",
         equation="B: entry i copies entry i mod S; A: shares a_i B, Σ a_i = 1 over the copies of "
-        "an entry; what is left over under a norm holds the mean of all; new layers write zero",
+        "an entry; other entries under a norm hold the mean of all; new layers write zero",
         source="LEMON (ICLR 2024)",
         keeps_function=True,
         conditions=_PRE_NORM,
-        parts="yes, readers weigh copies unequally, so that their gradients differ",
+        breaks_symmetry="yes, readers weigh copies unequally, so that their gradients differ",
         settings="shares of two copies from [1/3, 2/3] (ours); the paper goes on at its peak "
         "learning rate and decays faster",
         width=_LEMON,
-        depth=_SILENT,
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="net2net",
@@ -103,14 +82,14 @@ _METHODS = (
         "that cancels; a new layer is the identity",
         source="Net2Net (ICLR 2016), Net2WiderNet and Net2DeeperNet",
         keeps_function=True,
-        conditions=f"{_PRE_NORM}; under a norm entries are copied equally often and the mean of "
-        "all fills up (lemon's expansion: the paper has no such norm); a new layer of a chain is "
-        "the identity only with activations that repeat themselves, as ReLU does",
-        parts="yes, by the noise; without it (noise=0) never",
+        conditions=f"{_PRE_NORM}; under a norm all entries have equally many copies, and others "
+        "hold their mean as in lemon (the paper has no such norm); a new layer of a sequential "
+        "network is the identity only with idempotent activations, such as ReLU",
+        breaks_symmetry="yes, by the noise; without it (noise=0) never",
         settings="noise 0.01 of the weights, as W + N and W - N for two copies; the paper adds a "
         "small noise that does not cancel",
-        width=Width(random_copies, even_isometry, noise=0.01),
-        depth=_SILENT,
+        width=Width(maps.random_copies, maps.even_isometry, noise=0.01),
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="bert2bert",
@@ -119,12 +98,11 @@ _METHODS = (
         "layer i copies layer i mod S",
         source="bert2BERT (ACL 2022), function-preserving initialization (FPI), then stacked",
         keeps_function=False,
-        conditions="stacked layers add to the stream again; in width alone it does where no norm "
+        conditions="stacked layers add to the stream again; width alone keeps it where no norm "
         "averages over the axis",
-        parts="no: copies with equal shares have equal gradients; dropout alone parts them",
-        settings=_NONE,
-        width=Width(fpi_copies, even_isometry),
-        depth=Depth(stacked),
+        breaks_symmetry="no: equal copies have equal gradients; dropout alone breaks it",
+        width=Width(maps.fpi_copies, maps.even_isometry),
+        depth=Depth(mixes.stacked),
     ),
     Method(
         name="bert2bert-aki",
@@ -134,10 +112,9 @@ _METHODS = (
         source="bert2BERT (ACL 2022), advanced knowledge initialization (AKI), then stacked",
         keeps_function=False,
         conditions="new entries are those of another layer, and stacked layers add again",
-        parts="yes inside layers, whose new entries are no copies; no on the stream between them",
-        settings=_NONE,
-        width=Width(fpi_copies, even_isometry, ahead=True),
-        depth=Depth(stacked),
+        breaks_symmetry="yes inside layers, where new entries are no copies; no on the stream",
+        width=Width(maps.fpi_copies, maps.even_isometry, from_next_layer=True),
+        depth=Depth(mixes.stacked),
     ),
     Method(
         name="hypercloning",
@@ -146,10 +123,10 @@ _METHODS = (
         source="HyperCloning (2024)",
         keeps_function=True,
         conditions="lengths must be whole multiples, others are refused",
-        parts="never without noise (see hypercloning-noisy): copies have equal gradients",
+        breaks_symmetry="never without noise (see hypercloning-noisy): copies have equal gradients",
         settings="no noise, as its released code",
-        width=Width(tiles, even_isometry, whole=True),
-        depth=_SILENT,
+        width=Width(maps.tiles, maps.even_isometry, whole=True),
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="hypercloning-noisy",
@@ -158,10 +135,10 @@ _METHODS = (
         source="HyperCloning (2024), its option for noise",
         keeps_function=True,
         conditions="lengths must be whole multiples, others are refused",
-        parts="yes, by the noise",
+        breaks_symmetry="yes, by the noise",
         settings="noise 0.1 of the weights (20 dB); its released code leaves it to the user",
-        width=Width(tiles, even_isometry, whole=True, noise=0.1),
-        depth=_SILENT,
+        width=Width(maps.tiles, maps.even_isometry, whole=True, noise=0.1),
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="staged",
@@ -172,11 +149,11 @@ _METHODS = (
         keeps_function=True,
         conditions="all lengths must grow by one whole multiple, others are refused; new layers "
         "where a layer without biases and norm gains adds nothing to a stream",
-        parts="no: the networks have equal gradients; dropout alone parts them",
+        breaks_symmetry="no: the networks have equal gradients; dropout alone breaks it",
         settings="the paper goes on with Adam's first moment halved and the second quartered, as "
-        "moments='map' does, and grows when the loss falls slowly",
-        width=Width(tiles, even_isometry, whole=True, diagonal=True),
-        depth=Depth(interpolated, "identity"),
+        "optimizer_state='map' does, and grows when the loss falls slowly",
+        width=Width(maps.tiles, maps.even_isometry, whole=True, diagonal=True),
+        depth=Depth(mixes.interpolated, "identity"),
     ),
     Method(
         name="sparkling",
@@ -185,13 +162,13 @@ _METHODS = (
         "2 S and S / L beyond",
         source="SPARKLING (ICML 2026), equation 17, copies on both sides",
         keeps_function=False,
-        conditions="yet it does for whole multiples, where a is 1 over their number",
-        parts="no: the paper parts copies by Adam's moments, kept for old entries and zero for new "
-        "ones (moments='keep-old-zero-new'), and by a learning rate of new parameters that warms "
-        "up again (Rate)",
+        conditions="except for whole multiples, where a is 1 over their number",
+        breaks_symmetry="no: in the paper Adam's moments do, kept for old entries and zero for new "
+        "ones (optimizer_state='keep-old-zero-new'), and a rate that warms up again for new "
+        "parameters (Rate)",
         settings="the paper's learning rate is Rate(rewarm=250, peak=1.3)",
-        width=Width(rms_copies, even_isometry),
-        depth=_SILENT,
+        width=Width(maps.rms_copies, maps.even_isometry),
+        depth=_ZERO_OUTPUT,
     ),
     Method(
         name="stack",
@@ -200,10 +177,9 @@ _METHODS = (
         source="StackBERT (ICML 2019)",
         keeps_function=False,
         conditions="stacked layers add to the stream again",
-        parts="yes, copies of a layer see other inputs",
-        settings=_NONE,
+        breaks_symmetry="yes, copies of a layer see other inputs",
         width=_LEMON,
-        depth=Depth(stacked),
+        depth=Depth(mixes.stacked),
     ),
     Method(
         name="gstack",
@@ -212,10 +188,10 @@ _METHODS = (
         source="G_stack (NeurIPS 2024), depthwise stacking",
         keeps_function=False,
         conditions="stacked layers add to the stream again; depths must be whole multiples",
-        parts="yes, copies of a layer see other inputs",
+        breaks_symmetry="yes, copies of a layer see other inputs",
         settings="the paper's growth factors are 2 to 4",
         width=_LEMON,
-        depth=Depth(stacked, whole=True),
+        depth=Depth(mixes.stacked, whole=True),
     ),
     Method(
         name="interpolate",
@@ -224,10 +200,9 @@ _METHODS = (
         source="Chang et al. (ICLR 2018); LiGO (ICLR 2023), appendix A",
         keeps_function=False,
         conditions="copied layers add to the stream again",
-        parts="yes, copies of a layer see other inputs",
-        settings=_NONE,
+        breaks_symmetry="yes, copies of a layer see other inputs",
         width=_LEMON,
-        depth=Depth(interpolated),
+        depth=Depth(mixes.interpolated),
     ),
     Method(
         name="llama-pro",
@@ -237,24 +212,24 @@ _METHODS = (
         source="LLaMA-Pro (ACL 2024), block expansion",
         keeps_function=True,
         conditions=_PRE_NORM,
-        parts="yes, output projections learn first",
+        breaks_symmetry="yes, output projections learn first",
         settings="the paper trains the new blocks only; here all are, unless you freeze them",
         width=_LEMON,
-        depth=Depth(after_groups, "silent"),
+        depth=Depth(mixes.after_groups, "zero_output"),
     ),
     Method(
         name="msg",
-        idea="new parts as they were built, masked, and let in over the first steps of training",
+        idea="fresh new parts, masked, and let in over the first steps of training",
         equation="B = [I; R], R as built; readers see c x of new entries, norms weigh them by c, a "
         "new layer adds c F(x); c rises from 0 to 1",
         source="MSG, Masked Structural Growth (ICLR 2024)",
         keeps_function=True,
         conditions="while c is 0, whatever the new weights are; heads must keep their size, and a "
         "checkpoint that is tested by itself before c is 1 has all its new parts let in",
-        parts="yes, nothing is copied but layers, which see other inputs",
+        breaks_symmetry="yes, nothing is copied but layers, which see other inputs",
         settings="a linear ramp of 100 steps (ours; the example of its released code: 5 of 100)",
-        width=Width(upper_left, upper_left, rest="built", rescales=False),
-        depth=Depth(stacked),
+        width=Width(maps.upper_left, maps.upper_left, rest="fresh", rescales=False),
+        depth=Depth(mixes.stacked),
         ramp=100,
     ),
     Method(
@@ -263,23 +238,21 @@ _METHODS = (
         equation="B = A = [I; 0], w = [I; 0]",
         source="zero padding, the plainest growth",
         keeps_function=False,
-        conditions="yet it does where no norm averages over the axes that grow",
-        parts="no: new entries are all zero and have no gradient, unless norms shift them",
-        settings=_NONE,
-        width=Width(upper_left, upper_left, rescales=False),
-        depth=Depth(first_layers, "silent"),
+        conditions="except where no norm averages over the axes that grow",
+        breaks_symmetry="no: new entries are zero and have no gradient, unless norms shift them",
+        width=Width(maps.upper_left, maps.upper_left, rescales=False),
+        depth=Depth(mixes.first_layers, "zero_output"),
     ),
     Method(
         name="copy",
-        idea="the small network in the upper left block, elsewhere as the large one was built",
+        idea="the small network in the upper left block, fresh weights elsewhere",
         equation="B = A = [I; 0], w = [I; 0], the rest of W_large stays",
         source="DirectCopy, a baseline of bert2BERT (ACL 2022)",
         keeps_function=False,
-        conditions="what was built adds to everything",
-        parts="yes, nothing is copied twice",
-        settings=_NONE,
-        width=Width(upper_left, upper_left, rest="built", rescales=False),
-        depth=Depth(first_layers, "built"),
+        conditions="fresh weights add to everything",
+        breaks_symmetry="yes, nothing is copied twice",
+        width=Width(maps.upper_left, maps.upper_left, rest="fresh", rescales=False),
+        depth=Depth(mixes.first_layers, "fresh"),
     ),
     Method(
         name="random",
@@ -288,19 +261,18 @@ _METHODS = (
         source="training from scratch",
         keeps_function=False,
         conditions="nothing is taken from the small network",
-        parts="yes, nothing is copied",
-        settings=_NONE,
+        breaks_symmetry="yes, nothing is copied",
     ),
 )
 METHODS = {method.name: method for method in _METHODS}
-DEFAULT = "stack+copy"  # of all at equal FLOPs, one of the two best: recipes/README.md
+DEFAULT = "stack+copy"  # one of the two best at equal FLOPs: recipes/README.md
 
 
 def method_named(name: str) -> Method:
-    """The method of that name, or of two: ``stack+lemon`` deepens by stack and widens by lemon.
+    """Find a method by name; ``stack+lemon`` deepens by stack and widens by lemon.
 
     Raises:
-        ValueError: if there is none; the message lists those there are.
+        ValueError: for an unknown name; the message lists the known ones.
     """
     depth, plus, width = name.partition("+")
     for word in (depth, width) if plus else (name,):

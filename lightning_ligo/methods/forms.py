@@ -1,4 +1,4 @@
-"""Forms of a map, which grow one dimension of a parameter: matrices, and those that copy.
+"""The forms of a map, which grow one dimension of a parameter: a matrix, or copies of entries.
 
 Shapes: L and S are the lengths of the axis in the large and the small network, g the layers of the
 large stack, o and i whatever stands before and behind the axis.
@@ -7,7 +7,6 @@ large stack, o and i whatever stands before and behind the axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 class Copies(NamedTuple):
     """A form that copies: its entry i is ``weight[i]`` times entry ``entry[i]`` of the small axis.
 
-    An entry of S, one past the last, stands for the mean of all entries. A form of this kind is
-    applied by indexing and scaling, see `Copying`, and not as a matrix.
+    An entry of S, one past the last, stands for the mean of all entries. `Copier` applies such a
+    form by indexing and scaling, and not as a matrix.
     """
 
     entry: Tensor  # (L), or (g, L) with one for each layer
@@ -26,7 +25,7 @@ class Copies(NamedTuple):
 
 
 def repeats(index: Tensor) -> Tensor:
-    """(L): for every entry, how many before it copy the same entry.
+    """(L): count for every entry how many before it copy the same entry.
 
     >>> repeats(torch.tensor([0, 1, 2, 0, 0, 1])).tolist()
     [0, 0, 0, 1, 2, 1]
@@ -39,7 +38,7 @@ def repeats(index: Tensor) -> Tensor:
 
 
 def dense(form: Copies | Tensor, small: int) -> Tensor:
-    """A form as a matrix, (L, S)."""
+    """Write a form as a matrix, (L, S)."""
     if isinstance(form, Tensor):
         return form
     rows = torch.cat([torch.eye(small), torch.full((1, small), 1 / small)]).to(form.weight)
@@ -47,14 +46,14 @@ def dense(form: Copies | Tensor, small: int) -> Tensor:
 
 
 def applied(form: Copies | Tensor, x: Tensor) -> Tensor:
-    """A form times (S, ...)."""
+    """Multiply a form by (S, ...)."""
     if isinstance(form, Tensor):
         return form @ x
     return torch.cat([x, x.mean(0, keepdim=True)])[form.entry] * form.weight.unsqueeze(-1)
 
 
 def transposed(form: Copies | Tensor, x: Tensor, small: int) -> Tensor:
-    """The transpose of a form times (L, ...)."""
+    """Multiply the transpose of a form by (L, ...)."""
     if isinstance(form, Tensor):
         return form.T @ x
     weighed = x * form.weight.unsqueeze(-1)
@@ -62,8 +61,8 @@ def transposed(form: Copies | Tensor, x: Tensor, small: int) -> Tensor:
     return sums[:small] + sums[small] / small
 
 
-def copies_of(form: Copies | Tensor) -> Copies | None:
-    """A form as one that copies, if it is."""
+def as_copies(form: Copies | Tensor) -> Copies | None:
+    """Write a form as copies, if no entry of it is made of more than one."""
     if isinstance(form, Copies):
         return form
     if bool(((form != 0).sum(1) > 1).any()):
@@ -71,20 +70,31 @@ def copies_of(form: Copies | Tensor) -> Copies | None:
     return Copies(form.abs().argmax(1), form.sum(1))
 
 
-class Copying(NamedTuple):
-    """A form that copies, in as few operations as it takes."""
+class Copier(NamedTuple):
+    """Applies `Copies`, in as few operations as it takes."""
 
     entry: Tensor  # (L) or (g, L)
     runs: tuple[tuple[int, int, int], ...]  # its stretches: (first, how many, step of 0 or 1)
     weight: Tensor | None  # (L) or (g, L); None where all are 1
     mean: bool  # whether the mean of all entries is copied, too
 
+    @classmethod
+    def of(cls, form: Copies, small: int, device: torch.device, dtype: torch.dtype) -> Copier:
+        entry, weight = form
+        entry = torch.where(weight == 0, torch.arange(entry.shape[-1]) % small, entry)
+        mean = bool((entry == small).any())
+        if entry.dim() == 2 and bool((entry == entry[:1]).all()):
+            entry = entry[0]
+        runs = _runs(entry) if entry.dim() == 1 else []
+        scale = weight.to(device, dtype) if bool((weight != 1).any()) else None
+        return cls(entry.to(device), tuple(runs) if len(runs) <= 16 else (), scale, mean)
+
     def grow(self, x: Tensor, dim: int) -> Tensor:
-        """A dimension of (g, ..., S, ...) to (g, ..., L, ...)."""
+        """Grow a dimension of (g, ..., S, ...) to (g, ..., L, ...)."""
         small = x.shape[dim]
         if self.mean:
             x = torch.cat([x, x.mean(dim, keepdim=True)], dim)
-        if set(self.runs) == {(0, small, 1)}:  # whole copies, which need not be made
+        if set(self.runs) == {(0, small, 1)}:  # whole copies: expand, and copy nothing
             weight = self._over(x, dim)
             x = x.unsqueeze(dim)
             if weight is None:
@@ -93,7 +103,7 @@ class Copying(NamedTuple):
                 x = x * weight.unflatten(dim, (len(self.runs), small))
             return x.flatten(dim, dim + 1)
         if self.runs:
-            x = torch.cat([_resize(x, dim, *run) for run in self.runs], dim)
+            x = torch.cat([_run(x, dim, *run) for run in self.runs], dim)
         elif self.entry.dim() == 1:
             x = x.index_select(dim, self.entry)
         else:
@@ -102,8 +112,8 @@ class Copying(NamedTuple):
         weight = self._over(x, dim)
         return x if weight is None else x * weight
 
-    def squared(self, small: int) -> Copying:
-        """The form whose matrix, (L, ``small``), has the squares of the entries of this one's."""
+    def squared(self, small: int) -> Copier:
+        """Square the entries of the matrix, (L, ``small``)."""
         weight = self.weight
         if self.mean:
             one = torch.ones(self.entry.shape, device=self.entry.device)
@@ -121,25 +131,8 @@ class Copying(NamedTuple):
         return self.weight.view(shape)
 
 
-def copying(form: Copies, small: int, device: torch.device, dtype: torch.dtype) -> Copying:
-    """Prepare a form that copies."""
-    entry, weight = form
-    entry = torch.where(weight == 0, torch.arange(entry.shape[-1]) % small, entry)
-    mean = bool((entry == small).any())
-    if entry.dim() == 2 and bool((entry == entry[:1]).all()):
-        entry = entry[0]
-    runs = _runs(entry) if entry.dim() == 1 else []
-    scales = bool((weight != 1).any())
-    return Copying(
-        entry.to(device),
-        tuple(runs) if len(runs) <= 16 else (),
-        weight.to(device, dtype) if scales else None,
-        mean,
-    )
-
-
 def _runs(entry: Tensor) -> list[tuple[int, int, int]]:
-    """Stretches of entries that are one, or follow one another: (first, how many, step).
+    """Find stretches of entries that are equal or consecutive: (first, how many, step).
 
     >>> _runs(torch.tensor([0, 1, 2, 0, 1, 3, 3, 3]))
     [(0, 3, 1), (0, 2, 1), (3, 3, 0)]
@@ -156,43 +149,22 @@ def _runs(entry: Tensor) -> list[tuple[int, int, int]]:
     return runs
 
 
-def _resize(x: Tensor, dim: int, first: int, many: int, step: int) -> Tensor:
+def _run(x: Tensor, dim: int, first: int, many: int, step: int) -> Tensor:
     if step:
         return x.narrow(dim, first, many)
     return x.narrow(dim, first, 1).expand(*x.shape[:dim], many, *x.shape[dim + 1 :])
 
 
-def thinned(right: Tensor, x: Tensor, dim: int) -> Tensor:
-    """A dimension of (g, ..., S, ...) times V, which is (r, S) or (g, r, S)."""
+def project(right: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Multiply a dimension of (g, ..., S, ...) by V, which is (r, S) or (g, r, S)."""
     behind = math.prod(x.shape[dim + 1 :])
     if behind == 1:
-        thin = x.reshape(len(x), -1, x.shape[dim]) @ right.mT
+        few = x.reshape(len(x), -1, x.shape[dim]) @ right.mT
     elif dim == 1:
-        thin = right @ x.reshape(*x.shape[:2], behind)
+        few = right @ x.reshape(*x.shape[:2], behind)
     else:
         return along(right, x, dim)
-    return thin.reshape(*x.shape[:dim], right.shape[-2], *x.shape[dim + 1 :])
-
-
-def plus_thin(layer: Tensor, terms: Iterable[tuple[int, Tensor, Tensor]]) -> Tensor:
-    """One layer plus, for every (dim, U, thin), U, (L, r), times that dimension of (..., r, ...).
-
-    What stands on the same rows and columns is one product, and so one pass over the layer.
-    """
-    products: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of rows
-    for dim, left, thin in terms:
-        if math.prod(layer.shape[dim + 1 :]) == 1:
-            pair = thin.reshape(-1, thin.shape[dim]), left.mT
-        elif dim == 0:
-            pair = left, thin.reshape(len(thin), -1)
-        else:
-            layer = layer + along(left, thin.unsqueeze(0), dim + 1).squeeze(0)
-            continue
-        products.setdefault(len(pair[0]), []).append(pair)
-    for rows, pairs in products.items():
-        left, right = torch.cat([one for one, _ in pairs], 1), torch.cat([two for _, two in pairs])
-        layer = torch.addmm(layer.reshape(rows, -1), left, right).reshape(layer.shape)
-    return layer
+    return few.reshape(*x.shape[:dim], right.shape[-2], *x.shape[dim + 1 :])
 
 
 def along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:

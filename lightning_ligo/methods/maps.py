@@ -32,16 +32,22 @@ class Map(NamedTuple):
 class Start(Protocol):
     """How a method starts the map of an axis that grows from ``small`` to ``large``.
 
-    ``normed`` is "layer" or "rms" where a norm averages over the axis; ``silent`` is true inside a
-    layer whose output is multiplied by zero.
+    ``normed`` is "layer" or "rms" where a norm averages over the axis; ``zero_output`` is true
+    inside a layer whose output is multiplied by zero.
     """
 
     def __call__(
-        self, small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+        self,
+        small: int,
+        large: int,
+        normed: str | None,
+        zero_output: bool,
+        generator: torch.Generator,
+        /,
     ) -> Map: ...
 
 
-# What is copied -------------------------------------------------------------------------------
+# Copies -----------------------------------------------------------------------------------
 
 
 def _cycle(small: int, large: int) -> Tensor:
@@ -60,7 +66,7 @@ def _even_random(small: int, large: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.arange(small), *cycles])
 
 
-def _uneven(small: int, length: int, generator: torch.Generator) -> Tensor:
+def _uneven(length: int, generator: torch.Generator) -> Tensor:
     return 1 + torch.rand(length, dtype=torch.float64, generator=generator)
 
 
@@ -70,13 +76,17 @@ def _shares(small: int, index: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _averaged(
-    small: int, large: int, normed: str | None, index: Tensor, produces: Tensor, shares: Tensor
+    small: int, large: int, normed: str | None, index: Tensor, shares: Tensor, uneven: Tensor | None
 ) -> Map:
-    """The map of these copies; entries that are left over keep what a norm sees.
+    """The map of these copies; the remaining entries keep the statistics of a norm.
 
-    Under a layer norm they hold the mean of all entries, under an RMS norm zero; readers pass them
-    by. Both keep what the norm divides by once the stream is multiplied by ``sqrt(L / copied)``.
+    They hold the mean of all entries under a layer norm, and zero under an RMS norm; readers ignore
+    them. Both keep the divisor of the norm once the stream is multiplied by ``sqrt(L / copied)``.
+    ``uneven`` shares make the copies themselves unequal.
     """
+    produces = torch.ones_like(shares)
+    if uneven is not None:
+        produces = uneven * torch.bincount(index, minlength=small)[index]
     left = large - len(index)
     held = float(normed == "layer")
     index = torch.cat([index, torch.full((left,), small)])
@@ -89,62 +99,54 @@ def _averaged(
 
 
 def uneven_copies(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+    small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
     """Entry i copies entry ``i mod S``; readers weigh the copies by unequal shares.
 
     ``B`` has one 1 a row, ``A`` has the shares of entry j in column j, and they sum to 1, so
     ``Aᵀ B = I``. The shares of c copies are drawn around 1/c, for two copies from [1/3, 2/3]:
-    equal shares would give copies equal gradients, and they would never part. Inside a ``silent``
-    layer, whose output is multiplied by zero, shares come to nothing; there the copies are
-    themselves made unequal, scaled by the shares times their number.
+    equal shares would give copies equal gradients, and they would stay equal. In a layer with
+    ``zero_output`` shares make no difference; there the copies themselves are made unequal, scaled
+    by the shares times their number.
 
     Where a norm averages over the axis and L is no multiple of S, see `_averaged`.
 
     Source: LEMON (ICLR 2024), equal shares: Net2Net (ICLR 2016).
     """
     index = _cycle(small, large - large % small if normed else large)
-    shares = _shares(small, index, _uneven(small, len(index), generator))
-    produces = torch.ones_like(shares)
-    if silent:
-        produces = shares * torch.bincount(index, minlength=small)[index]
-    return _averaged(small, large, normed, index, produces, shares)
+    shares = _shares(small, index, _uneven(len(index), generator))
+    return _averaged(small, large, normed, index, shares, shares if zero_output else None)
 
 
 def random_copies(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+    small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
     """Every entry once, then copies of random ones; readers divide by the number of copies.
 
     ``B[i, g(i)] = 1`` with ``g(i) = i`` for i < S and random beyond, ``A = B / count``. Where a
     norm averages over the axis every entry is copied equally often, in random order, and the rest
-    is as in `_averaged`; the paper knows no such norm. Inside a ``silent`` layer the copies are
+    is as in `_averaged`; the paper has no such norm. In a layer with ``zero_output`` the copies are
     made unequal, as in `uneven_copies`.
 
     Source: Net2Net (ICLR 2016), Net2WiderNet.
     """
     index = (_even_random if normed else _random)(small, large, generator)
     shares = _shares(small, index, torch.ones(len(index), dtype=torch.float64))
-    produces = torch.ones_like(shares)
-    if silent:
-        uneven = _shares(small, index, _uneven(small, len(index), generator))
-        produces = uneven * torch.bincount(index, minlength=small)[index]
-    return _averaged(small, large, normed, index, produces, shares)
+    uneven = _shares(small, index, _uneven(len(index), generator)) if zero_output else None
+    return _averaged(small, large, normed, index, shares, uneven)
 
 
 def fpi_copies(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+    small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
-    """`random_copies` that take no notice of norms.
+    """`random_copies` that ignore norms.
 
     Source: bert2BERT (ACL 2022), function-preserving initialization.
     """
     return random_copies(small, large, None, False, generator)
 
 
-def tiles(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
-) -> Map:
+def tiles(small: int, large: int, *_: object) -> Map:
     """Whole copies one after the other; readers divide by their number n: ``A = B / n``.
 
     Source: HyperCloning (2024); Staged Training (ICML 2022).
@@ -154,9 +156,7 @@ def tiles(
     return Map(Copies(index, one), Copies(index, one * small / large))
 
 
-def rms_copies(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
-) -> Map:
+def rms_copies(small: int, large: int, *_: object) -> Map:
     """Entry i copies entry ``i mod S``; readers are scaled so that what they write keeps its RMS.
 
     ``A = a B`` with ``a = sqrt(S / (3 L - 2 S))`` for L up to 2 S, and ``S / L`` beyond: the
@@ -170,17 +170,15 @@ def rms_copies(
     return Map(Copies(index, one), Copies(index, factor * one))
 
 
-def upper_left(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
-) -> Map:
-    """``B = A = [I; 0]``: old entries stay, nothing is known of new ones."""
+def upper_left(small: int, large: int, *_: object) -> Map:
+    """``B = A = [I; 0]``: old entries stay, new ones have no source."""
     index = torch.arange(large).clamp(max=small)
     both = Copies(index, (index < small).double())
     return Map(both, both)
 
 
 def random_rows(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+    small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
     """``B = A = [I; C]``, each row of ``C`` uniform and normalised to sum 1.
 
@@ -194,22 +192,22 @@ def random_rows(
 
 # An axis that queries and keys are contracted over ------------------------------------------------
 # Both sides of the contraction are written, so both grow by ``B``, and the product is kept when
-# ``Bᵀ B = I``; what it is divided by is made up for by the operator.
+# ``Bᵀ B = I``; the operator corrects for the number that it is divided by.
 
 
 def uneven_isometry(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
+    small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:
     """Copies whose weights are the roots of unequal shares that sum to 1."""
-    index = _cycle(small, large)
-    both = Copies(index, _shares(small, index, _uneven(small, large, generator)).sqrt())
-    return Map(both, both)
+    return _isometry(small, large, _uneven(large, generator))
 
 
-def even_isometry(
-    small: int, large: int, normed: str | None, silent: bool, generator: torch.Generator
-) -> Map:
+def even_isometry(small: int, large: int, *_: object) -> Map:
     """Copies whose weights are the roots of equal shares."""
+    return _isometry(small, large, torch.ones(large, dtype=torch.float64))
+
+
+def _isometry(small: int, large: int, drawn: Tensor) -> Map:
     index = _cycle(small, large)
-    both = Copies(index, _shares(small, index, torch.ones(large, dtype=torch.float64)).sqrt())
+    both = Copies(index, _shares(small, index, drawn).sqrt())
     return Map(both, both)

@@ -1,85 +1,134 @@
-"""What a method is: a way to grow, as data."""
+"""A method: a way to grow, as data."""
 
 from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from lightning_ligo.methods.maps import Start
 from lightning_ligo.methods.mixes import Mix
 
+New = Literal["copied", "zero_output", "identity", "fresh"]
+
 
 @dataclass(frozen=True)
 class Width:
-    """How axes become longer: ``W_large = B_out W A_inᵀ``."""
+    """How axes become longer: ``W_large = B_out W A_inᵀ``.
 
-    start: Start  # of the map of an axis
-    inner: Start  # of the map of an axis that queries and keys are contracted over
+    Args:
+        start: starts the map of an axis.
+        inner: starts the map of an axis that queries and keys are contracted over.
+        learns: the part of a form that is learned: "lower" is ``C`` in ``[start; C]``, "both" the
+            whole form, "low-rank" ``U Vᵀ`` in ``start + U Vᵀ``, with U zero at first.
+        rank: of U and V.
+        ties: "axis" gives every axis a producing and a consuming form, free of one another. "flow"
+            gives every flow of values one map ``B = A``, as the paper does.
+        rest: "zero" or "fresh" (as the large network was built), for entries that no map reaches.
+        noise: relative root mean square of noise on weights that read copies. It cancels between
+            two copies of an entry: ``W + N`` and ``W - N``.
+        rescales: correct for the new length in norms and softmaxes.
+        diagonal: copies read copies of their own number only: ``[[W, 0], [0, W]]``.
+        from_next_layer: new entries of a layer are those of the next layer.
+        whole: only lengths that are whole multiples.
+    """
+
+    start: Start
+    inner: Start
     learns: Literal["nothing", "lower", "both", "low-rank"] = "nothing"
-    """What of a form is learned: the part ``C`` of ``[start; C]``, the whole, or ``U Vᵀ`` in
-    ``start + U Vᵀ``, with U zero at first."""
-    rank: int = 0  # of U and V
+    rank: int = 0
     ties: Literal["axis", "flow"] = "axis"
-    """A producing and a consuming form for every axis, free of one another; or, as the paper, one
-    map ``B = A`` for every flow of values."""
-    rest: Literal["zero", "built"] = "zero"  # of entries that the maps do not reach
+    rest: Literal["zero", "fresh"] = "zero"
     noise: float = 0.0
-    """Relative root mean square of noise on weights that read copies, which cancels between two
-    copies of an entry: ``W + N`` and ``W - N``."""
-    rescales: bool = True  # make up for what a norm and a softmax see of the new length
-    diagonal: bool = False  # copies read copies of their own number only: ``[[W, 0], [0, W]]``
-    ahead: bool = False  # new entries of a layer are those of the next layer
-    whole: bool = False  # only for lengths that divide
+    rescales: bool = True
+    diagonal: bool = False
+    from_next_layer: bool = False
+    whole: bool = False
 
     def __str__(self) -> str:
         words = _words(self.start)
-        return f"{words}, rest as built" if self.rest == "built" else words
+        return words if self.rest == "zero" else f"{words}, rest {self.rest}"
 
 
 @dataclass(frozen=True)
 class Depth:
-    """How stacks become deeper: ``W[g] = Σ_l w[g, l] W_small[l]``."""
+    """How stacks become deeper: ``W[g] = Σ_l w[g, l] W_small[l]``.
+
+    A layer is new if it has no source, or if a layer before it has the same source. It gets:
+
+    =============  ===============================================  ==============================
+    ``new``        a new layer                                      for example in
+    =============  ===============================================  ==============================
+    "copied"       is its source                                    stack, interpolate, msg
+    "zero_output"  is its source, and adds zero to the residual     lemon, ligo, llama-pro
+                   stream
+    "identity"     has matrices that are the identity, else zeros   staged
+    "fresh"        is as the large network was built                copy
+    =============  ===============================================  ==============================
+
+    In a sequential stack, which has no residual stream, "zero_output" is "identity" if its layers
+    are mostly matrices, and "copied" if not.
+
+    Args:
+        mix: starts the mix ``w`` of one module of a stack.
+        new: the kind of a new layer, see the table.
+        learned: the mix is learned.
+        always: mix the layers of a stack that does not grow, too.
+        whole: only depths that are whole multiples.
+    """
 
     mix: Mix
-    new: Literal["works", "silent", "identity", "built"] = "works"
-    """What a layer gets whose source a layer before it has, too: all of its source; the same but
-    for what it adds to the stream, which is zero; matrices that are the identity, all else zero; or
-    what the large network was built with. In modules that are chained, with no stream to add to, a
-    silent layer is the identity."""
+    new: New = "copied"
     learned: bool = False
-    always: bool = False  # mix the layers of a stack that does not grow, too
-    whole: bool = False  # only for depths that divide
+    always: bool = False
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.new not in get_args(New):
+            known = ", ".join(map(repr, get_args(New)))
+            raise ValueError(f"got Depth(new={self.new!r}), expected one of {known}")
 
     def __str__(self) -> str:
         words = _words(self.mix)
-        return words if self.new == "works" else f"{words}, new layers {self.new}"
+        return words if self.new == "copied" else f"{words}, new layers {_words(self.new)}"
 
 
 @dataclass(frozen=True)
 class Method:
     """A way to grow, as data; ``print(method)`` shows its card.
 
-    A method of your own may be without ``width``, and cannot widen, or without ``depth``. One that
-    has neither, as ``random``, takes nothing from the small network.
+    A method of your own may leave out ``width`` and cannot widen then, or leave out ``depth``. One
+    without both, such as ``random``, takes nothing from the small network.
+
+    Args:
+        name: the name to choose it by.
+        idea: a few words.
+        equation: the weights of the large network.
+        source: the publication.
+        keeps_function: the large network computes what the small one does, before it is trained.
+        conditions: when it does, or why it does not.
+        breaks_symmetry: whether copies become different in training.
+        settings: hyperparameters, and where they come from.
+        width, depth: how axes become longer, and stacks deeper.
+        steps, learning_rate, warmup: of learning the operator.
+        ramp: steps of training after the growth in which new parts are let in, see `Ramp`. The maps
+            must leave old entries as they are, ``[I; ...]``.
     """
 
     name: str
     idea: str
     equation: str
     source: str
-    keeps_function: bool  # at the start, before anything is learned
-    conditions: str  # under which it does, or why it does not
-    parts: str  # whether copies become different in training
-    settings: str  # hyperparameters, and where they come from
+    keeps_function: bool
+    conditions: str
+    breaks_symmetry: str
+    settings: str = "none"
     width: Width | None = None
     depth: Depth | None = None
-    steps: int = 0  # of learning the operator
+    steps: int = 0
     learning_rate: float = 0.0
     warmup: int = 0
     ramp: int = 0
-    """Steps of training after the growth in which new parts are let in, see `Ramp`; the maps must
-    leave old entries as they are, ``[I; ...]``."""
 
     @property
     def takes_nothing(self) -> bool:
@@ -99,7 +148,7 @@ class Method:
             "depth": str(self.depth or ""),
             "equation": self.equation,
             "keeps the function": f"{keeps}: {self.conditions}",
-            "copies part": self.parts,
+            "breaks symmetry": self.breaks_symmetry,
             "settings": self.settings,
             "source": self.source,
         }
@@ -112,12 +161,12 @@ class Method:
 
 
 def combined(depth: Method, width: Method) -> Method:
-    """The method that deepens as one does and widens as another does.
+    """Combine the depth of one method with the width of another.
 
-    It learns what the parts learn, for the larger number of steps, at the lower rate.
+    If both learn, it learns for the larger number of steps, at the lower rate.
 
     Raises:
-        ValueError: if one has no such part.
+        ValueError: if one has no such part, or only one of them has a ramp.
     """
     name = f"{depth.name}+{width.name}"
     if depth.depth is None or width.width is None:
@@ -129,29 +178,29 @@ def combined(depth: Method, width: Method) -> Method:
     if depth.ramp != width.ramp:
         masking = depth.name if depth.ramp else width.name
         raise ValueError(
-            f"method {name!r} is of two, and {masking!r} masks all that is new; take it by itself"
+            f"method {name!r} combines two, and {masking!r} masks all that is new; use it by itself"
         )
     learning = [
         part
         for part, learns in ((depth, depth.depth.learned), (width, width.width.learns != "nothing"))
         if learns
     ]
+    both: dict[str, Any] = {
+        words: f"depth: {getattr(depth, words)}; width: {getattr(width, words)}"
+        for words in ("idea", "equation", "source", "conditions", "settings")
+    }
     return replace(
         width,
         name=name,
-        idea=f"depth: {depth.idea}; width: {width.idea}",
-        equation=f"depth: {depth.equation}; width: {width.equation}",
-        source=f"depth: {depth.source}; width: {width.source}",
         keeps_function=depth.keeps_function and width.keeps_function,
-        conditions=f"depth: {depth.conditions}; width: {width.conditions}",
-        parts=width.parts,
-        settings=f"depth: {depth.settings}; width: {width.settings}",
         depth=depth.depth,
+        **both,
         steps=max((part.steps for part in learning), default=0),
         learning_rate=min((part.learning_rate for part in learning), default=0.0),
         warmup=max((part.warmup for part in learning), default=0),
     )
 
 
-def _words(function: object) -> str:
-    return getattr(function, "__name__", type(function).__name__).replace("_", " ")
+def _words(of: object) -> str:
+    name = of if isinstance(of, str) else getattr(of, "__name__", type(of).__name__)
+    return name.replace("_", " ")

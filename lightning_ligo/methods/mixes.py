@@ -1,7 +1,7 @@
-"""Depth mixes of a stack: which small layers a large layer is made of at the start.
+"""Depth mixes of a stack: the small layers that each large layer starts from.
 
 A mix is a (large x small) matrix ``w``: ``W[g] = Σ_l w[g, l] W_small[l]``. A row of zeros is a
-layer that nothing is known of.
+layer without a source.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def sources(mix: Tensor) -> Tensor:
     return torch.where(mix.any(1), mix.argmax(1), -1)
 
 
-def new_layers(mix: Tensor) -> Tensor:
-    """(g): whether a layer comes from none, or from one that a layer before comes from too.
+def added_layers(mix: Tensor) -> Tensor:
+    """(g): whether a layer is new: it has no source, or that of a layer before it.
 
-    >>> new_layers(interpolated(2, 4, torch.Generator())).tolist()
+    >>> added_layers(interpolated(2, 4, torch.Generator())).tolist()
     [False, True, False, True]
     """
     seen: set[int] = {-1}
@@ -73,7 +73,7 @@ def after_groups(small: int, large: int, generator: torch.Generator) -> Tensor:
 
 
 def first_layers(small: int, large: int, generator: torch.Generator) -> Tensor:
-    """``[I; 0]``: the layers there are, then new ones that nothing is known of."""
+    """``[I; 0]``: the small layers, then layers without a source."""
     return torch.eye(large, small, dtype=torch.float64)
 
 

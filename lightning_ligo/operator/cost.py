@@ -1,4 +1,4 @@
-"""Count what growing will cost, before anything is grown."""
+"""Count the cost of a growth, before anything is grown."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ligo.axes.trace import copied, evaluating, outputs_of, without_values
+from lightning_ligo.axes.trace import copied, outputs_of, without_values
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
-from lightning_ligo.operator.fit import gradients
+from lightning_ligo.operator.fit import Loss, loss_and_gradients
 from lightning_ligo.operator.flops import flop_counter
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.plan.plan import Plan
@@ -29,37 +29,49 @@ class Uncounted(ValueError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What learning an operator costs, beside training the large network on the same batches.
+    """The cost of learning an operator, beside that of training the large network.
 
     Operations are floating point operations, forward and backward. Bytes are the most that all
     tensors hold at one time: weights, gradients, AdamW's two moments and the activations of one
-    batch. Not counted are the optimizer's step and memory that kernels use within themselves, and
-    of a run whatever it holds beside its network.
+    batch. The optimizer's step, memory inside kernels, and anything that a run holds beside its
+    network are not counted.
+
+    Args:
+        method: its name.
+        batch: the shapes of its tensors.
+        coefficients: numbers that are learned.
+        steps: of learning.
+        learning_flops: of one step of learning.
+        generating_flops: the part of these that generates weights, whatever the batch.
+        training_flops: of one step of training the large network.
+        learning_bytes: of learning, or of writing the weights if nothing is learned.
+        training_bytes: of training the large network.
+        inexact: reasons why the start does not compute what the small network does.
     """
 
     method: str
-    batch: tuple[tuple[int, ...], ...]  # the shapes of its tensors
-    coefficients: int  # of the operator
-    steps: int  # for which it is learned
-    learning_flops: int  # of one of these steps
-    generating_flops: int  # of it, those that generate the weights and do not depend on the batch
-    training_flops: int  # of one step of training the large network
-    learning_bytes: int  # of learning, or of writing the weights if nothing is learned
-    training_bytes: int  # of training the large network
-    inexact: tuple[str, ...] = ()  # why the start does not compute what the small network does
+    batch: tuple[tuple[int, ...], ...]
+    coefficients: int
+    steps: int
+    learning_flops: int
+    generating_flops: int
+    training_flops: int
+    learning_bytes: int
+    training_bytes: int
+    inexact: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
-        """Of all the learning."""
+        """The operations of all steps of learning."""
         return self.steps * self.learning_flops
 
     @property
     def training_steps(self) -> float:
-        """As many steps of training the large network cost as much as all the learning."""
+        """The cost of learning, in steps of training the large network."""
         return self.flops / self.training_flops if self.training_flops else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain data, for JSON."""
+        """List all figures as plain data, for JSON."""
         return {
             "method": self.method,
             "batch": [list(shape) for shape in self.batch],
@@ -104,11 +116,11 @@ def estimate(
     large_inputs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Cost:
-    """Count what learning the operator of a plan costs, on the batch that the networks are given.
+    """Count the cost of learning the operator of a plan, on the batch that the networks are given.
 
-    One step of `fit` and one of plain training are run on the meta device, in evaluation mode and
-    with the mean of the first output as the loss; nothing is computed, no memory is taken and both
-    networks stay as they are. ``args``, ``kwargs`` and ``large_inputs`` are as in `pair`.
+    One step of `fit` and one of plain training run on the meta device, in evaluation mode and with
+    the mean of the first output as the loss. Nothing is computed, no memory is taken and both
+    networks stay as they are. ``args``, ``kwargs`` and ``large_inputs`` are those of `pair`.
 
     Raises:
         Uncounted: if the networks cannot run on the meta device.
@@ -123,42 +135,45 @@ def estimate(
         >>> cost.training_flops == 64 * 2 * (2 * 4 * 20 + 3 * 20 * 2)
         True
     """
-    scalars_read = _answers(small, args, kwargs)
     if large_inputs is not None:
         args, kwargs = (), dict(large_inputs)
     batch = tree_map_only(Tensor, without_values, (args, kwargs))
     small, large = copied(small, without_values), copied(large, without_values).eval()
 
     def loss(network: nn.Module, batch: Any) -> Tensor:
-        with _Reads(scalars_read):
+        with _Replay(plan.scalars_read):
             return _mean(network(*batch[0], **batch[1]))
 
     with _Held(small, large) as held:
         operator = Operator(plan, small, method)
         steps = operator.method.steps if steps is None else steps
-        steps = steps if operator.coefficients else 0
         coefficients = [p for p in operator.parameters() if p.requires_grad and steps]
         with _counted(held, coefficients) as learning:
-            if steps:
-                gradients(operator, large, loss, batch, coefficients)
+            if coefficients:
+                loss_and_gradients(operator, large, loss, batch, coefficients)
             else:
                 torch.no_grad()(operator)(large)
-    with _Held(large) as held_in_training:
-        weights = [p for p in large.parameters() if p.requires_grad]
-        with _counted(held_in_training, weights) as training:
-            loss(large, batch).backward()
+    training_flops, training_bytes = _training(large, loss, batch)
     return Cost(
         method=operator.method.name,
         batch=tuple(tuple(t.shape) for t in tree_leaves(batch) if isinstance(t, Tensor)),
         coefficients=operator.coefficients,
-        steps=steps,
-        learning_flops=learning.get_total_flops() if steps else 0,
-        generating_flops=_generating(operator, large, coefficients) if steps else 0,
-        training_flops=training.get_total_flops(),
+        steps=steps if coefficients else 0,
+        learning_flops=learning.get_total_flops() if coefficients else 0,
+        generating_flops=_generating(operator, large, coefficients) if coefficients else 0,
+        training_flops=training_flops,
         learning_bytes=held.most,
-        training_bytes=held_in_training.most,
+        training_bytes=training_bytes,
         inexact=operator.inexact,
     )
+
+
+def _training(large: nn.Module, loss: Loss, batch: Any) -> tuple[int, int]:
+    """Count the operations and the most bytes of one step of training the large network."""
+    weights = [p for p in large.parameters() if p.requires_grad]
+    with _Held(large) as held, _counted(held, weights) as flops:
+        loss(large, batch).backward()
+    return flops.get_total_flops(), held.most
 
 
 def _mean(out: Any) -> Tensor:
@@ -169,7 +184,7 @@ def _mean(out: Any) -> Tensor:
 
 
 def _generating(operator: Operator, large: nn.Module, coefficients: list[nn.Parameter]) -> int:
-    """The operations of generating the weights, and of the gradients from those of the weights."""
+    """Count the operations of generating the weights and of the backward pass through that."""
     with flop_counter() as flops:
         grown = [tensor for tensor in operator(large).values() if tensor.requires_grad]
         torch.autograd.grad(grown, coefficients, grown, allow_unused=True)
@@ -178,7 +193,7 @@ def _generating(operator: Operator, large: nn.Module, coefficients: list[nn.Para
 
 @contextmanager
 def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMode]:
-    """Count operations, and the most bytes on top of those held and of AdamW's moments."""
+    """Count operations, and the most bytes, AdamW's moments included."""
     _moments = [torch.zeros_like(parameter) for parameter in (*trained, *trained)]
     held.most = held.now
     try:
@@ -186,7 +201,7 @@ def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMo
             yield flops
     except Uncounted:
         raise
-    except Exception as error:  # whatever its code raises without values
+    except Exception as error:  # anything that its code raises without values
         raise Uncounted(
             "the cost cannot be counted, as the network does not run on the meta device: "
             f"{type(error).__name__}: {error}"
@@ -194,7 +209,7 @@ def _counted(held: _Held, trained: list[nn.Parameter]) -> Iterator[FlopCounterMo
 
 
 class _Held(TorchDispatchMode):
-    """How many bytes the tensors hold of networks that are given, and that are made within."""
+    """Counts the bytes of the tensors of these networks, and of all that are made within."""
 
     def __init__(self, *networks: nn.Module) -> None:
         super().__init__()
@@ -223,33 +238,21 @@ class _Held(TorchDispatchMode):
         self.now -= size
 
 
-class _Reads(TorchDispatchMode):
-    """Keep what a network reads from its tensors, or tell it to one whose tensors hold nothing."""
+class _Replay(TorchDispatchMode):
+    """Answers a network that reads scalars from tensors, which are empty on the meta device."""
 
-    def __init__(self, told: Sequence[Any] = ()) -> None:
+    def __init__(self, scalars_read: Sequence[Any]) -> None:
         super().__init__()
-        self.kept: list[Any] = []
-        self._told = list(told)
+        self._scalars_read = list(scalars_read)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.ops.aten._local_scalar_dense.default:
-            return func(*args, **(kwargs or {}))
-        self.kept.append(self._told.pop(0) if self._told else func(*args))
-        return self.kept[-1]
-
-
-def _answers(small: nn.Module, args: Any, kwargs: Any) -> list[Any]:
-    """What the small network reads, such as whether a mask masks anything."""
-    if any(p.is_meta for p in small.parameters()):
-        return []
-    reads = _Reads()
-    with evaluating(small), torch.no_grad(), reads:
-        small(*args, **kwargs)
-    return reads.kept
+        if func is torch.ops.aten._local_scalar_dense.default and self._scalars_read:
+            return self._scalars_read.pop(0)
+        return func(*args, **(kwargs or {}))
 
 
 def short(count: float) -> str:
-    """Three digits and the letter of a unit.
+    """Write three digits and the letter of a unit.
 
     >>> short(1234), short(5.6e13)
     ('1.23 k', '56 T')

@@ -1,4 +1,4 @@
-"""Every depth mix of a plan: it makes the layers of a large stack out of those of a small one.
+"""The depth mixes of a plan: they make the layers of a large stack of those of a small one.
 
 Shapes: g layers of the large stack, l of the small one.
 """
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.axes import Product, Sum, uses_of
-from lightning_ligo.methods.method import Depth
-from lightning_ligo.methods.mixes import new_layers, sources
+from lightning_ligo.methods.method import Depth, New
+from lightning_ligo.methods.mixes import added_layers, sources
 from lightning_ligo.plan.plan import Plan, Row
 
 
@@ -39,15 +39,15 @@ class Depths(nn.Module):
         self.depth = depth
         self.mixes = nn.ParameterDict()
         self._fixed: dict[str, Tensor] = {}  # (g) sources, or (g, l) where layers are mixed
-        self._zero: dict[str, Tensor] = {}  # (g): layers with nothing of the small network, if any
+        self._zero: dict[str, Tensor] = {}  # (g): layers without a source, if any
         self._rows: dict[str, list[Row]] = {}  # of every stack
         for row in plan.rows:
             self._rows.setdefault(row.stack or "", []).append(row)
         self._bare = {row.stack for row in plan.rows} - {row.stack for row in plan.buffers}
         for row in plan.rows:
-            if depth is None or not row.small_names or not self.mixed(row):
+            if depth is None or not row.small_names or not self.mixed(row.stack):
                 continue
-            mix = self._start(row, depth, generator)
+            mix = self._start_of(row, generator)
             if not bool(mix.any(1).all()):
                 self._zero[row.pattern] = (~mix.any(1)).to(device)
             if depth.learned:
@@ -57,53 +57,52 @@ class Depths(nn.Module):
             else:
                 self._fixed[row.pattern] = mix.to(device, dtype)
 
-    def mixed(self, row: Row) -> bool:
-        """Whether a parameter's layers are made of more layers than their own."""
-        if row.stack is None:
-            return False
-        small, large = self.plan.depths[row.stack]
-        return small != large or (self.depth is not None and self.depth.always)
+    def mixed(self, stack: str | None) -> bool:
+        """Whether the layers of a stack are mixed, or picked from others."""
+        small, large = self._lengths(stack)
+        always = self.depth is not None and self.depth.always
+        return stack is not None and (small != large or always)
 
-    def sources(self, row: Row) -> Tensor:
-        """(g): the layer of the small stack that each layer of the large one takes after."""
-        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
+    def sources(self, stack: str | None) -> Tensor:
+        """(g): the small layer that each large layer mostly comes from."""
+        small, large = self._lengths(stack)
+        cycle = torch.arange(large) % small
         if self.depth is None or small == large:
-            return torch.arange(large) % small
-        source = sources(self._mix(self.depth, small, large))
-        return torch.where(source < 0, torch.arange(large) % small, source)
+            return cycle
+        source = sources(self._start(stack))
+        return torch.where(source < 0, cycle, source)
+
+    def new(self, stack: str | None) -> Tensor:
+        """(g): whether a layer is new, see `Depth`."""
+        if self.depth is None or not self.mixed(stack):
+            return torch.zeros(self._lengths(stack)[1], dtype=torch.bool)
+        return added_layers(self._start(stack))
 
     def multiplies(self, row: Row) -> bool:
-        """Whether layers are mixed by a matrix, and not picked."""
-        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+        """Whether a matrix mixes the layers; otherwise they are picked."""
+        mix = self._mix(row)
         return mix is not None and mix.dim() == 2
 
-    def learns(self, row: Row) -> bool:
-        """Whether the mix of a parameter's layers is learned."""
-        return key_of(row.pattern) in self.mixes
+    def zero_output(self, stack: str) -> list[bool]:
+        """For every layer of a large stack, whether its output starts as zero."""
+        new = self.new(stack).tolist()
+        return new if any(new) and self.new_kind(stack) == "zero_output" else [False] * len(new)
 
-    def silent(self, stack: str) -> list[bool]:
-        """For every layer of a large stack, whether it writes nothing at the start."""
-        small, large = self.plan.depths[stack]
-        if self.depth is None or (small == large and not self.depth.always):
-            return [False] * large
-        new = new_layers(self._mix(self.depth, small, large)).tolist()
-        return new if self.new_are(stack) == "silent" else [False] * large
-
-    def new_are(self, stack: str) -> str:
-        """What new layers of a stack get, see `Depth`."""
+    def new_kind(self, stack: str) -> New:
+        """The kind of a new layer of a stack, see `Depth`."""
         assert self.depth is not None
         rows = self._rows[stack]
-        if self.depth.new != "silent" or any(row.writes for row in rows):
+        if self.depth.new != "zero_output" or any(row.writes for row in rows):
             return self.depth.new
         vectors = sum(len(row.large) < 2 for row in rows)
         plain = stack in self._bare and 2 * vectors <= len(rows)
-        return "identity" if plain else "works"  # a norm in a chain has no neutral weights
+        return "identity" if plain else "copied"  # no weights make a norm the identity
 
     def grow(self, x: Tensor, row: Row) -> Tensor:
-        """(l, ...) to (g, ...): mix the layers of a parameter, still in the small space."""
-        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+        """Mix the layers of a parameter, still in the small space: (l, ...) to (g, ...)."""
+        mix = self._mix(row)
         if mix is None:  # a buffer, or a parameter in no stack that grows
-            layers = self.sources(row).to(x.device)
+            layers = self.sources(row.stack).to(x.device)
             return x if len(layers) == len(x) else x.index_select(0, layers)
         if mix.dim() == 2:
             return torch.tensordot(mix, x, dims=1)
@@ -112,79 +111,71 @@ class Depths(nn.Module):
         return x if zero is None else x * self._over_layers(~zero, x)
 
     def gradients(self, row: Row) -> Tensor:
-        """(g, l): what a layer's gradient is made of, in the gradients of the small layers.
+        """(g, l): the mix of the gradients of the small layers that each large layer starts with.
 
-        Old layers keep theirs, new ones have that of the layers they are made of. A new layer that
-        is silent has no gradient but in what writes, which is zero itself: there it is that of its
-        source, which writes into the same stream one layer before. Of one that is the identity, or
-        stays as it was built, nothing is known.
+        Old layers keep theirs, and new ones have those of their sources. In a new layer of zero
+        output only the output projection has a gradient: that of its source, which writes into the
+        same stream one layer before. A layer that is the identity, or fresh, has none.
         """
-        if row.stack is None or not self.mixed(row):
-            return torch.eye(len(row.small_names))
-        assert self.depth is not None
-        small, large = self.plan.depths[row.stack]
-        mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
-        assert mix is not None
+        mix, small = self._mix(row), len(row.small_names)
+        if mix is None or row.stack is None:
+            return torch.eye(small)
         mix = mix.detach().cpu() if mix.dim() == 2 else _picked(mix.cpu(), small)
-        if (get := self.new_are(row.stack)) != "works":
-            source = _picked(sources(self._mix(self.depth, small, large)), small)
-            mix = mix.where(~self.new(row)[:, None], source * float(get == "silent" and row.writes))
+        kind = self.new_kind(row.stack)
+        if kind != "copied":
+            source = _picked(sources(self._start(row.stack)), small)
+            source = source * float(kind == "zero_output" and row.writes)
+            mix = mix.where(~self.new(row.stack)[:, None], source)
         return mix
 
-    def kept(self, row: Row) -> Tensor:
-        """(g, l): the layers that are the small network's own, one-hot; zero for new ones."""
-        small = _picked(self.sources(row), len(row.small_names))
-        return small * ~self.new(row)[:, None]
+    def old(self, row: Row) -> Tensor:
+        """(g, l): the small layer that each old layer is, one-hot; zero for new layers."""
+        small = _picked(self.sources(row.stack), len(row.small_names))
+        return small * ~self.new(row.stack)[:, None]
 
     def neutral(self, row: Row, like: Tensor) -> Tensor | None:
-        """What a new layer has so that it changes nothing, where that is not zero.
+        """The weights by which a new layer changes nothing, where these are not zero.
 
-        One for what multiplies the stream, and the identity matrix for new layers that are that.
+        One for a factor of the residual stream, and the identity for a matrix of an identity layer.
         """
         zero = self._zero.get(row.pattern)
-        if zero is None or row.stack is None:
-            return None
-        new = self.new_are(row.stack)
-        if new == "built":
+        if zero is None or row.stack is None or (kind := self.new_kind(row.stack)) == "fresh":
             return None
         if row.passes:
             return self._over_layers(zero, like).to(like).expand_as(like)
-        if new == "identity" and len(row.large) > 1:
+        if kind == "identity" and len(row.large) > 1:
             eye = self._identity(row.dims, row.large).to(like)
             return self._over_layers(zero, like) * eye
         return None
 
-    def built(self, row: Row) -> Tensor | None:
-        """(g): the layers of a parameter that stay as the large network was built, if any do."""
-        if self.depth is None or self.depth.new != "built" or not self.mixed(row):
-            return None
-        return self.new(row)
-
-    def new(self, row: Row) -> Tensor:
-        """(g): whether a layer's source is that of a layer before it, too."""
-        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
-        if self.depth is None or not self.mixed(row):
-            return torch.zeros(large, dtype=torch.bool)
-        return new_layers(self._mix(self.depth, small, large))
-
     # The start ---------------------------------------------------------------------------------
 
-    def _mix(
-        self, depth: Depth, small: int, large: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return depth.mix(small, large, generator or torch.Generator().manual_seed(0))
+    def _lengths(self, stack: str | None) -> tuple[int, int]:
+        return self.plan.depths[stack] if stack else (1, 1)
 
-    def _start(self, row: Row, depth: Depth, generator: torch.Generator) -> Tensor:
+    def _mix(self, row: Row) -> Tensor | None:
+        """The mix of a parameter, (g, l), or (g) if layers are picked; None if neither."""
+        return self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
+
+    def _start(self, stack: str | None, generator: torch.Generator | None = None) -> Tensor:
+        """Start the mix of one module of a stack."""
+        assert self.depth is not None
+        generator = generator or torch.Generator().manual_seed(0)
+        return self.depth.mix(*self._lengths(stack), generator)
+
+    def _start_of(self, row: Row, generator: torch.Generator) -> Tensor:
+        """Start the mix of one parameter, without sources where a new layer has other weights."""
         assert row.stack is not None
-        mix = self._mix(depth, *self.plan.depths[row.stack], generator)
-        new, get = new_layers(mix), self.new_are(row.stack)
+        mix = self._start(row.stack, generator)
         scales = any(use.role == "scales" for product in row.dims for use in uses_of(product))
-        if (
-            (get == "silent" and (row.writes or row.passes))
-            or (get == "identity" and (row.passes or not scales))
-            or get == "built"
-        ):
-            mix[new] = 0
+        zero = {
+            "copied": False,
+            "zero_output": row.writes or row.passes,
+            "identity": row.passes or not scales,
+            "fresh": True,
+        }
+        if zero[self.new_kind(row.stack)]:
+            mix[added_layers(mix)] = 0
         return mix
 
     @staticmethod
@@ -192,7 +183,7 @@ class Depths(nn.Module):
         return which.view(-1, *[1] * (like.dim() - 1))
 
     def _identity(self, dims: Sequence[Product], shape: Sequence[int]) -> Tensor:
-        """The matrix, or the kernel, that is the identity, once each for queries, keys, values."""
+        """The identity as a matrix or kernel, once each for queries, keys and values."""
         slots = [self._slots(product) for product in dims[:2]]
         eye = torch.eye(*(length // slot for length, slot in zip(shape, slots, strict=False)))
         matrix = torch.zeros(tuple(shape))
@@ -203,7 +194,7 @@ class Depths(nn.Module):
         return matrix
 
     def _slots(self, product: Product) -> int:
-        """How many equal parts a dimension has side by side, as a fused projection has three."""
+        """Count the equal parts of a dimension: a fused projection has three."""
         first = product[0] if product else None
         if isinstance(first, Sum):
             equal = len({self.plan.length(segment) for segment in first.segments}) == 1
@@ -214,10 +205,10 @@ class Depths(nn.Module):
 
 
 def _picked(source: Tensor, small: int) -> Tensor:
-    """(g, small): the mix that picks these layers, and nothing for -1."""
+    """(g, small): the mix that picks these layers; a row of zeros for -1."""
     return (source[:, None] == torch.arange(small)).float()
 
 
 def key_of(name: str) -> str:
-    """A parameter's name may hold no dot."""
+    """Write a name without dots, which the name of a parameter may not contain."""
     return name.replace(".", "/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_ligo.axes.override import Override
-from lightning_ligo.methods.catalog import DEFAULT
-from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.plan.pair import pair
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What happened: the loss before each step, in the loss's own unit."""
+    """The record of learning an operator.
+
+    Args:
+        losses: the loss before each step.
+    """
 
     losses: tuple[float, ...]
 
@@ -34,9 +34,9 @@ class Fit:
 
 
 class _Lossy(nn.Module):
-    """The loss and its gradients as a module over the network, called with its parameters.
+    """The loss and its gradients as a module over the network, called with generated parameters.
 
-    They hold for the gradients too: a backward pass may compute activations again.
+    The backward pass runs inside too, as it may compute activations again.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class _Lossy(nn.Module):
         return value.detach(), torch.autograd.grad(value, self.coefficients, allow_unused=True)
 
 
-def gradients(
+def loss_and_gradients(
     operator: Operator, large: nn.Module, loss: Loss, batch: Any, coefficients: list[nn.Parameter]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """``loss(large, batch)`` with the operator's weights, and its gradients for ``coefficients``.
+    """Compute ``loss(large, batch)`` with generated weights, and gradients for ``coefficients``.
 
-    Nothing else is left of the forward, such as the generated weights.
+    The generated weights are freed with the rest of the forward.
     """
     with torch.enable_grad():
         # cuDNN takes only dense weights of a recurrent network
@@ -70,7 +70,7 @@ def gradients(
 
 @contextmanager
 def _uncompacted() -> Iterator[None]:
-    """Without cuDNN's advice to compact the weights of recurrent networks: they are generated."""
+    """Silence cuDNN's advice to compact recurrent weights, which are generated here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
         yield
@@ -91,55 +91,31 @@ def fit(
 ) -> Fit:
     """Minimise ``loss(large, batch)`` over the operator's coefficients.
 
-    The parameters of ``large`` are replaced by the generated ones while the loss is computed, and
-    are themselves never changed; the small weights are fixed. AdamW (0.9, 0.95) without decay,
-    gradients clipped to norm 1, the rate rising over ``warmup`` steps and then falling linearly to
-    zero. ``on_step(step, loss)`` is called after every step, from 1. Where several processes learn
-    one operator, each on batches of its own, ``average`` takes a tensor to its mean over them; if
-    the step of one raises an error, the loss is not a number for all others, and none waits for it.
+    The loss is computed with generated parameters; both networks stay as they are. The optimizer is
+    AdamW (0.9, 0.95) without decay. Gradients are clipped to norm 1. The rate rises over ``warmup``
+    steps and then falls linearly to zero. ``on_step(step, loss)`` is called after every step, from
+    1. Where several processes learn one operator, each on its own batches, ``average`` takes a
+    tensor to its mean over them; if one process fails, all others get a loss of nan.
 
     Raises:
-        FloatingPointError: if the loss or its gradient is not finite; the operator is then of no
-            use, all else is as it was.
+        FloatingPointError: if the loss or its gradient is not finite; the operator is then useless,
+            and everything else is unchanged.
         ValueError: if there is nothing to learn, or too few batches.
     """
     coefficients = [p for p in operator.parameters() if p.requires_grad]
+    name = operator.method.name
     if not coefficients:
-        raise ValueError(
-            f"method {operator.method.name!r} has nothing to learn for this plan; bake it as it is"
-        )
-    optimizer = torch.optim.AdamW(
-        coefficients, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
-    batch, losses = iter(batches), []
-    for step in range(steps):
+        raise ValueError(f"method {name!r} has nothing to learn for this plan; bake it as it is")
+    optimizer = torch.optim.AdamW(coefficients, learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    losses: list[float] = []
+    for step, batch in zip(range(steps), batches, strict=False):
         rate = min((step + 1) / (warmup + 1), (steps - step) / max(1, steps - warmup))
         optimizer.param_groups[0]["lr"] = learning_rate * rate
-        try:
-            data = next(batch)
-        except StopIteration:
-            raise ValueError(
-                f"the batches ended after {step} of {steps} steps; give an iterator that goes on"
-            ) from None
-        try:
-            value, found = gradients(operator, large, loss, data, coefficients)
-        except Exception:
-            if average is not None:  # the others wait for this
-                average(torch.tensor(math.nan, device=coefficients[0].device))
-            raise
-        value = value if average is None else average(value.float())
-        losses.append(float(value))
         where = (
-            f"at step {step + 1} of {steps} of learning the {operator.method.name!r} operator at "
-            f"rate {learning_rate:g}; use a lower learning rate, or a method that learns nothing"
+            f"at step {step + 1} of {steps} of learning the {name!r} operator at rate "
+            f"{learning_rate:g}; use a lower learning rate, or a method that learns nothing"
         )
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]} {where}")
-        if average is not None:
-            found = tuple(gradient if gradient is None else average(gradient) for gradient in found)
-        for coefficient, gradient in zip(coefficients, found, strict=True):
-            coefficient.grad = gradient
-        del found, gradient  # held by the coefficients alone, until they are used
+        losses.append(_set_gradients(operator, large, loss, batch, coefficients, average, where))
         norm = float(torch.nn.utils.clip_grad_norm_(coefficients, 1.0))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm} {where}")
@@ -147,68 +123,32 @@ def fit(
         optimizer.zero_grad()
         if on_step is not None:
             on_step(step + 1, losses[-1])
+    if len(losses) < steps:
+        raise ValueError(
+            f"the batches ended after {len(losses)} of {steps} steps; use an endless iterator"
+        )
     return Fit(tuple(losses))
 
 
-def grow(
-    small: nn.Module,
+def _set_gradients(
+    operator: Operator,
     large: nn.Module,
-    *args: Any,
-    method: str | Method = DEFAULT,
-    loss: Loss | None = None,
-    batches: Iterable[Any] | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    large_inputs: Mapping[str, Any] | None = None,
-    override: Override | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    """Fill ``large`` with weights grown from ``small`` and return it.
-
-    ``args`` and ``kwargs`` are what the networks are called with, to find their axes; the large one
-    with ``large_inputs``, by name, where it takes others (larger images). ``override`` names axes
-    that tracing cannot find, see `trace`. ``loss`` is called as ``loss(network, batch)`` for
-    batches from ``batches``; ``steps`` and ``learning_rate`` are the method's own unless given.
-
-    A method with a ramp (msg) masks nothing here: hand the operator and ``large`` to `Ramp`.
-
-    Raises:
-        ValueError: see `pair` and `fit`; also if the method learns and no loss or batches are
-            given, or learns nothing and is told what to learn from.
-        FloatingPointError: if the loss is not finite; ``large`` is then as it was.
-
-    Example:
-        >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
-        >>> x = torch.randn(3, 4)
-        >>> large = grow(small, large, x, method="lemon")
-        >>> torch.allclose(small(x), large(x), atol=1e-6)
-        True
-    """
-    plan = pair(small, large, *args, large_inputs=large_inputs, override=override, **kwargs)
-    operator = Operator(plan, small, method, seed)
-    options = {
-        "loss": loss,
-        "batches": batches,
-        "steps": steps or None,
-        "learning_rate": learning_rate,
-    }
-    given = [name for name, option in options.items() if option is not None]
-    if given and not operator.method.learns:
-        raise ValueError(
-            f"method {operator.method.name!r} learns nothing, and was given {', '.join(given)}; "
-            "leave them out, or take a method that learns, such as 'ligo'"
-        )
-    steps = operator.method.steps if steps is None else steps
-    if steps and operator.coefficients:
-        if loss is None or batches is None:
-            raise ValueError(
-                f"method {operator.method.name!r} learns its operator for {steps} steps and needs "
-                "loss= and batches=; give both, or steps=0, or a method that learns nothing"
-            )
-        rate = operator.method.learning_rate if learning_rate is None else learning_rate
-        fit(operator, large, loss, batches, steps=steps, learning_rate=rate,
-            warmup=min(operator.method.warmup, steps // 2))  # fmt: skip
-    operator.bake(large)
-    return large
+    loss: Loss,
+    batch: Any,
+    coefficients: list[nn.Parameter],
+    average: Callable[[Tensor], Tensor] | None,
+    where: str,
+) -> float:
+    """Set the gradients of the coefficients and return the loss, both averaged over processes."""
+    try:
+        value, found = loss_and_gradients(operator, large, loss, batch, coefficients)
+    except Exception:
+        if average is not None:  # the others wait for this
+            average(torch.tensor(math.nan, device=coefficients[0].device))
+        raise
+    mean = float(value if average is None else average(value.float()))
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"the loss is {mean} {where}")
+    for coefficient, gradient in zip(coefficients, found, strict=True):
+        coefficient.grad = gradient if gradient is None or average is None else average(gradient)
+    return mean

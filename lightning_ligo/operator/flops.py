@@ -1,8 +1,7 @@
 """Count the floating point operations of training, with torch's own counter.
 
-A matrix product of (a x b) and (b x c) is `2 a b c`; what is no product or convolution is not
-counted, as is usual. Attention that runs as one operation is counted as its products, with those
-that its backward computes again.
+A matrix product of (a x b) and (b x c) is `2 a b c`. Only products and convolutions count, as is
+usual. Fused attention counts as its products, with those that its backward computes again.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from torch.utils.flop_counter import (
 )
 from torch.utils.module_tracker import ModuleTracker
 
-MOST = 100
-"""Kinds of batches that are counted for one network; any further ones are taken as the average."""
+MAX_KINDS = 100
+"""Kinds of batches that are counted for one network; further ones cost their average."""
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which also counts the attention of CPUs; torch's own leaves that out.
+    """Make torch's counter, which counts attention on CPUs, too.
 
     >>> heads = torch.ones(2, 4, 8, 16)  # (batch, heads, positions, length of a head)
     >>> with flop_counter() as count:
@@ -35,18 +34,22 @@ def flop_counter() -> FlopCounterMode:
     """
     aten = torch.ops.aten
     attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(
+            *shapes[:3]
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+            sdpa_backward_flop_count(*shapes[:4])
+        ),
     }
     return _FlopCounter(display=False, custom_mapping=attention)
 
 
 class _FlopCounter(FlopCounterMode):
-    """Runs what is compiled as it was written, for nothing compiled runs under a counter."""
+    """Runs compiled modules eagerly, as compiled code does not run under a counter."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.mod_tracker = _Whole()
+        self.mod_tracker = _NoModules()
 
     def __enter__(self) -> _FlopCounter:
         self._eager = torch.compiler.set_stance("force_eager")
@@ -58,46 +61,38 @@ class _FlopCounter(FlopCounterMode):
         self._eager.__exit__(*error)
 
 
-class _Whole(ModuleTracker):
-    """Tells no modules apart, which takes hooks on all of them; compiled ones warn of these."""
+class _NoModules(ModuleTracker):
+    """Tracks no modules: that takes hooks on all of them, which compiled ones warn about."""
 
-    def __enter__(self) -> _Whole:
+    def __enter__(self) -> _NoModules:
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
 
 
-def _attention(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-    return sdpa_flop_count(*shapes[:3])
-
-
-def _attention_backward(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-    return sdpa_backward_flop_count(*shapes[:4])
-
-
 class StepFlops:
-    """What the steps of every size of a network cost, of training or of evaluation.
+    """Counts the steps of training or evaluation for every size of a network.
 
     The first batch of a kind (its tree of shapes and dtypes) is counted while it is used; later
-    ones of that kind are known. The optimizer is not counted.
+    ones of that kind cost the same. The optimizer is not counted.
     """
 
     def __init__(self) -> None:
         self.totals: list[int] = []  # for every size
         self._kinds: list[dict[str, int]] = []  # for every size: kind of batch -> operations
         self._running: tuple[FlopCounterMode, int, str] | None = None
-        self.ranks = 1  # processes that do the same, each on batches of its own
+        self.ranks = 1  # processes, each on its own batches
 
     def start(self, batch: Any, size: int) -> None:
-        """Just before a batch is used by the network of that size."""
+        """Start counting, just before the network of that size uses a batch."""
         while len(self.totals) <= size:
             self.totals.append(0)
             self._kinds.append({})
         kinds, kind = self._kinds[size], kind_of(batch)
         if kind in kinds:
             self.totals[size] += self.ranks * kinds[kind]
-        elif len(kinds) >= MOST:
+        elif len(kinds) >= MAX_KINDS:
             self.totals[size] += self.ranks * sum(kinds.values()) // len(kinds)
         else:
             counter = flop_counter()
@@ -105,7 +100,7 @@ class StepFlops:
             self._running = counter, size, kind
 
     def stop(self) -> None:
-        """After the step, its backward included; does nothing where nothing is being counted."""
+        """Stop counting, after the step and its backward."""
         if self._running is not None:
             (counter, size, kind), self._running = self._running, None
             counter.__exit__(None, None, None)
@@ -113,7 +108,7 @@ class StepFlops:
             self.totals[size] += self.ranks * self._kinds[size][kind]
 
     def abort(self) -> None:
-        """Stop without counting, as the step failed."""
+        """Stop without a result, as the step failed."""
         if self._running is not None:
             (counter, *_), self._running = self._running, None
             counter.__exit__(None, None, None)
@@ -127,7 +122,7 @@ class StepFlops:
 
 
 def kind_of(batch: Any) -> str:
-    """The structure of a batch with the shape and dtype of every tensor.
+    """Write the structure of a batch with the shape and dtype of every tensor.
 
     >>> import torch
     >>> kind_of({"x": torch.zeros(2, 3)}) == kind_of({"x": torch.ones(2, 3)})

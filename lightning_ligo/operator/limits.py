@@ -1,4 +1,4 @@
-"""What a method cannot grow, and what its growth changes of what the small network computes."""
+"""The limits of a method: which plans it cannot grow, and why its start is not exact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_ligo.methods.forms import applied, transposed
 from lightning_ligo.methods.method import Method, Width
-from lightning_ligo.methods.mixes import new_layers
+from lightning_ligo.methods.mixes import added_layers
 from lightning_ligo.operator.depths import Depths
 from lightning_ligo.operator.widths import Started, Widths
 from lightning_ligo.plan.plan import Plan
@@ -18,10 +18,11 @@ ROUNDING = 1e-9  # of float64 numbers of size 1
 
 
 def refuse(plan: Plan, method: Method) -> None:
-    """Refuse a plan that the method does not say how to grow by.
+    """Refuse a plan that the method cannot grow.
 
     Raises:
-        ValueError: naming what grows and what the method lacks.
+        ValueError: if it lacks a width or depth, or grows by whole multiples only, or has a ramp
+            and a new part cannot be masked.
     """
     if method.takes_nothing:
         return
@@ -31,14 +32,14 @@ def refuse(plan: Plan, method: Method) -> None:
         if grown and part is None:
             raise ValueError(
                 f"method {method.name!r} has no {what}, and {_grows(grown)}; give it the {what} of "
-                f"a method that has one, such as METHODS['lemon'].{what}"
+                f"another method, such as METHODS['lemon'].{what}"
             )
         if part is not None and part.whole:
             odd = {name: pair for name, pair in grown.items() if pair[1] % pair[0]}
             if odd:
                 raise ValueError(
                     f"method {method.name!r} makes whole copies, and {_grows(odd)}, no multiple; "
-                    "choose a multiple, or a method that grows to any length, such as 'lemon'"
+                    "use a multiple, or a method that grows to any length, such as 'lemon'"
                 )
     if method.width is not None and method.width.diagonal:
         inner = {name: pair for name, pair in axes.items() if plan.facts[name].contracted}
@@ -51,16 +52,15 @@ def refuse(plan: Plan, method: Method) -> None:
         if plan.facts[name].contracted or plan.facts[name].normed == "group":
             raise ValueError(
                 f"method {method.name!r} masks new parts, and {name} grows from {small} to "
-                f"{large}, which queries and keys are multiplied over, or a norm of more than "
-                "itself; keep it as it is, or take another method"
+                f"{large}; the product of queries and keys, or a group norm, sums over it and "
+                "cannot be masked; do not grow it, or use another method"
             )
 
 
 def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Iterator[str]:
-    """A line for everything by which the method keeps the network from computing the same.
+    """List the reasons why the start of a method does not compute what the small network does.
 
-    Found by applying the maps to random vectors, and by comparing the mixes with what a stream
-    passes unchanged.
+    The maps are applied to random vectors, and the mixes are compared with the identity.
     """
     if method.takes_nothing:
         yield "nothing is taken from the small network"
@@ -69,7 +69,7 @@ def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Itera
         grown = [name for name in plan.axes if not plan.facts[name].resize]
         for started in widths.starts.values():
             yield from _of_map(plan, method.width, started, bool(method.ramp))
-        if method.width.ahead and grown and plan.depths:
+        if method.width.from_next_layer and grown and plan.depths:
             yield f"new entries of layers come from the next layer ({', '.join(plan.depths)})"
     for stack, (small, large) in plan.depths.items():
         if method.depth is not None and (small != large or method.depth.always):
@@ -77,18 +77,18 @@ def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Itera
 
 
 def _of_map(plan: Plan, width: Width, started: Started, ramp: bool) -> Iterator[str]:
-    """What the map of an axis changes."""
+    """List the changes by the map of an axis."""
     axis, small = plan.facts[started.axis], started.small
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(small, 4, dtype=torch.float64, generator=generator)
     problems = set()
-    for layer, silent in zip(started.layers, started.silent, strict=True):
-        if silent:
+    for layer, zero_output in zip(started.layers, started.zero_output, strict=True):
+        if zero_output:
             continue
         if ramp:
             forms = (layer.produces, layer.consumes)
             if any(_differ(applied(form, x)[:small], x) for form in forms):
-                problems.add("only new entries are masked, and old ones do not stay")
+                problems.add("only new entries are masked, and old ones change")
             continue
         written = applied(layer.produces, x)
         if axis.contracted:
@@ -106,28 +106,27 @@ def _of_map(plan: Plan, width: Width, started: Started, ramp: bool) -> Iterator[
             seen, was = seen - seen.mean(0), was - was.mean(0)
         if axis.normed and _differ(seen.square().mean(0), was.square().mean(0)):
             problems.add("the variance that a norm takes over it changes")
-        if width.rest == "built" and bool((written == 0).all(1).any()):
-            problems.add("its new entries are as the large network was built")
+        if width.rest == "fresh" and bool((written == 0).all(1).any()):
+            problems.add("its new entries are fresh")
     for problem in sorted(problems):
         yield f"{started.axis} grows from {small} to {started.large}: {problem}"
 
 
 def _of_stack(stack: str, small: int, large: int, method: Method, depths: Depths) -> Iterator[str]:
-    """What new layers of a stack change, where a stream passes them: a plan knows of the others."""
+    """List the changes by the new layers of a stack, beside those that the plan lists."""
     assert method.depth is not None
     mix = method.depth.mix(small, large, torch.Generator().manual_seed(0))
-    kept = mix[~new_layers(mix)]
-    new = int(new_layers(mix).sum())
-    if kept.shape[0] != small or _differ(kept, torch.eye(small, dtype=kept.dtype)):
+    added = added_layers(mix)
+    old, new = mix[~added], int(added.sum())
+    if old.shape[0] != small or _differ(old, torch.eye(small, dtype=old.dtype)):
         yield f"{stack} grows from {small} to {large} layers: its layers are mixed"
-    elif new and not method.ramp and depths.new_are(stack) in ("works", "built"):
-        how = "as they were built" if method.depth.new == "built" else "copies"
-        yield f"{stack} grows from {small} to {large} layers: {new} new layers work, {how}"
+    elif new and not method.ramp and (kind := depths.new_kind(stack)) in ("copied", "fresh"):
+        yield f"{stack} grows from {small} to {large} layers: {new} new layers are {kind}"
 
 
 def _grows(lengths: dict[str, tuple[int, int]]) -> str:
     return ", ".join(f"{name} grows from {s} to {large}" for name, (s, large) in lengths.items())
 
 
-def _differ(ours: Tensor, theirs: Tensor) -> bool:
-    return bool((ours - theirs).abs().max() > ROUNDING)
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() > ROUNDING)

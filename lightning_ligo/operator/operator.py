@@ -1,4 +1,4 @@
-"""The operator: every map of a plan and the depth mix of every stack; it grows parameters.
+"""The operator: all maps and depth mixes of a plan; it grows parameters.
 
 Shapes: g layers of the large stack, l of the small one.
 """
@@ -15,6 +15,8 @@ from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method, Width
 from lightning_ligo.operator.depths import Depths
 from lightning_ligo.operator.limits import changes, refuse
+from lightning_ligo.operator.low_rank import add_low_rank, is_low_rank
+from lightning_ligo.operator.masks import diagonal, is_new, is_unreached, noise
 from lightning_ligo.operator.widths import Widths
 from lightning_ligo.plan.plan import Plan, Row
 
@@ -27,18 +29,17 @@ class Operator(nn.Module):
     space, and a producing or consuming form of a map on every dimension (LiGO, equation 5). Forms
     and mixes that copy, and are not learned, are applied by indexing.
 
-    ``inexact`` says why the large network does not compute what the small one does, before anything
-    is learned: what the plan knows, which holds for every method, and what this method's maps and
-    mixes change.
+    ``inexact`` lists the reasons why the large network does not compute what the small one does,
+    before anything is learned: those of the plan, for every method, and those of this method.
 
     Args:
         plan: what grows into what.
         small: the network whose weights are grown; they are read once, here.
-        method: a name of `METHODS`, two with a plus between, or a `Method`.
+        method: a name of `METHODS`, two joined by a plus, or a `Method`.
         seed: of the random part of the start.
 
     Raises:
-        ValueError: for an unknown method, and for one that cannot grow by this plan.
+        ValueError: for an unknown method, and for one that cannot grow this plan.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class Operator(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         depth, width = self.method.depth, self.method.width
         self.depths = Depths(plan, depth, generator, device, self.dtype)
-        self.widths = Widths(plan, width, self.depths.silent, generator, device, self.dtype)
+        self.widths = Widths(plan, width, self.depths.zero_output, generator, device, self.dtype)
         self.inexact = (*plan.inexact, *changes(plan, self.method, self.widths, self.depths))
         self.widths.forget()
-        self._thin = {row.pattern for row in self._grown if self._is_thin(row)}
-        self._copies: dict[str, Tensor] = {}  # (g, *shape), of what is not made anew at every step
+        self._low_rank = {row.pattern for row in self._grown if self._is_low_rank(row)}
+        self._fixed: dict[str, Tensor] = {}  # (g, *shape): fixed parts, the same at every step
 
     def _read(self, small: nn.Module) -> dict[str, Tensor]:
         """(l, *shape): the small parameter of every layer."""
@@ -74,46 +75,47 @@ class Operator(nn.Module):
         }
 
     def of(self, small: nn.Module) -> Operator:
-        """This operator, with the same coefficients, for the weights of another small network.
+        """Apply the same coefficients to another small network, such as an average of weights.
 
-        Such as an average of the network it was learned on; it may be on another device.
+        It may be on another device.
         """
         other = copy.copy(self)
         other._small = {
             pattern: tensor.to(self._small[pattern].device)
             for pattern, tensor in self._read(small).items()
         }
-        other._copies = {}
+        other._fixed = {}
         return other
 
     @property
     def coefficients(self) -> int:
-        """How many numbers are learned."""
+        """Count the numbers that are learned."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def forward(self, large: nn.Module | None = None) -> dict[str, Tensor]:
-        """The parameters of the large network by name, differentiable in the coefficients.
+        """Grow the parameters of the large network, differentiable in the coefficients.
 
         They are computed in the coefficients' precision, float32 or more, and have the dtype of the
-        small ones. Those of layers that the small network has nothing like are left out, but where
-        they write. ``large`` is asked for what the method leaves as it was built, if anything.
+        small ones. Layers without a match in the small network are left out, except for the
+        parameters that write the residual stream, which are zero. ``large`` gives the fresh
+        weights, if the method keeps any.
         """
         if self.method.takes_nothing:
             return {}
-        built = _tensors(large) if large is not None else {}
+        fresh = _tensors(large) if large is not None else {}
         grown = {
             name: tensor
             for row in self._grown
-            for name, tensor in zip(row.large_names, self._layers(row, built), strict=True)
+            for name, tensor in zip(row.large_names, self._layers(row, fresh), strict=True)
         }
         like = next(iter(grown.values()))
-        silent = {
+        zero = {
             name: like.new_zeros(row.large)
             for row in self.plan.rows
             if row.writes and not row.small_names
             for name in row.large_names
         }
-        return grown | silent
+        return grown | zero
 
     @torch.no_grad()
     def bake(self, large: nn.Module) -> None:
@@ -135,73 +137,73 @@ class Operator(nn.Module):
                 tensors[name].copy_(tensor)
 
     def parents(self) -> dict[str, list[str]]:
-        """The small parameters that each large one comes from, the one it takes after first.
+        """List the small parameters that each large one comes from, the most similar one first.
 
-        One that takes after a parameter without being made of it has that one twice.
+        One that is listed twice is similar, but no part of the large one.
         """
         parents = {}
         for row in self.plan.rows:
             if not row.small_names:
                 parents.update({name: [self._alike(name)] for name in row.large_names})
                 continue
-            layers = self.depths.sources(row).tolist()
+            layers = self.depths.sources(row.stack).tolist()
             for name, source in zip(row.large_names, layers, strict=True):
                 first = row.small_names[source]
                 mixed = [other for other in row.small_names if other != first]
-                parents[name] = [first, *(mixed if self.depths.mixed(row) else [])]
+                parents[name] = [first, *(mixed if self.depths.mixed(row.stack) else [])]
                 if self.method.takes_nothing:
                     parents[name] = [first, first]
         return parents
 
     def new_entries(self) -> dict[str, Tensor]:
-        """For every large parameter, whether an entry is not one of the small network's own."""
+        """Mark the entries of every large parameter that are not in the small network."""
         new: dict[str, Tensor] = {}
         for row in self.plan.rows:
             if not row.small_names or self.method.takes_nothing:
                 new |= {name: torch.ones(row.large, dtype=torch.bool) for name in row.large_names}
                 continue
-            entries = self.widths.anew(row).expand(row.large)
-            layers = zip(row.large_names, self.depths.new(row), strict=True)
+            entries = is_new(self.widths, row).expand(row.large)
+            layers = zip(row.large_names, self.depths.new(row.stack), strict=True)
             new |= {name: entries | layer for name, layer in layers}
         return new
 
     def _alike(self, name: str) -> str:
-        """The small parameter whose name has most in common with that of a new layer."""
+        """Find the small parameter whose name is most similar."""
         words = name.split(".")
 
         def likeness(other: str) -> tuple[int, int]:
-            theirs = other.split(".")
-            same = [one == two for one, two in zip(words[::-1], theirs[::-1], strict=False)]
-            return (*same, False).index(False), sum(map(str.__eq__, words, theirs))
+            others = other.split(".")
+            same = [one == two for one, two in zip(words[::-1], others[::-1], strict=False)]
+            return (*same, False).index(False), sum(map(str.__eq__, words, others))
 
         return max((other for row in self._grown for other in row.small_names), key=likeness)
 
-    def _layers(self, row: Row, built: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    def _layers(self, row: Row, fresh: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """(*large shape) for every layer, in the dtype of the small parameter."""
         small = self._small[row.pattern]
-        if row.pattern not in self._thin:
-            return self._grow(row, built).to(small.dtype).unbind()
+        if row.pattern not in self._low_rank:
+            return self._grow(row, fresh).to(small.dtype).unbind()
         mixed = self.depths.grow(small.to(self.dtype), row)
-        copies = self._copies.get(row.pattern)
-        if copies is None:
-            copies = self.widths.copy(mixed, row)
-            if torch.is_grad_enabled() and not self.depths.learns(row):
-                self._copies[row.pattern] = copies
-        return [layer.to(small.dtype) for layer in self.widths.add_thin(copies, mixed, row)]
+        fixed = self._fixed.get(row.pattern)
+        if fixed is None:
+            fixed = self.widths.grow(mixed, row, self.widths.widen_fixed)
+            if torch.is_grad_enabled() and not mixed.requires_grad:
+                self._fixed[row.pattern] = fixed
+        return [layer.to(small.dtype) for layer in add_low_rank(self.widths, fixed, mixed, row)]
 
-    def _is_thin(self, row: Row) -> bool:
-        """Whether a parameter is copies plus thin products, and nothing else comes to it."""
+    def _is_low_rank(self, row: Row) -> bool:
+        """Whether a parameter is a sum of copies and low-rank products, and of nothing else."""
         width = self.method.width
-        if width is None or width.ahead or width.diagonal or width.noise:
+        if width is None or width.from_next_layer or width.diagonal or width.noise:
             return False
         like = torch.empty(len(row.large_names), *[1] * len(row.large))
         return (
-            self.widths.is_thin(row)
-            and self._kept(row) is None
+            is_low_rank(self.widths, row)
+            and self._is_fresh(row) is None
             and self.depths.neutral(row, like) is None
         )
 
-    def _grow(self, row: Row, built: Mapping[str, Tensor]) -> Tensor:
+    def _grow(self, row: Row, fresh: Mapping[str, Tensor]) -> Tensor:
         """(g, *large shape): the parameter of every layer."""
         small, width = self._small[row.pattern], self.method.width
         if self.widths.grows(row) or self.depths.multiplies(row):
@@ -211,41 +213,40 @@ class Operator(nn.Module):
             grown = self._arranged(row, width, small, grown)
         if (neutral := self.depths.neutral(row, grown)) is not None:
             grown = grown + neutral
-        kept = self._kept(row)
-        if kept is None:
+        is_fresh = self._is_fresh(row)
+        if is_fresh is None:
             return grown
-        if not all(name in built for name in row.large_names):
+        if not all(name in fresh for name in row.large_names):
             raise ValueError(
                 f"method {self.method.name!r} leaves parts of the large network as it was built; "
-                "give it, as operator(large)"
+                "call operator(large)"
             )
-        theirs = torch.stack([built[name].detach() for name in row.large_names])
-        return torch.where(kept.to(grown.device), theirs.to(grown), grown)
+        built = torch.stack([fresh[name].detach() for name in row.large_names])
+        return torch.where(is_fresh.to(grown.device), built.to(grown), grown)
 
     def _arranged(self, row: Row, width: Width, small: Tensor, grown: Tensor) -> Tensor:
-        """What is more than a product of maps: other layers, masks and noise."""
-        if width.ahead and row.stack is not None:
+        """Apply the options of a width that are no product of maps: next layer, mask and noise."""
+        if width.from_next_layer and row.stack is not None:
             following = torch.cat([small[1:], small[-1:]])
             following = self.widths.grow(self.depths.grow(following, row), row)
-            grown = torch.where(self.widths.ahead(row).to(grown.device), following, grown)
-        if width.diagonal and (mask := self.widths.diagonal(row)) is not None:
+            new = is_new(self.widths, row, role="produces").to(grown.device)
+            grown = torch.where(new, following, grown)
+        if width.diagonal and (mask := diagonal(self.widths, row)) is not None:
             grown = grown * mask.to(grown)
-        if width.noise and (noise := self.widths.noise(row, grown, self._seed)) is not None:
+        if width.noise and (drawn := noise(self.widths, row, grown, self._seed)) is not None:
             size = grown.detach().square().flatten(1).mean(1).sqrt()
-            grown = grown + width.noise * size.view(-1, *[1] * (grown.dim() - 1)) * noise
+            grown = grown + width.noise * size.view(-1, *[1] * (grown.dim() - 1)) * drawn
         return grown
 
-    def _kept(self, row: Row) -> Tensor | None:
+    def _is_fresh(self, row: Row) -> Tensor | None:
         """Whether an entry stays as the large network was built; None if none does."""
-        layers = self.depths.built(row)
-        width = self.method.width
-        entries = None
-        if width is not None and width.rest == "built" and self.widths.grows(row):
-            entries = ~self.widths.reached(row)
-        if layers is None:
-            return entries
-        layers = layers.view(-1, *[1] * len(row.large))
-        return layers if entries is None else layers | entries
+        width, depth = self.method.width, self.method.depth
+        fresh = torch.tensor(False)
+        if depth is not None and depth.new == "fresh":
+            fresh = self.depths.new(row.stack).view(-1, *[1] * len(row.large))
+        if width is not None and width.rest == "fresh" and self.widths.grows(row):
+            fresh = fresh | is_unreached(self.widths, row)
+        return fresh if bool(fresh.any()) else None
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Masks on the new parts of a grown network, which let them in little by little while it trains."""
+"""Mask the new parts of a grown network, and let them in gradually while it trains."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.axes import uses_of
+from lightning_ligo.operator.masks import is_new
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.plan.plan import Plan, Row
 
 
 class Ramp:
-    """Lets what reads new entries see ``c x`` of them, and what adds new layers add ``c F(x)``.
+    """Masks new parts: readers see ``c x`` of new entries, and a new layer adds ``c F(x)``.
 
     At ``c = 0`` the network computes what the small one does, whatever its new weights are, and at
-    ``c = 1`` what it computes by itself. A norm weighs entries by their masks: with ``m`` 1 for old
-    entries and c for new ones it takes ``mean = Σ m x / Σ m`` and ``var = Σ m (x - mean)² / Σ m``.
+    ``c = 1`` nothing is masked. A norm weighs entries by their masks: with ``m`` 1 for old entries
+    and c for new ones it takes ``mean = Σ m x / Σ m`` and ``var = Σ m (x - mean)² / Σ m``.
 
-    Parameters stay what they are, with their names, and are trained; only while the network runs
-    are they seen masked. After `end` nothing is left on the network.
+    Parameters keep their names and are trained; they are masked only while the network runs. `end`
+    leaves nothing on the network.
 
     Example:
         >>> from lightning_ligo.plan.pair import pair
@@ -39,23 +40,22 @@ class Ramp:
         >>> ramp.end()
 
     Args:
-        operator: which has grown ``large``.
+        operator: the operator that has grown ``large``.
         large: the network.
 
     Raises:
         ValueError: see `check_ramp`.
 
-    Source: MSG (ICLR 2024), there for transformers with norms in the stream.
+    Source: MSG (ICLR 2024), for post-norm transformers.
     """
 
     def __init__(self, operator: Operator, large: nn.Module) -> None:
         check_ramp(operator.plan, large)
         self.c = 0.0
         self._masked = list(_masked(operator, large))
-        self._shown: list[tuple[nn.Module, str]] = []
         self._norms = []
         for row, module, kind in _norms(operator.plan, large):
-            new = operator.widths.anew(row)
+            new = is_new(operator.widths, row)
             vars(module)["forward"] = functools.partial(self._normed, module, kind, new)
             self._norms.append(module)
         self._hooks = [
@@ -68,7 +68,7 @@ class Ramp:
         self.c = min(max(c, 0.0), 1.0)
 
     def end(self) -> None:
-        """Let all of them in, and leave the network as a plain one."""
+        """Let all new parts in, and remove every hook."""
         for hook in self._hooks:
             hook.remove()
         for module in self._norms:
@@ -76,19 +76,17 @@ class Ramp:
         self._hooks, self._norms = [], []
 
     def _show(self, *_: Any) -> None:
-        """Before the network runs: an attribute of the module hides its parameter."""
+        """Hide each parameter behind an attribute of its module, before the network runs."""
         for module, name, new, of_layer in self._masked:
             parameter = module._parameters[name]
             assert parameter is not None
             seen = parameter * (1 - (1 - self.c) * new.to(parameter))
-            if of_layer is not None:  # it adds c of what it does, or multiplies by 1 + c (P - 1)
+            if of_layer is not None:  # it adds c F(x), or multiplies by 1 + c (P - 1)
                 seen = of_layer + self.c * (seen - of_layer)
             vars(module)[name] = seen
-            self._shown.append((module, name))
 
     def _hide(self, *_: Any) -> None:
-        while self._shown:
-            module, name = self._shown.pop()
+        for module, name, *_masks in self._masked:
             vars(module).pop(name, None)
 
     def _normed(self, module: nn.Module, kind: str, new: Tensor, x: Tensor) -> Tensor:
@@ -117,8 +115,11 @@ def check_ramp(plan: Plan, network: nn.Module) -> None:
 def _masked(
     operator: Operator, large: nn.Module
 ) -> Iterator[tuple[nn.Module, str, Tensor, float | None]]:
-    """Every parameter that is masked: its module and name, which entries of it read new ones, and
-    what it is where a new layer does nothing, if it is what makes a new layer do something."""
+    """List every masked parameter: its module and name, and which of its entries read new ones.
+
+    The last is the value by which a new layer does nothing, 0 or 1, for a parameter that adds or
+    multiplies the output of a new layer.
+    """
     owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for module in large.modules():
         for name, parameter in module._parameters.items():
@@ -126,9 +127,9 @@ def _masked(
                 owners.setdefault(parameter, []).append((module, name))
     parameters = dict(large.named_parameters())
     for row in operator.plan.rows:
-        entries = operator.widths.anew(row, "consumes").float()
+        entries = is_new(operator.widths, row, form="consumes").float()
         acts = row.writes or row.passes
-        layers = operator.depths.new(row).tolist() if acts else [False] * len(row.large_names)
+        layers = operator.depths.new(row.stack).tolist() if acts else [False] * len(row.large_names)
         for name, new in zip(row.large_names, layers, strict=True):
             if new or bool(entries.any()):
                 parameter = parameters[name]
@@ -138,7 +139,7 @@ def _masked(
 
 
 def _norms(plan: Plan, network: nn.Module) -> Iterator[tuple[Row, nn.Module, str]]:
-    """Every norm over an axis that grows, and of which kind it is."""
+    """List every norm over an axis that grows, with its kind."""
     parameters = dict(network.named_parameters())
     for row in plan.rows:
         uses = [use for product in row.dims for use in uses_of(product) if use.role == "gain"]
@@ -147,11 +148,11 @@ def _norms(plan: Plan, network: nn.Module) -> Iterator[tuple[Row, nn.Module, str
         for name in row.large_names:
             if name in parameters:
                 module = network.get_submodule(name.rpartition(".")[0])
-                yield row, module, kind_of(name, module, parameters[name])
+                yield row, module, norm_kind(name, module, parameters[name])
 
 
-def kind_of(name: str, module: nn.Module, weight: Tensor) -> str:
-    """Which norm a module is, found by comparing what it computes: "layer", "rms", "rms, 1 + w".
+def norm_kind(name: str, module: nn.Module, weight: Tensor) -> str:
+    """Find the kind of a norm by comparing outputs: "layer", "rms" or "rms, 1 + w".
 
     Raises:
         ValueError: if it is none of these.
@@ -161,19 +162,19 @@ def kind_of(name: str, module: nn.Module, weight: Tensor) -> str:
     for kind in ("layer", "rms", "rms, 1 + w"):
         try:
             with torch.no_grad():
-                ours, theirs = masked_norm(module, kind, x, one), module(x)
+                masked, plain = masked_norm(module, kind, x, one), module(x)
         except (RuntimeError, TypeError, AttributeError):
             continue
-        if ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+        if masked.shape == plain.shape and torch.allclose(masked, plain, rtol=1e-3, atol=1e-3):
             return kind
     raise ValueError(
         f"{name} belongs to {type(module).__name__}, which is neither a layer norm nor an RMS norm "
-        "over its last dimension, and 'msg' knows no masks for others; take another method"
+        "over its last dimension, the only norms that 'msg' can mask; use another method"
     )
 
 
 def masked_norm(module: nn.Module, kind: str, x: Tensor, mask: Tensor) -> Tensor:
-    """A norm over the last dimension that weighs entries by ``mask``."""
+    """Apply a norm over the last dimension that weighs entries by ``mask``."""
     eps = getattr(module, "eps", None)
     eps = getattr(module, "variance_epsilon", None) if eps is None else eps
     eps = torch.finfo(x.dtype).eps if eps is None else eps

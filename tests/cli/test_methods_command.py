@@ -16,8 +16,8 @@ def test_every_method_is_listed_with_what_it_does(capsys, monkeypatch):
     rows = {row[0]: row[1:] for row in cells if row and row[0] in METHODS}
     assert rows.keys() == METHODS.keys()
     assert rows["ligo"][:4] == [
-        "uneven copies", "interpolated, new layers silent", "both forms of every map, depth mix",
-        "yes",
+        "uneven copies", "interpolated, new layers zero output",
+        "both forms of every map, depth mix", "yes",
     ]  # fmt: skip
     assert rows["stack"][:4] == ["uneven copies", "stacked", "", "no"]
     assert rows["lemon"][4] == "LEMON (ICLR 2024)"

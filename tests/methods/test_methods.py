@@ -258,7 +258,7 @@ def test_sparkling_keeps_the_scale_of_what_is_written(width, hidden, factors):
 
 
 @pytest.mark.parametrize(
-    ("method", "small_depth", "sources", "silent"),
+    ("method", "small_depth", "sources", "zero_output"),
     [
         ("stack", 3, [0, 1, 2, 0, 1, 2, 0], []),
         ("gstack", 2, [0, 1, 0, 1, 0, 1], []),
@@ -270,13 +270,13 @@ def test_sparkling_keeps_the_scale_of_what_is_written(width, hidden, factors):
         ("copy", 2, [0, 1], []),
     ],
 )
-def test_layers_come_from_where_the_method_says(method, small_depth, sources, silent):
+def test_layers_come_from_where_the_method_says(method, small_depth, sources, zero_output):
     depth = max(len(sources), small_depth + 1) if method == "copy" else len(sources)
     small, large = grown(method, (6, 8, small_depth), (6, 8, depth))
     for layer, source in enumerate(sources):
         close(large.U[layer], small.U[source])
-        close(large.V[layer], small.V[source] * (layer not in silent))
-        close(large.v[layer], small.v[source] * (layer not in silent))
+        close(large.V[layer], small.V[source] * (layer not in zero_output))
+        close(large.v[layer], small.v[source] * (layer not in zero_output))
 
 
 def test_two_methods_combine_with_depth_first():
@@ -296,9 +296,10 @@ def test_a_combined_method_learns_what_its_parts_learn():
 # What is learned --------------------------------------------------------------------------------
 
 
-def operator(method, small_size=(6, 8, 2), large_size=(9, 12, 3)):
+def operator(method, small_size=(6, 8, 2), large_size=(9, 12, 3), norm=nn.Identity):
     torch.manual_seed(0)
-    small, large = randomised(Toy(*small_size), torch.float64), Toy(*large_size).double()
+    small, large = Toy(*small_size, norm=norm), Toy(*large_size, norm=norm).double()
+    small = randomised(small, torch.float64)
     return small, ligo.Operator(ligo.pair(small, large, X), small, method)
 
 
@@ -357,7 +358,7 @@ def test_what_is_added_to_copies_needs_a_start_that_copies():
     paper = ligo.METHODS["ligo-paper"]
     method = replace(paper, width=replace(paper.width, learns="low-rank", rank=1))
     with pytest.raises(
-        ValueError, match="'low-rank', which is added to copies, and its map starts"
+        ValueError, match=r"got learns='low-rank', which adds a .* copies, but the map of"
     ):
         operator(method)
 
@@ -368,13 +369,13 @@ def test_what_is_added_to_copies_needs_a_start_that_copies():
 def test_a_method_of_one_s_own_is_data():
     """Halves: every entry is split into two that both hold half of it."""
 
-    def halves(small, large, normed, silent, generator):
+    def halves(small, large, normed, zero_output, generator):
         forms = torch.eye(small).double().repeat(2, 1)
         return Map(forms / 2, forms)
 
     method = ligo.Method(
         name="halves", idea="", equation="", source="", keeps_function=True, conditions="",
-        parts="no", settings="", width=ligo.Width(halves, halves),
+        breaks_symmetry="no", settings="", width=ligo.Width(halves, halves),
     )  # fmt: skip
     small, large = grown(method, (6, 8), (12, 16))
     close(large.E, torch.cat([small.E, small.E]) / 2)
@@ -409,13 +410,13 @@ def closest(method):
 
 @pytest.mark.parametrize("method", PARTING)
 def test_copies_part_within_ten_steps(method):
-    assert ligo.METHODS[method].parts.startswith("yes")
+    assert ligo.METHODS[method].breaks_symmetry.startswith("yes")
     assert closest(method) > 1e-6
 
 
 @pytest.mark.parametrize("method", LOCKED)
 def test_equal_copies_never_part_and_the_card_says_so(method):
-    assert ligo.METHODS[method].parts.startswith(("no", "never"))
+    assert ligo.METHODS[method].breaks_symmetry.startswith(("no", "never"))
     assert closest(method) < 1e-10
 
 
@@ -450,7 +451,7 @@ def test_what_a_method_cannot_grow_is_refused(method, size, message):
     [
         ("stack+random", "'random' has no width"),
         ("random+lemon", "'random' has no depth"),
-        ("msg+lemon", "'msg' masks all that is new; take it by itself"),
+        ("msg+lemon", "'msg' masks all that is new; use it by itself"),
         ("stack+lego", "unknown method 'lego'; the methods are .*lemon.* plus between"),
     ],
 )
@@ -459,9 +460,14 @@ def test_methods_that_do_not_combine_are_refused(name, message):
         method_named(name)
 
 
+def test_an_unknown_kind_of_new_layer_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"new='silent'.*'copied', 'zero_output', 'identity'"):
+        ligo.Depth(ligo.METHODS["lemon"].depth.mix, "silent")
+
+
 def test_what_stays_as_it_was_built_needs_the_large_network():
     _, ours = operator("copy")
-    with pytest.raises(ValueError, match=r"as it was built; give it, as operator\(large\)"):
+    with pytest.raises(ValueError, match=r"as it was built; call operator\(large\)"):
         ours()
     assert ours(Toy(9, 12, 3).double())["embed.weight"].shape == (9, 4)
 
@@ -473,8 +479,8 @@ def test_a_network_on_the_meta_device_cannot_be_baked():
 
 
 INEXACT = [
-    ("stack", (6, 8, 4), ["blocks grows from 2 to 4 layers: 2 new layers work, copies"]),
-    ("copy", (6, 8, 3), ["blocks grows from 2 to 3 layers: 1 new layers work, as they were built"]),
+    ("stack", (6, 8, 4), ["blocks grows from 2 to 4 layers: 2 new layers are copied"]),
+    ("copy", (6, 8, 3), ["blocks grows from 2 to 3 layers: 1 new layers are fresh"]),
     ("sparkling", (9, 8, 2), ["embed grows from 6 to 9: what is read is not what was written"]),
     ("random", (6, 8, 3), ["nothing is taken from the small network"]),
     ("bert2bert-aki", (9, 8, 2), ["new entries of layers come from the next layer (blocks)"]),
@@ -498,11 +504,19 @@ def test_an_operator_says_why_its_start_does_not_keep_the_function(method, size,
 # Cards ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ligo.METHODS.values(), ids=ligo.METHODS)
+def test_a_card_and_the_operator_agree_on_whether_the_function_is_kept(method):
+    whole = any(part is not None and part.whole for part in (method.width, method.depth))
+    size = (12, 16, 4) if whole else (9, 12, 3)
+    _, ours = operator(method, (6, 8, 2), size, nn.LayerNorm)
+    assert (ours.inexact == ()) == method.keeps_function
+
+
 def test_every_method_has_a_card():
     for name, method in ligo.METHODS.items():
         card = str(method)
         assert card.startswith(f"{name}: {method.idea}")
-        for what in (method.equation, method.source, method.conditions, method.parts):
+        for what in (method.equation, method.source, method.conditions, method.breaks_symmetry):
             assert what.split()[0] in card
         assert all(len(line) <= 100 for line in card.splitlines()[1:])
 

@@ -31,7 +31,7 @@ def test_a_step_is_counted_forward_and_backward_and_known_afterwards():
 
 
 def test_batches_of_ever_new_kinds_are_taken_as_the_average(monkeypatch):
-    monkeypatch.setattr(lightning_ligo.operator.flops, "MOST", 2)
+    monkeypatch.setattr(lightning_ligo.operator.flops, "MAX_KINDS", 2)
     counter, network = StepFlops(), nn.Linear(4, 5)
     for length in (8, 16, 100):
         train(counter, network, torch.ones(length, 4))

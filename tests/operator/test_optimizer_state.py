@@ -319,7 +319,7 @@ def test_unknown_state_starts_fresh_with_a_warning():
     small, large = Net(8, 1), Net(12, 1)
     operator = ligo.Operator(ligo.pair(small, large, ROWS["x"].float()), small, "lemon")
     states = states_of(stepped(small, torch.optim.Adamax), small)
-    with pytest.warns(UserWarning, match=r"keeps exp_inf, which is not known .* fresh state"):
+    with pytest.warns(UserWarning, match=r"keeps exp_inf, which is not a known .* fresh state"):
         moments = grow_states(operator, states)
     assert moments.keys() == {"head.bias"}
 
@@ -341,5 +341,5 @@ def test_tables_that_are_stretched_start_fresh():
 def test_an_unknown_policy_lists_the_known_ones():
     small, large = Net(8, 1), Net(12, 1)
     operator = ligo.Operator(ligo.pair(small, large, ROWS["x"].float()), small, "lemon")
-    with pytest.raises(ValueError, match=r"'keep'; .*by: map, keep-old-zero-new, reset"):
+    with pytest.raises(ValueError, match=r"'keep', .* 'map', 'keep-old-zero-new', 'reset'"):
         grow_states(operator, {}, "keep")
