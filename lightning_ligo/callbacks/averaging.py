@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.trainer.slot import network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
@@ -40,7 +40,7 @@ def grown_averages(
     """
     grown = []
     for average in averages(trainer):
-        small, network = network_at(average, attribute), copy.deepcopy(large)
+        small, network = Slot(average, attribute).network, copy.deepcopy(large)
         operator.of(small).bake(network)
         grown.append(network)
     return grown
@@ -49,15 +49,15 @@ def grown_averages(
 def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> None:
     """Put a network into every average, on the device of the one that was there."""
     for average, network in zip(averages(trainer), networks, strict=True):
-        small = network_at(average, attribute)
+        small = Slot(average, attribute).network
         device = next((parameter.device for parameter in small.parameters()), None)
-        set_network(average, attribute, network.to(device))
+        Slot(average, attribute).set(network.to(device))
 
 
 @contextmanager
 def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> Iterator[None]:
     """Put a network into every average, and back what was there afterwards."""
-    before = [network_at(average, attribute) for average in averages(trainer)]
+    before = [Slot(average, attribute).network for average in averages(trainer)]
     set_averages(trainer, attribute, networks)
     try:
         yield

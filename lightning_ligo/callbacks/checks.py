@@ -29,7 +29,7 @@ from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import unwrapped
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import listed
 
 
@@ -74,7 +74,7 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
     Raises:
         ValueError: naming the callback, and where it holds the network or a copy of it.
     """
-    network = find_network(pl_module, attribute)
+    network = Slot(pl_module, attribute).network
     parts = {*network.modules(), *network.parameters()}
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -176,30 +176,6 @@ def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
             )
 
 
-def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
-    """The network to be grown, without what torch.compile has wrapped around it.
-
-    Raises:
-        ValueError: if there is none, or one that cannot be replaced.
-    """
-    modules = dict(pl_module.named_modules(remove_duplicate=False))
-    owner = type(pl_module).__name__
-    if attribute in modules and attribute:
-        return unwrapped(modules[attribute])
-    children = ", ".join(name for name, _ in pl_module.named_children()) or "none"
-    found: object = pl_module
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise ValueError(
-                f"{owner} has no attribute {attribute!r} to grow; its modules are: {children}"
-            )
-        found = getattr(found, name)
-    raise ValueError(
-        f"the attribute {attribute!r} of {owner} is {type(found).__name__} and not a submodule of "
-        f"its own; its modules are: {children}"
-    )
-
-
 def check_outputs(plan: Plan) -> None:
     """Refuse a network with more outputs: the module's loss and metrics are for as many as it has.
 
@@ -222,7 +198,7 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
     Raises:
         ValueError: naming the other place.
     """
-    network, prefix = find_network(pl_module, attribute), f"{attribute}."
+    network, prefix = Slot(pl_module, attribute).network, f"{attribute}."
     wrapped = [name for name, part in network.named_modules() if isinstance(part, OptimizedModule)]
     if wrapped:
         raise ValueError(

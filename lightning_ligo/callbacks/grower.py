@@ -21,7 +21,6 @@ from lightning_ligo.callbacks.averaging import (
     grown_averages,
     set_averages,
 )
-from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.sharding import Sharding
@@ -50,7 +49,7 @@ from lightning_ligo.trainer.sandbox import (
     training_output,
 )
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import conform, swap, undone
 
 
@@ -124,13 +123,13 @@ class Grower:
         description, seed = sizes_of(pl_module, self._growths)[size + 1], self._seed * 65537 + size
         bar_is_shown = _shows_progress(trainer)
         with alike(trainer):
-            small = sharding.plain(pl_module, find_network(pl_module, self._attribute))
+            small = sharding.plain(pl_module, Slot(pl_module, self._attribute).network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
                 operator = Operator(plan, small, self._method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
-                set_network(pl_module, self._attribute, large)
+                Slot(pl_module, self._attribute).set(large)
                 learned = self._learn(trainer, pl_module, operator, spending, bar_is_shown)
                 operator.bake(large)
                 averaged = grown_averages(trainer, self._attribute, operator, large)
@@ -140,14 +139,14 @@ class Grower:
                 sandboxed(trainer, pl_module, seed),
                 averages_of(trainer, self._attribute, averaged),
             ):
-                set_network(pl_module, self._attribute, large)
+                Slot(pl_module, self._attribute).set(large)
                 metrics = evaluate(trainer, *watching) if trainer.enable_validation else {}
             check(metrics)
         states = functools.partial(grow_states, operator, policy=self._moments)
         with self._undone(trainer, pl_module, small, sharding), alike(trainer):
             if is_sharded(trainer):
                 sharding.see(pl_module, large)
-            carried = swap(trainer, pl_module, self._attribute, large, parents, states)
+            carried = swap(trainer, Slot(pl_module, self._attribute), large, parents, states)
             set_averages(trainer, self._attribute, averaged)
             check_averages(trainer, pl_module)
             remember_groups(trainer, pl_module)
@@ -185,7 +184,7 @@ class Grower:
                 first_step.enter_context(counter)
                 fit(
                     operator,
-                    find_network(pl_module, self._attribute),
+                    Slot(pl_module, self._attribute).network,
                     loss,
                     numbered,
                     steps=self._steps,
@@ -204,11 +203,11 @@ class Grower:
         self, trainer: Trainer, pl_module: LightningModule, small: nn.Module, sharding: Sharding
     ) -> Iterator[None]:
         """If the swap fails, put all back, and have the checkpoints tell so."""
-        record, entry = record_of(pl_module), described(pl_module, self._attribute)
-        averaged = [network_at(average, self._attribute) for average in averages(trainer)]
+        record, entry = record_of(pl_module), described(Slot(pl_module, self._attribute))
+        averaged = [Slot(average, self._attribute).network for average in averages(trainer)]
         assert record is not None
         try:
-            with undone(trainer, pl_module, self._attribute):
+            with undone(trainer, Slot(pl_module, self._attribute)):
                 yield
         except BaseException:
             set_record(pl_module, record)

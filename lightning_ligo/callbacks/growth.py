@@ -28,7 +28,6 @@ from lightning_ligo.callbacks.checks import (
     check_network,
     check_ramp_and_data,
     check_trainer,
-    find_network,
 )
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.events import log_growths, log_parameters
@@ -72,7 +71,7 @@ from lightning_ligo.trainer.sharding import (
     reshard,
     shares,
 )
-from lightning_ligo.trainer.slot import unwrapped
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import (
     check_every_parameter_once,
     check_optimizers_can_change,
@@ -217,7 +216,7 @@ class GrowthCallback(Counting):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._undo_patches()
-        record, small = record_of(pl_module), described(pl_module, self.attribute)
+        record, small = record_of(pl_module), described(Slot(pl_module, self.attribute))
         if stage == "fit" and trainer.global_step == 0:
             self._forget()
             if record is not None and record["size"] > 0:
@@ -229,8 +228,7 @@ class GrowthCallback(Counting):
             record = {"attribute": self.attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
         if is_sharded(trainer):
-            network = dict(pl_module.named_modules()).get(self.attribute)
-            self._sharding.see(pl_module, None if network is None else unwrapped(network))
+            self._sharding.see(pl_module, Slot(pl_module, self.attribute).find())
         self._patch(trainer, "load_checkpoint", self._resuming.load_checkpoint)
         if stage == "fit":
             self._patch(trainer, "setup_optimizers", self._resuming.setup_optimizers)
@@ -276,7 +274,7 @@ class GrowthCallback(Counting):
             check_decisions(trainer, self.growths, size)
             self._deciding.begin(trainer)
             check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
-        log_parameters(trainer, count(find_network(pl_module, self.attribute)))
+        log_parameters(trainer, count(Slot(pl_module, self.attribute).network))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _examine(
@@ -298,7 +296,7 @@ class GrowthCallback(Counting):
         plan = self.examining.examine(trainer, pl_module, batch, batch_idx, small)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.method), self._records[-1]
-            network = find_network(pl_module, self.attribute)
+            network = Slot(pl_module, self.attribute).network
             if masks:
                 self._ramping.begin(Ramp(operator, network), record["step"])
             if entries:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_ligo.callbacks.checks import check_outputs, find_network
+from lightning_ligo.callbacks.checks import check_outputs
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.methods.method import Method
@@ -23,7 +23,7 @@ from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import called_with, isolated_random, sandboxed, training_loss
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import set_network
+from lightning_ligo.trainer.slot import Slot
 
 
 class Planner:
@@ -104,10 +104,10 @@ class Planner:
         Raises:
             ValueError: naming the growth that cannot be.
         """
-        network = find_network(pl_module, self._attribute)
+        network = Slot(pl_module, self._attribute).network
         network = smaller = self._sharding.plain(pl_module, network)
         with sandboxed(trainer, pl_module, self._seed):
-            set_network(pl_module, self._attribute, network)
+            Slot(pl_module, self._attribute).set(network)
             batches = self.batches(trainer, pl_module, batch)
             first = batches[size_of(pl_module)]
             args, kwargs = at_first = self.called_with(trainer, pl_module, first, batch_idx)
@@ -150,7 +150,7 @@ class Planner:
         description = sizes_of(pl_module, self._growths)[number]
         assert description is not None
         large = trainer.precision_plugin.convert_module(build(description))
-        set_network(pl_module, self._attribute, large.to(trainer.strategy.root_device))
+        Slot(pl_module, self._attribute).set(large.to(trainer.strategy.root_device))
         try:
             args, kwargs = self.called_with(trainer, pl_module, batch, 0)
         except ValueError:
@@ -186,8 +186,8 @@ class Planner:
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What training calls the network with; refuses a step that no operator is learned on."""
-        network = find_network(pl_module, self._attribute)
-        args, kwargs, output = called_with(trainer, self._attribute, network, batch, batch_idx)
+        slot = Slot(pl_module, self._attribute)
+        args, kwargs, output = called_with(trainer, slot, batch, batch_idx)
         if self._steps > 0:
             training_loss(output)
         return args, kwargs

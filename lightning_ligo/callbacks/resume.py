@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_ligo.callbacks.averaging import resize_averages
-from lightning_ligo.callbacks.checks import check_searches, find_network
+from lightning_ligo.callbacks.checks import check_searches
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
@@ -20,7 +20,7 @@ from lightning_ligo.trainer.checkpoint import KEY, check_record, rebuild, record
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.sandbox import isolated_random
 from lightning_ligo.trainer.sharding import check_same_shapes, is_sharded, peek, shard
-from lightning_ligo.trainer.slot import set_network
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import regroup
 
 
@@ -66,24 +66,24 @@ class Resume:
         with intact(path, weights_only):
             checkpoint = original(path, weights_only=weights_only)
         self._resize(trainer.lightning_module, checkpoint)
-        network = find_network(trainer.lightning_module, self._attribute)
+        network = Slot(trainer.lightning_module, self._attribute).network
         resize_averages(trainer, self._attribute, network)
         return checkpoint
 
     def _resize_sharded(self, trainer: Trainer, path: str | Path, weights_only: bool) -> None:
         """Before the strategy loads weights and optimizer state, which it does at once."""
         pl_module = trainer.lightning_module
-        network = find_network(pl_module, self._attribute)
+        network = Slot(pl_module, self._attribute).network
         path = Path(trainer.strategy.broadcast(path))
         with intact(path, weights_only):
             checkpoint = peek(path, weights_only)
         self._resize(pl_module, checkpoint)
-        resized = find_network(pl_module, self._attribute)
+        resized = Slot(pl_module, self._attribute).network
         if resized is not network:
             self._sharding.see(pl_module, resized)
             plain = trainer.precision_plugin.convert_module(resized)
             plain.to(trainer.strategy.root_device)
-            shard(trainer, pl_module, self._attribute)
+            shard(trainer, Slot(pl_module, self._attribute))
         check_same_shapes(pl_module, checkpoint)
         if trainer.state.fn != "fit":
             if resized is not network:  # what an earlier fit has left would be loaded too
@@ -94,7 +94,7 @@ class Resume:
     def _resize(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Give the module the network that the checkpoint holds the weights of."""
         record = check_record(checkpoint, self._attribute, self._growths)
-        network, standing = find_network(pl_module, self._attribute), record_of(pl_module)
+        network, standing = Slot(pl_module, self._attribute).network, record_of(pl_module)
         assert standing is not None
         if record is None:
             if standing["size"] == 0:
@@ -109,9 +109,9 @@ class Resume:
                 "run"
             )
         if record["size"] == 0 and pl_module in self.kept:
-            set_network(pl_module, self._attribute, self.kept.pop(pl_module))
+            Slot(pl_module, self._attribute).set(self.kept.pop(pl_module))
         rebuild(pl_module, {**checkpoint, KEY: record})
-        resized = find_network(pl_module, self._attribute)
+        resized = Slot(pl_module, self._attribute).network
         replaced = resized is not network
         if replaced and standing["size"] == 0 and record["networks"][0] is None:
             self.kept[pl_module] = self._sharding.plain(pl_module, network)
@@ -143,7 +143,7 @@ class Resume:
         pl_module = trainer.lightning_module
         if groups is None:
             return original(trainer)
-        large, small = find_network(pl_module, self._attribute), self.kept.get(pl_module)
+        large, small = Slot(pl_module, self._attribute).network, self.kept.get(pl_module)
         if small is None:
             record = record_of(pl_module)
             assert record is not None
@@ -151,11 +151,11 @@ class Resume:
             assert description is not None
             with isolated_random(self._seed):
                 small = build(description)
-        set_network(pl_module, self._attribute, small.to(pl_module.device))
+        Slot(pl_module, self._attribute).set(small.to(pl_module.device))
         try:
             original(trainer)
         finally:
-            set_network(pl_module, self._attribute, large)
+            Slot(pl_module, self._attribute).set(large)
             small.cpu()
         add_groups(trainer, groups)
         regroup(trainer, pl_module, groups)

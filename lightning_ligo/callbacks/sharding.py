@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_ligo.networks import build
 from lightning_ligo.trainer.sharding import blank, check_sharded, gathered, shard
-from lightning_ligo.trainer.slot import name_at, network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 
 
 class Sharding:
@@ -35,13 +35,13 @@ class Sharding:
         Raises:
             ValueError: naming what was found.
         """
-        if name_at(pl_module, attribute) != attribute:
+        if Slot(pl_module, attribute).prefix != attribute:
             raise ValueError(
                 f"torch.compile has wrapped {attribute!r}, and the checkpoints that "
                 "ModelParallelStrategy writes of it cannot be loaded, as they leave out the "
                 f"wrapper's name; compile it in place, with self.{attribute}.compile()"
             )
-        check_sharded(pl_module, attribute)
+        check_sharded(Slot(pl_module, attribute))
         if pl_module in self._forms:
             return
         if description is None:
@@ -60,12 +60,12 @@ class Sharding:
         Raises:
             ValueError: see `shard`.
         """
-        network = network_at(pl_module, attribute)
-        set_network(pl_module, attribute, large)
+        network = Slot(pl_module, attribute).network
+        Slot(pl_module, attribute).set(large)
         try:
-            shard(trainer, pl_module, attribute)
+            shard(trainer, Slot(pl_module, attribute))
         finally:
-            set_network(pl_module, attribute, network)
+            Slot(pl_module, attribute).set(network)
 
     def plain(self, pl_module: LightningModule, network: nn.Module) -> nn.Module:
         """A copy that is whole on each rank; the network itself where nothing is sharded."""

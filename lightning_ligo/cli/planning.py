@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import nn
 
 from lightning_ligo.axes.override import Override
-from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.callbacks.planner import of_growth
 from lightning_ligo.methods.catalog import DEFAULT, method_named
@@ -23,6 +22,7 @@ from lightning_ligo.plan.pair import pair
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import described
 from lightning_ligo.trainer.sandbox import isolated_random, sandboxed
+from lightning_ligo.trainer.slot import Slot
 
 REAL = 100_000_000
 """Parameters; a network that has more is planned on the meta device, where nothing is proved."""
@@ -126,8 +126,8 @@ class _Planner(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         growing, examining, self.planned = self.growing, self.growing.examining, []
-        small = find_network(pl_module, growing.attribute)
-        description = described(pl_module, growing.attribute)
+        small = Slot(pl_module, growing.attribute).network
+        description = described(Slot(pl_module, growing.attribute))
         with sandboxed(trainer, pl_module, growing.seed):
             batches = examining.batches(trainer, pl_module, batch)
             first = batches[growing.size(pl_module)]
