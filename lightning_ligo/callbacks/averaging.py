@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.trainer.slot import network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
@@ -29,6 +29,11 @@ def averages(trainer: Trainer) -> list[LightningModule]:
     return found  # type: ignore[return-value]
 
 
+def slots_of_averages(trainer: Trainer, attribute: str) -> list[Slot]:
+    """Return the place of the network in every average."""
+    return [Slot(average, attribute) for average in averages(trainer)]
+
+
 def grown_averages(
     trainer: Trainer, attribute: str, operator: Operator, large: nn.Module
 ) -> list[nn.Module]:
@@ -38,25 +43,24 @@ def grown_averages(
     average of the mapped networks. Parameters without a small parent are those of `large`.
     """
     grown = []
-    for average in averages(trainer):
-        small, network = network_at(average, attribute), copy.deepcopy(large)
-        operator.of(small).bake(network)
+    for slot in slots_of_averages(trainer, attribute):
+        network = copy.deepcopy(large)
+        operator.of(slot.network).bake(network)
         grown.append(network)
     return grown
 
 
 def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> None:
     """Set the network of every average, on the device of the one before."""
-    for average, network in zip(averages(trainer), networks, strict=True):
-        small = network_at(average, attribute)
-        device = next((parameter.device for parameter in small.parameters()), None)
-        set_network(average, attribute, network.to(device))
+    for slot, network in zip(slots_of_averages(trainer, attribute), networks, strict=True):
+        device = next((parameter.device for parameter in slot.network.parameters()), None)
+        slot.set(network.to(device))
 
 
 @contextmanager
 def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> Iterator[None]:
     """Set the network of every average within the context, and restore it."""
-    before = [network_at(average, attribute) for average in averages(trainer)]
+    before = [slot.network for slot in slots_of_averages(trainer, attribute)]
     set_averages(trainer, attribute, networks)
     try:
         yield

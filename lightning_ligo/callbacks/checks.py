@@ -31,7 +31,7 @@ from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import unwrapped
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import listed
 
 
@@ -41,8 +41,8 @@ def check_run(
     """Check everything that a run with a GrowthCallback of this kind is made of."""
     check_trainer(trainer, kind)
     check_module(pl_module, settings.method)
-    check_network(pl_module, settings.attribute)
-    check_callbacks(trainer, pl_module, settings.attribute)
+    check_network(settings.slot(pl_module))
+    check_callbacks(trainer, settings.slot(pl_module))
     check_masks(trainer, settings)
 
 
@@ -76,9 +76,9 @@ def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
         )
 
 
-def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
+def check_callbacks(trainer: Trainer, slot: Slot) -> None:
     """Check that no callback would keep the small network."""
-    network = find_network(pl_module, attribute)
+    network, attribute = slot.network, slot.attribute
     parts = {*network.modules(), *network.parameters()}
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -169,30 +169,6 @@ def check_masks(trainer: Trainer, settings: Settings) -> None:
             )
 
 
-def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
-    """Return the network to grow, without the wrapper of torch.compile.
-
-    Raises:
-        ValueError: if there is none, or one that cannot be replaced.
-    """
-    modules = dict(pl_module.named_modules(remove_duplicate=False))
-    owner = type(pl_module).__name__
-    if attribute in modules and attribute:
-        return unwrapped(modules[attribute])
-    children = ", ".join(name for name, _ in pl_module.named_children()) or "none"
-    found: object = pl_module
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise ValueError(
-                f"{owner} has no attribute {attribute!r} to grow; its modules are: {children}"
-            )
-        found = getattr(found, name)
-    raise ValueError(
-        f"the attribute {attribute!r} of {owner} is {type(found).__name__} and not a submodule of "
-        f"its own; its modules are: {children}"
-    )
-
-
 def check_outputs(plan: Plan) -> None:
     """Check that both networks have as many outputs, as the module's loss and metrics expect."""
     for name, (small, large) in plan.axes.items():
@@ -205,9 +181,9 @@ def check_outputs(plan: Plan) -> None:
             )
 
 
-def check_network(pl_module: LightningModule, attribute: str) -> None:
+def check_network(slot: Slot) -> None:
     """Check that nothing else holds the network, and that compiling has renamed no parameter."""
-    network, prefix = find_network(pl_module, attribute), f"{attribute}."
+    network, attribute, prefix = slot.network, slot.attribute, f"{slot.attribute}."
     wrapped = [name for name, part in network.named_modules() if isinstance(part, OptimizedModule)]
     if wrapped:
         raise ValueError(
@@ -217,8 +193,8 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
         )
     inner = {*network.modules(), *network.parameters()}
     for kind, everywhere in (
-        ("module", pl_module.named_modules(remove_duplicate=False)),
-        ("parameter", pl_module.named_parameters(remove_duplicate=False)),
+        ("module", slot.module.named_modules(remove_duplicate=False)),
+        ("parameter", slot.module.named_parameters(remove_duplicate=False)),
     ):
         outside = [
             name
@@ -227,7 +203,7 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
         ]
         if outside:
             raise ValueError(
-                f"{listed(outside)} of {type(pl_module).__name__} is a {kind} of {attribute!r} "
+                f"{listed(outside)} of {type(slot.module).__name__} is a {kind} of {attribute!r} "
                 "too, and would keep the small network; access it through "
                 f"self.{attribute} only"
             )

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_ligo.callbacks.accounting import Accounting, Counting
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
-from lightning_ligo.callbacks.checks import check_run, find_network
+from lightning_ligo.callbacks.checks import check_run
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
@@ -54,7 +54,6 @@ from lightning_ligo.trainer.checkpoint import (
 )
 from lightning_ligo.trainer.sandbox import isolated_random, read_again, validation_metrics
 from lightning_ligo.trainer.sharding import is_sharded, reshard, shares
-from lightning_ligo.trainer.slot import unwrapped
 from lightning_ligo.trainer.swap import (
     check_every_parameter_once,
     check_optimizers_can_change,
@@ -180,8 +179,8 @@ class GrowthCallback(Counting):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._wrapped.close()
-        attribute = self.settings.attribute
-        record, small = record_of(pl_module), described(pl_module, attribute)
+        slot = self.settings.slot(pl_module)
+        record, small = record_of(pl_module), described(slot)
         if stage == "fit" and trainer.global_step == 0:
             self._reset()
             if record is not None and record["size"] > 0:
@@ -190,11 +189,10 @@ class GrowthCallback(Counting):
                 self._data.to(trainer, 0)
             record = None
         if record is None:
-            record = {"attribute": attribute, "size": 0, "networks": [small]}
+            record = {"attribute": slot.attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
         if is_sharded(trainer):
-            network = dict(pl_module.named_modules()).get(attribute)
-            self._sharding.see(pl_module, None if network is None else unwrapped(network))
+            self._sharding.see(pl_module, slot.find())
         self._wrap(trainer, "load_checkpoint", self._resume.load_checkpoint)
         if stage == "fit":
             self._wrap(trainer, "setup_optimizers", self._resume.setup_optimizers)
@@ -213,7 +211,7 @@ class GrowthCallback(Counting):
         if is_sharded(trainer):
             with isolated_random(settings.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
-                self._sharding.check(pl_module, settings.attribute, description)
+                self._sharding.check(settings.slot(pl_module), description)
         self.planner.begin(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -239,7 +237,7 @@ class GrowthCallback(Counting):
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = self.triggers.begin(trainer, size)
             check_room(method.ramp, method.name, steps, run_of(trainer).steps)
-        log_parameters(trainer, count(find_network(pl_module, self.settings.attribute)))
+        log_parameters(trainer, count(self.settings.slot(pl_module).network))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _plan(
@@ -258,7 +256,7 @@ class GrowthCallback(Counting):
         plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.settings.method), self._records[-1]
-            network = find_network(pl_module, self.settings.attribute)
+            network = self.settings.slot(pl_module).network
             if masks:
                 self._ramping.begin(Ramp(operator, network), record.step)
             if entries:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_ligo.networks import build
 from lightning_ligo.trainer.sharding import blank, check_sharded, gathered, shard
-from lightning_ligo.trainer.slot import name_at, network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 
 
 class Sharding:
@@ -27,45 +27,42 @@ class Sharding:
         if network is not None and not any(isinstance(p, DTensor) for p in network.parameters()):
             self._forms[pl_module] = blank(network)
 
-    def check(
-        self, pl_module: LightningModule, attribute: str, description: dict[str, Any] | None
-    ) -> None:
+    def check(self, slot: Slot, description: dict[str, Any] | None) -> None:
         """Check that the network is sharded, not wrapped, and has a plain form.
 
         Raises:
             ValueError: naming what was found.
         """
-        if name_at(pl_module, attribute) != attribute:
+        attribute, owner = slot.attribute, type(slot.module).__name__
+        if slot.prefix != attribute:
             raise ValueError(
                 f"torch.compile has wrapped {attribute!r}, and ModelParallelStrategy writes "
                 "checkpoints without the wrapper's name, which cannot be loaded; compile it in "
                 f"place, with self.{attribute}.compile()"
             )
-        check_sharded(pl_module, attribute)
-        if pl_module in self._forms:
+        check_sharded(slot)
+        if slot.module in self._forms:
             return
         if description is None:
             raise ValueError(
                 f"self.{attribute} was sharded before GrowthCallback saw it, and a growth needs a "
-                f"plain copy; make self.{attribute} in the __init__ of a new "
-                f"{type(pl_module).__name__}, or give that an argument that describes it"
+                f"plain copy; make self.{attribute} in the __init__ of a new {owner}, or give that "
+                "an argument that describes it"
             )
-        self.see(pl_module, build(description))
+        self.see(slot.module, build(description))
 
-    def try_out(
-        self, trainer: Trainer, pl_module: LightningModule, attribute: str, large: nn.Module
-    ) -> None:
+    def try_out(self, trainer: Trainer, slot: Slot, large: nn.Module) -> None:
         """Check that the module shards a large network, which may be on the meta device.
 
         Raises:
             ValueError: see `shard`.
         """
-        network = network_at(pl_module, attribute)
-        set_network(pl_module, attribute, large)
+        network = slot.network
+        slot.set(large)
         try:
-            shard(trainer, pl_module, attribute)
+            shard(trainer, slot)
         finally:
-            set_network(pl_module, attribute, network)
+            slot.set(network)
 
     def plain(self, pl_module: LightningModule, network: nn.Module) -> nn.Module:
         """Return a copy that is whole on each rank; the network itself if nothing is sharded."""
