@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes.axes import Product, Sum, uses_of
+from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.dims import Product, Sum, change_along, fold, length, uses_of
 from lightning_ligo.methods.forms import (
     Copies,
     Copying,
@@ -123,32 +124,25 @@ class Widths(nn.Module):
 
     def _grow(self, x: Tensor, row: Row, widen: Widen) -> Tensor:
         for dim, product in enumerate(row.dims, start=1):
-            x = self._expand(x, dim, product, widen)
+            if x.shape[dim] != (small := self.plan.length(product)[0]):
+                x = self._repeat(x, dim, product, small // x.shape[dim])
+            spans = self._factors(product)
+            changes = {
+                span: functools.partial(self._change, span=span, widen=widen)
+                for span in uses_of(spans)
+                if span.small != span.large
+            }
+            x = change_along(x, dim, spans, _small, changes)
         return x
 
-    def _expand(self, x: Tensor, dim: int, product: Product, widen: Widen) -> Tensor:
-        """Grow one dimension of (g, ...), factor by factor and segment by segment."""
-        if x.shape[dim] != (length := self.plan.length(product)[0]):
-            x = self._repeat(x, dim, product, length // x.shape[dim])
-        if not self.plan.grows(product):
-            return x
-        spans = list(self._factors(product))
-        x = x.unflatten(dim, [self._lengths(span)[0] for span in spans])
-        for position, span in enumerate(spans, start=dim):
-            if isinstance(span, Sum):
-                lengths = [self.plan.length(segment)[0] for segment in span.segments]
-                pieces = zip(x.split(lengths, position), span.segments, strict=True)
-                x = torch.cat(
-                    [self._expand(x, position, segment, widen) for x, segment in pieces], position
-                )
-            elif span.small != span.large and (resize := self.plan.facts[span.axis].resize):
-                stretched = {"append": append, "copy": copy, "interpolate": interpolate}[resize]
-                x = stretched(x, position, span.large)
-            elif span.small != span.large:
-                x = widen(x, position, span)
-        return x.flatten(dim, dim + len(spans) - 1)
+    def _change(self, x: Tensor, dim: int, span: Span, widen: Widen) -> Tensor:
+        if resize := self.plan.facts[span.axis].resize:
+            return {"append": append, "copy": copy, "interpolate": interpolate}[resize](
+                x, dim, span.large
+            )
+        return widen(x, dim, span)
 
-    def _repeat(self, x: Tensor, dim: int, product: Product, repeats: int) -> Tensor:
+    def _repeat(self, x: Tensor, dim: int, product: Product[Use], repeats: int) -> Tensor:
         """Give every query its own of the heads that keys and values share."""
         lengths = [
             self.plan.length((node,))[0] // self.plan.shared.get(getattr(node, "axis", ""), 1)
@@ -362,41 +356,52 @@ class Widths(nn.Module):
         return total
 
     def _over(
-        self, product: Product, of: Callable[[Span], Tensor], other: bool | int, combine: Combine
+        self,
+        product: Product[Use],
+        of: Callable[[Span], Tensor],
+        other: bool | int,
+        combine: Combine,
     ) -> Tensor:
         """What holds along a large dimension; ``other`` of what grows by no map."""
-        total: Tensor | None = None
-        for span in self._factors(product):
-            if isinstance(span, Sum):
-                vector = torch.cat([self._over(part, of, other, combine) for part in span.segments])
-            elif self._maps(span):
-                vector = of(span)
-            else:
-                vector = torch.full((span.large,), other)
-            total = vector if total is None else combine(total.unsqueeze(-1), vector).flatten()
-        return torch.tensor([other]) if total is None else total
 
-    def _grows_as(self, product: Product, reading: bool) -> bool:
+        def along_span(span: Span) -> Tensor:
+            return of(span) if self._maps(span) else torch.full((span.large,), other)
+
+        def outer(vectors: list[Tensor]) -> Tensor:
+            return functools.reduce(
+                lambda total, vector: combine(total.unsqueeze(-1), vector).flatten(),
+                vectors or [torch.tensor([other])],
+            )
+
+        return fold(self._factors(product), along_span, outer, torch.cat)
+
+    def _grows_as(self, product: Product[Use], reading: bool) -> bool:
         return any((span.role == "consumes") == reading for span in self._spans(product))
 
     # Maps ---------------------------------------------------------------------------------------
 
-    def _factors(self, product: Product) -> Iterator[Span | Sum]:
+    def _factors(self, product: Product[Use]) -> Product[Span]:
         """The maps and sums that a dimension is grown by, slowest first."""
         tied = self.width is not None and self.width.ties == "flow"
         if tied and not any(isinstance(node, Sum) for node in product):
-            yield from self._whole(product)
-            return
-        for node in product:
-            if isinstance(node, Sum):
-                yield node
-            else:
-                lengths = self.plan.lengths[node.axis]
-                yield Span(*lengths, node.axis, node.form, node.power, node.axis, node.role)
+            return tuple(self._whole(product))
+        return tuple(
+            Sum(tuple(map(self._factors, node.segments)))
+            if isinstance(node, Sum)
+            else Span(
+                *self.plan.lengths[node.axis],
+                node.axis,
+                node.form,
+                node.power,
+                node.axis,
+                node.role,
+            )
+            for node in product
+        )
 
-    def _whole(self, product: Product) -> Iterator[Span]:
+    def _whole(self, product: Product[Use]) -> Iterator[Span]:
         """A map for a flow, over all of a dimension from its first axis that grows."""
-        uses = list(uses_of(product))
+        uses = uses_of(product)
         first = next((i for i, use in enumerate(uses) if self.plan.grows((use,))), len(uses))
         for use in uses[:first]:
             yield Span(*self.plan.lengths[use.axis], use.axis, use.form, 0, use.axis, use.role)
@@ -404,21 +409,16 @@ class Widths(nn.Module):
             use, lengths = uses[first], self.plan.length(product[first:])
             yield Span(*lengths, use.flow, "produces", 0, use.axis, use.role)
 
-    def _lengths(self, span: Span | Sum) -> tuple[int, int]:
-        return self.plan.length((span,)) if isinstance(span, Sum) else (span.small, span.large)
+    def _lengths(self, span: Span | Sum[Span]) -> tuple[int, int]:
+        return length((span,), _small), length((span,), _large)
 
     def _maps(self, span: Span) -> bool:
         """Whether a span grows by a map."""
         return span.small != span.large and not self.plan.facts[span.axis].resize
 
-    def _spans(self, product: Product) -> Iterator[Span]:
+    def _spans(self, product: Product[Use]) -> Iterator[Span]:
         """The maps of a dimension, also those inside its sums."""
-        for factor in self._factors(product):
-            if isinstance(factor, Sum):
-                for segment in factor.segments:
-                    yield from self._spans(segment)
-            elif self._maps(factor):
-                yield factor
+        yield from filter(self._maps, uses_of(self._factors(product)))
 
     def _start(
         self, span: Span, silent: Callable[[str], list[bool]], generator: torch.Generator
@@ -469,6 +469,14 @@ class Widths(nn.Module):
             self.maps[f"{span.name}:V"] = learned(
                 [torch.randn(rank, small, generator=generator) / small**0.5 for _ in forms]
             )
+
+
+def _small(span: Span) -> int:
+    return span.small
+
+
+def _large(span: Span) -> int:
+    return span.large
 
 
 def _upper(form: Copies | Tensor, small: int) -> Copies | Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Size, nn
 
-from lightning_ligo.axes.axes import UNUSED, Axes, name_axes, uses_of
+from lightning_ligo.axes.axes import UNUSED, Axes
+from lightning_ligo.axes.dims import uses_of
+from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.override import Override, check
 from lightning_ligo.axes.proof import TOLERANCE, changes
 from lightning_ligo.axes.stacks import pattern_of, place_of
