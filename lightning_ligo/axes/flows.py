@@ -28,7 +28,65 @@ def axes_of(items: Dim) -> Product[Item]:
 class Flows:
     """Which form of an axis's map each use takes, so that readers read what writers write.
 
-    EXAMPLES
+    Writers of a flow grow by the producing form and readers by the consuming one. Where a norm
+    reads the flow, writers also grow by a factor that keeps its variance, of ``power`` 1, and the
+    gain by its inverse, since readers of its output expect no factor.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from lightning_ligo.axes.trace import trace
+    >>> def table(network, *args):
+    ...     axes = trace(network, *args)
+    ...     for name in axes.dims:
+    ...         for axis, *use, _ in axes.uses(name):
+    ...             print(name, *use) if axis == "hidden" else None
+    ...     return axes
+    >>> x = torch.zeros(2, 3)
+    >>> axes = table(nn.Sequential(nn.Linear(3, 4, False), nn.RMSNorm(4), nn.Linear(4, 2)), x)
+    0.weight produces produces 1
+    1.weight gain produces -1
+    2.weight consumes consumes 0
+
+    Behind a **norm without a gain** the factor is left, and readers take it out.
+
+    >>> axes = table(nn.Sequential(nn.Linear(3, 4, False), nn.RMSNorm(4, elementwise_affine=False),
+    ...                            nn.Linear(4, 2)), x)
+    0.weight produces produces 1
+    2.weight consumes consumes -1
+
+    A **tied head** writes and reads with one table, which grows by the producing form. So its input
+    must be written in the consuming form: this flow is *flipped*, by the gain of the norm. Without
+    a gain nothing can write it so, and the axis is `tied`.
+
+    >>> class Tied(nn.Module):
+    ...     def __init__(self, gain):
+    ...         super().__init__()
+    ...         self.table = nn.Embedding(9, 4)
+    ...         self.norm = nn.RMSNorm(4, elementwise_affine=gain)
+    ...     def forward(self, tokens):
+    ...         return self.norm(self.table(tokens)) @ self.table.weight.T
+    >>> axes = table(Tied(gain=True), torch.zeros(2, 3, dtype=torch.long))
+    table.weight produces produces 1
+    norm.weight gain consumes -2
+    >>> trace(Tied(gain=False), torch.zeros(2, 3, dtype=torch.long)).tied
+    frozenset({'table.hidden'})
+
+    Under **post-norm** blocks add to the output of a norm with a gain, and the next norm reads the
+    sum. Such axes are `post_norm`.
+
+    >>> class PostNorm(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.stem = nn.Linear(3, 4, False)
+    ...         self.blocks = nn.ModuleList(nn.Linear(4, 4, False) for _ in range(2))
+    ...         self.norms = nn.ModuleList(nn.RMSNorm(4) for _ in range(2))
+    ...     def forward(self, x):
+    ...         x = self.stem(x)
+    ...         for block, norm in zip(self.blocks, self.norms):
+    ...             x = norm(x + block(x))
+    ...         return x.mean(-1)
+    >>> trace(PostNorm(), x).post_norm
+    frozenset({'embed'})
     """
 
     def __init__(self, graph: Graph, stacks: Stacks) -> None:

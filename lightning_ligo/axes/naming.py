@@ -48,30 +48,40 @@ _Terms = tuple[tuple[str, ...], ...]
 def name_axes(*graphs: Graph) -> list[Axes]:
     """Name the axes of one traced network, or of several by the same names.
 
-    1. Modules of equal parameters in one list are a stack. Below, ``blocks`` is one: all its layers
-       add to the stream ``embed``, and each layer has an axis ``hidden`` of its own.
-    2. A list whose modules are chained, each with an axis of its own towards the next, is no stack.
-       Below, ``chain`` is none: its modules are named one by one.
-    3. An axis is named after the modules that contain all its parameters, and by a word: the user's
-       or the operation's own, or else by its role (``embed``, ``hidden``, ``in``, ``out``, ...).
+    1. Equal modules in one list are a stack. All layers of ``blocks`` below add to the stream
+       ``embed``, and each has an axis ``hidden`` of its own.
+    2. A list of modules that are chained, each with an axis of its own towards the next, is no
+       stack. The modules of ``chain`` are named one by one.
+    3. The name of an axis is the path of the modules that contain all its parameters, and a word:
+       the user's, or that of an operation (``heads``), or that of its role (``hidden``, ``out``).
 
+    >>> from torch import nn, zeros
     >>> from lightning_ligo.axes.trace import trace
     >>> class Network(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.stem = nn.Linear(2, 4)
-    ...         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.ReLU(),
-    ...                                                   nn.Linear(8, 4)) for _ in range(3))
-    ...         self.chain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    ...         self.blocks = nn.ModuleList(
+    ...             nn.Sequential(nn.Linear(4, 8, False), nn.Linear(8, 4, False)) for _ in range(3))
+    ...         self.chain = nn.Sequential(*(nn.Linear(4, 4, False) for _ in range(3)))
     ...     def forward(self, x):
     ...         x = self.stem(x)
     ...         for block in self.blocks:
     ...             x = x + block(x)
     ...         return self.chain(x)
-    >>> axes = trace(Network(), torch.randn(3, 2))
+    >>> axes = trace(Network(), zeros(3, 2))
     >>> print(axes)
-    >>> list(axes.axes), axes.axes["blocks.*.hidden"].stack
-    >>> axes.sequential
+    stem.weight        embed 2
+    stem.bias          embed
+    blocks.*.0.weight  blocks.*.hidden embed
+    blocks.*.1.weight  embed blocks.*.hidden
+    chain.0.weight     chain.hidden embed
+    chain.1.weight     hidden.2 chain.hidden
+    chain.2.weight     out hidden.2
+    >>> axes.axes["embed"].stack, axes.axes["blocks.*.hidden"].stack
+    (None, 'blocks')
+    >>> list(axes.stacks), list(axes.sequential)
+    (['blocks'], ['chain'])
     """
     stacks = find_stacks(*(graph.shapes for graph in graphs))
     sequential: dict[str, str] = {}
