@@ -35,9 +35,9 @@ Product = tuple[Leaf | Sum[Leaf], ...]
 
 def fold(
     product: Product[Any],
-    value: Callable[[Any], Value],
-    times: Callable[[list[Value]], Value],
-    plus: Callable[[list[Value]], Value],
+    value: Callable[[Any], Any],
+    times: Callable[[list[Any]], Value],
+    plus: Callable[[list[Value]], Any],
 ) -> Value:
     """Compute a value of a product from the values of its leaves.
 
@@ -80,12 +80,7 @@ def replaced(product: Product[Any], by: Callable[[Any], Value]) -> Product[Value
     >>> replaced((3, Sum((("query",), ("key",)))), str)
     ('3', Sum(segments=(('query',), ('key',))))
     """
-    return tuple(
-        Sum(tuple(replaced(segment, by) for segment in node.segments))
-        if isinstance(node, Sum)
-        else by(node)
-        for node in product
-    )
+    return fold(product, by, tuple, lambda segments: Sum(tuple(segments)))
 
 
 def change_along(

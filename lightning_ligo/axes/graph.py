@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lightning_ligo.axes.factors import (
     ends,
     pin,
     size,
+    unite,
 )
 
 CONSTANT = "a constant of the network lies on it"
@@ -103,12 +105,10 @@ class Graph:
         self.words: list[tuple[Factor, str]] = []
         self.unread: list[Unread] = []
         for name, tensor in carriers(network):
-            dims = [
-                [Item(Factor(length, Facts(owned=True)), Flow(), (Owner(name, dim),))]
-                if length != 1
-                else []
-                for dim, length in enumerate(tensor.shape)
-            ]
+            dims: list[Dim] = [[] for _ in tensor.shape]
+            for dim, length in enumerate(tensor.shape):
+                if length != 1:
+                    dims[dim] = [Item(Factor(length, Facts(True)), Flow(), (Owner(name, dim),))]
             self.parameters[name] = dims
             self.keep(tensor, dims, static=True, writers=frozenset([name]))
 
@@ -156,30 +156,29 @@ class Graph:
 
     # What is seen of parameters --------------------------------------------------------------
 
+    def observe(self, item: Item, role: str, reads: Flow | None = None) -> None:
+        """Note that the owners of an item are used in ``role``."""
+        self.uses += [Observed(owner, item.factor, role, reads) for owner in item.owners]
+
     def record(
         self, tensor: Tensor, role: str, items: Dim | None = None, reads: Flow | None = None
     ) -> None:
         """Note that the dimensions of a parameter (or only ``items``) are used in ``role``."""
-        if not self.static(tensor):
-            return
-        items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
-        for item in ends(items):
-            for owner in item.owners:
-                self.uses.append(Observed(owner, item.factor, role, reads))
+        if self.static(tensor):
+            for item in ends(chain(*self.dims(tensor)) if items is None else items):
+                self.observe(item, role, reads)
 
     def write(self, tensors: Sequence[Tensor]) -> None:
-        """Note that parameters are put where activations are: joined with them, or into them."""
+        """Note that parameters are joined with activations, or written into them."""
         if not all(map(self.static, tensors)):
             for tensor in tensors:
                 self.record(tensor, "produces")
 
     def consume(self, weights: Dim, inputs: Dim) -> None:
-        """Note that a weight's dimension is contracted with an input."""
-        reads = [item.flow for item in ends(inputs)]
-        for number, item in enumerate(ends(weights)):
-            read = reads[number] if number < len(reads) else None
-            for owner in item.owners:
-                self.uses.append(Observed(owner, item.factor, "consumes", read))
+        """Contract a weight's dimension with an input."""
+        unite(weights, inputs, flow=False)
+        for item, read in zip_longest(ends(weights), [end.flow for end in ends(inputs)]):
+            self.observe(item, "consumes", read)
 
     def release(self, tensor: Tensor) -> None:
         """Take a tensor that is made of parameters, such as learned queries, for an activation."""
@@ -190,20 +189,17 @@ class Graph:
     def settle(self) -> None:
         """Let one side consume and the other produce where parameters are multiplied."""
         for left, right in self.opposed:
-            roles = [
-                {
-                    use.role
-                    for use in self.uses
-                    if any(use.owner in item.owners for item in ends(side))
-                }
-                for side in (left, right)
-            ]
-            first = "consumes" in roles[0] or "produces" in roles[1]
-            if first and "consumes" not in roles[1] and "produces" not in roles[0]:
+            lefts, rights = self._roles(left), self._roles(right)
+            first = "consumes" in lefts or "produces" in rights
+            if first and "consumes" not in rights and "produces" not in lefts:
                 left, right = right, left
             self.consume(right, left)
             for item in ends(left):
-                self.uses += [Observed(owner, item.factor, "produces") for owner in item.owners]
+                self.observe(item, "produces")
+
+    def _roles(self, side: Dim) -> set[str]:
+        owners = {owner for item in ends(side) for owner in item.owners}
+        return {use.role for use in self.uses if use.owner in owners}
 
     def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
         """Note that an operation on ``tensors`` was given these numbers."""

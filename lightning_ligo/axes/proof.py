@@ -54,10 +54,10 @@ def prove(
         {'hidden': True, '0.in': False, '2.out': False}
     """
     named = trace(network, *args, override=override, **kwargs)
-    return changes(network, args, kwargs, named, axes)
+    return prove_axes(network, args, kwargs, named, axes)
 
 
-def changes(
+def prove_axes(
     network: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -73,7 +73,7 @@ def changes(
     """
 
     def run(dtype: torch.dtype, axes: Iterable[str] | None) -> dict[str, float]:
-        return _changes(*prepared(network, args, kwargs, dtype), named, axes)
+        return _errors(*prepared(network, args, kwargs, dtype), named, axes)
 
     errors: dict[str, float] = {}
     left = None if axes is None else list(axes)
@@ -88,7 +88,7 @@ def changes(
     return errors
 
 
-def _changes(
+def _errors(
     network: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],

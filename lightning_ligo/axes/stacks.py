@@ -58,7 +58,8 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
     does not, each child stands alone.
 
     >>> def stages(*depths):
-    ...     return {f"stages.{i}.{j}.weight": (4, 4) for i, n in enumerate(depths) for j in range(n)}
+    ...     places = [(i, j) for i, depth in enumerate(depths) for j in range(depth)]
+    ...     return {f"stages.{i}.{j}.weight": (4, 4) for i, j in places}
     >>> layers(stages(2, 2), stages(2, 2, 2))
     [{'stages': (0, 1)}, {'stages': (0, 1, 2)}]
     >>> layers(stages(2, 2), stages(2, 3))[1]

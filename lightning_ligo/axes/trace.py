@@ -22,7 +22,11 @@ from lightning_ligo.axes.graph import CONSTANT, Graph, mark_nonlinear
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.notation import match, split
 from lightning_ligo.axes.override import Naming, Override, check
-from lightning_ligo.axes.rules import RECURRENT, RULES, pointwise, unread, untouched, writers
+from lightning_ligo.axes.rules import lookup, norms, products, shape, space  # noqa: F401
+from lightning_ligo.axes.rules.elementwise import pointwise
+from lightning_ligo.axes.rules.recurrent import RECURRENT
+from lightning_ligo.axes.rules.table import RULES, unread, untouched
+from lightning_ligo.axes.rules.writers import writers
 
 _ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",

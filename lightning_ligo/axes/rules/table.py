@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.axes.factors import Dim, Flow, Item, ends, owned, size
-from lightning_ligo.axes.graph import CONSTANT, Graph, Observed, Unread
+from lightning_ligo.axes.graph import CONSTANT, Graph, Unread
 
 Rule = Callable[[Graph, Any, Sequence[Any], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
@@ -83,10 +83,11 @@ def _weights(graph: Graph, tensors: Sequence[Tensor]) -> list[Dim]:
     produced: list[Item] = []
     for end in [end for items in fixed for end in ends(items)]:
         for owner in end.owners:
+            item = end._replace(owners=(owner,))
             if owner.dim > 0:
-                graph.uses.append(Observed(owner, end.factor, "consumes", flows.get(end.factor)))
+                graph.observe(item, "consumes", flows.get(end.factor))
             else:
-                graph.uses.append(Observed(owner, end.factor, "produces"))
+                graph.observe(item, "produces")
                 produced.append(end)
     owners = [owner for end in produced for owner in end.owners]
     matrices = any(len(graph.parameters[owner.name]) > 1 for owner in owners)
