@@ -13,7 +13,7 @@ from lightning_ligo.axes.axes import UNUSED, Axes
 from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.override import Override, check
-from lightning_ligo.axes.proof import TOLERANCE
+from lightning_ligo.axes.proof import TOLERANCE, prove_axes
 from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import watch
 from lightning_ligo.plan.correspondence import counterparts, lengths_of
