@@ -1,65 +1,92 @@
-"""The two partitions that a traced forward builds: factors of dimensions, and the flows they carry.
+"""The two partitions that tracing builds: the factors of dimensions, and the flows they carry.
 
 A **factor** is a length that divides a dimension: the output of a fused qkv of width 1152 has the
-factors 3, 6 and 64. Factors that an operation forces to be the same length in the same order are
-united; united factors are one axis. A factor can also be a **sum**: what is concatenated or split
-has segments one after the other. A **flow** is narrower than an axis: the values that one set of
-parameters writes and another reads. Queries and keys share an axis (their product contracts it)
-but are two flows.
+factors 3, 6 and 64. Factors that an operation forces to have the same length and order are united.
+United factors are one axis. A factor can also be a **sum**: a dimension that is concatenated or
+split has segments one after the other.
+
+A **flow** is narrower than an axis: the values that one set of parameters writes and another reads.
+Queries and keys share an axis (their product contracts it) but are two flows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from lightning_ligo.axes.dims import Product, Sum
 
 SINGLE = "it is a single entry"
+N = TypeVar("N", bound="Node")
 
 
 class Misaligned(ValueError):
     """Two lists of factors have no common refinement."""
 
 
-class Factor:
-    """A length of unknown name: a node of a union-find.
+@dataclass(slots=True)
+class Facts:
+    """Hold what the forward has shown of a factor.
 
-    A root is a leaf, a product of ``parts``, or a sum of ``segments``.
+    Args:
+        owned: some parameter carries it.
+        pinned: why its entries cannot be exchanged, if they cannot.
+        hint: the word of an operation for it: "heads", "kernel", ...
+        contracted: a product of two activations sums over it.
+        scale: the product of the numbers that multiply it, or a contraction over it.
+        unit: a weight is divided by its norm over it.
     """
 
-    __slots__ = (
-        "_parent",
-        "contracted",
-        "hint",
-        "owned",
-        "parts",
-        "pinned",
-        "scale",
-        "segments",
-        "size",
-        "unit",
-    )
+    owned: bool = False
+    pinned: str | None = None
+    hint: str | None = None
+    contracted: bool = False
+    scale: float = 1.0
+    unit: bool = False
 
-    def __init__(self, size: int, *, owned: bool = False, pinned: str | None = None) -> None:
-        self.size = size
-        self.owned = owned  # some parameter carries it
-        self.pinned = pinned  # why its entries cannot be exchanged, if they cannot
-        self.hint: str | None = None  # what an operation knows it by: "heads", "kernel", ...
-        self.contracted = False  # two activations are contracted over it
-        self.scale = 1.0  # the numbers by which what lies on it, or its contraction, is multiplied
-        self.unit = False  # a weight is divided by its norm over it
-        self.parts: tuple[Factor, ...] = ()
-        self.segments: tuple[Factor, ...] = ()
-        self._parent: Factor | None = None
+    def merge(self, other: Facts) -> Facts:
+        """Combine what is known of two factors that are united."""
+        return Facts(
+            self.owned or other.owned,
+            self.pinned or other.pinned,
+            self.hint or other.hint,
+            self.contracted or other.contracted,
+            self.scale * other.scale,
+            self.unit or other.unit,
+        )
 
-    def root(self) -> Factor:
-        node = self
+
+class Node:
+    """A node of a union-find."""
+
+    __slots__ = ("_parent",)
+
+    def __init__(self) -> None:
+        self._parent: Node | None = None
+
+    def root(self: N) -> N:
+        node: Node = self
         while node._parent is not None:
             node = node._parent
         if node is not self:
             self._parent = node
-        return node
+        return node  # type: ignore[return-value]
+
+
+class Factor(Node):
+    """A length of unknown name. A root is a leaf, a product of parts, or a sum of segments."""
+
+    __slots__ = ("facts", "parts", "segments", "size")
+
+    def __init__(self, size: int, facts: Facts | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.facts = facts or Facts()
+        self.parts: tuple[Factor, ...] = ()
+        self.segments: tuple[Factor, ...] = ()
 
     def split(self, first: int) -> None:
         """Split a root without parts into ``first`` times the rest."""
@@ -73,7 +100,7 @@ class Factor:
         if all(size == rest for size in sizes):  # equal segments: told apart by their number
             for segment in self.segments[1:]:
                 unite([Item(self.segments[0], None)], [Item(segment, None)])
-            slot = Factor(first, owned=self.owned, pinned="its entries are concatenated")
+            slot = Factor(first, Facts(self.facts.owned, "its entries are concatenated"))
             self.parts = (slot, self.segments[0])
         elif all(size % rest == 0 for size in sizes):  # a sum of heads, each as wide
             outer, inner = [], []
@@ -115,61 +142,44 @@ class Factor:
         return [0, *accumulate(segment.root().size for segment in self.segments)][:-1]
 
     def _piece(self, size: int) -> Factor:
-        piece = Factor(size, owned=self.owned, pinned=self.pinned)
-        piece.hint, piece.contracted = self.hint, self.contracted
-        piece.scale, piece.unit = self.scale, self.unit
-        return piece
+        return Factor(size, replace(self.facts))
 
     def join(self, other: Factor) -> None:
         """Make another root of the same size this one."""
         assert self.size == other.size and not self.parts and not other.parts
-        if self is other:
-            return
-        other._parent = self
-        self.owned = self.owned or other.owned
-        self.pinned = self.pinned or other.pinned
-        self.hint = self.hint or other.hint
-        self.contracted = self.contracted or other.contracted
-        self.scale *= other.scale
-        self.unit = self.unit or other.unit
+        if self is not other:
+            other._parent = self
+            self.facts = self.facts.merge(other.facts)
 
 
-class Flow:
-    """Values that parameters write and parameters read: a node of a union-find.
+class Flow(Node):
+    """Values that some parameters write and others read.
 
     The flow along a sum has a flow for each segment, by its start and length.
     """
 
-    __slots__ = ("_parent", "_segments", "nonlinear", "normed_into", "reduced")
+    __slots__ = ("_segments", "nonlinear", "normed_into", "reduced")
 
     def __init__(self) -> None:
-        self.nonlinear = False  # an activation, or another function that is not linear, was applied
-        self.reduced = False  # a mean, a softmax, a maximum of it was taken
+        super().__init__()
+        self.nonlinear = False  # a nonlinear function, such as an activation, was applied
+        self.reduced = False  # a mean, a softmax or a maximum was taken
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
-        self._parent: Flow | None = None
-
-    def root(self) -> Flow:
-        node = self
-        while node._parent is not None:
-            node = node._parent
-        if node is not self:
-            self._parent = node
-        return node
 
     def union(self, other: Flow) -> None:
-        mine, theirs = self.root(), other.root()
-        if mine is theirs:
+        root, other = self.root(), other.root()
+        if root is other:
             return
-        theirs._parent = mine
-        mine.normed_into += theirs.normed_into
-        mine.nonlinear = mine.nonlinear or theirs.nonlinear
-        mine.reduced = mine.reduced or theirs.reduced
-        for (start, length), flow in theirs._segments.items():
-            mine.segment(start, length, flow)
+        other._parent = root
+        root.normed_into += other.normed_into
+        root.nonlinear = root.nonlinear or other.nonlinear
+        root.reduced = root.reduced or other.reduced
+        for (start, length), flow in other._segments.items():
+            root.segment(start, length, flow)
 
     def segment(self, start: int, length: int, flow: Flow | None = None) -> Flow:
-        """The flow along part of this one; ``flow`` is united with it."""
+        """Return the flow along part of this one, united with ``flow``."""
         segments = self.root()._segments
         for (begin, extent), inside in segments.items():
             if (begin, extent) == (start, length):
@@ -195,9 +205,9 @@ class Owner(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One factor of a tensor's dimension, the flow of values along it, and whose it is.
+    """One factor of a tensor's dimension, the flow of values along it, and its owners.
 
-    What is computed from several parameters has several owners.
+    A tensor that is computed from several parameters has several owners.
     """
 
     factor: Factor
@@ -209,7 +219,7 @@ Dim = list[Item]
 
 
 def leaves(items: Iterable[Item]) -> Dim:
-    """The items with every product replaced by its parts; sums stay whole."""
+    """List the items with every product replaced by its parts; sums stay whole."""
     result: Dim = []
     for item in items:
         root = item.factor.root()
@@ -221,7 +231,7 @@ def leaves(items: Iterable[Item]) -> Dim:
 
 
 def segments(item: Item) -> Dim:
-    """The segments of a sum, each with its own flow."""
+    """List the segments of a sum, each with its own flow."""
     root = item.factor.root()
     result: Dim = []
     for segment, start in zip(root.segments, root.starts(), strict=True):
@@ -236,7 +246,7 @@ def segments(item: Item) -> Dim:
 
 
 def ends(items: Iterable[Item]) -> Iterator[Item]:
-    """The factors that are neither products nor sums, in order."""
+    """Yield the factors that are neither products nor sums, in order."""
     for leaf in leaves(items):
         if leaf.factor.segments:
             yield from ends(segments(leaf))
@@ -244,39 +254,53 @@ def ends(items: Iterable[Item]) -> Iterator[Item]:
             yield leaf
 
 
+def end_factors(*dims: Iterable[Item]) -> list[Factor]:
+    """List the factors of dimensions that are neither products nor sums, in order."""
+    return [end.factor for items in dims for end in ends(items)]
+
+
+def product_of(items: Iterable[Item], whole: Callable[[Item], bool]) -> Product[Item]:
+    """Write a dimension as a product; a sum for which ``whole`` is true is a leaf."""
+    return tuple(
+        Sum(tuple(product_of([segment], whole) for segment in segments(leaf)))
+        if leaf.factor.segments and not whole(leaf)
+        else leaf
+        for leaf in leaves(items)
+    )
+
+
 def size(items: Iterable[Item]) -> int:
     return math.prod(item.factor.size for item in items)
 
 
 def owned(items: Iterable[Item]) -> bool:
-    return any(end.factor.owned for end in ends(items))
+    return any(factor.facts.owned for factor in end_factors(items))
 
 
 def fixed(items: Iterable[Item]) -> bool:
     """Whether nothing of a dimension can grow."""
-    return all(end.factor.pinned for end in ends(items))
+    return all(factor.facts.pinned for factor in end_factors(items))
 
 
 def pin(items: Iterable[Item], reason: str) -> None:
-    """Say why the entries of these factors are told apart by their position."""
+    """Record why the entries of these factors are distinguished by their position."""
     for leaf in leaves(items):
-        leaf.factor.pinned = leaf.factor.pinned or reason
-        for end in ends([leaf]):
-            end.factor.pinned = end.factor.pinned or reason
+        for factor in (leaf.factor, *end_factors([leaf])):
+            factor.facts.pinned = factor.facts.pinned or reason
 
 
 def hint(items: Iterable[Item], word: str) -> None:
-    """Say what an operation knows these factors by."""
+    """Record an operation's word for these factors."""
     for leaf in leaves(items):
-        for factor in (leaf.factor, *(end.factor for end in ends([leaf]))):
-            factor.hint = factor.hint or word
+        for factor in (leaf.factor, *end_factors([leaf])):
+            factor.facts.hint = factor.facts.hint or word
 
 
 def unite(first: Dim, second: Dim, *, flow: bool = True) -> None:
     """Make two dimensions the same axes, splitting factors where the other side is finer.
 
-    ``flow=False`` leaves the flows apart (a contraction compares values, it does not pass them).
-    Where nothing can grow on either side nothing needs to be finer.
+    ``flow=False`` leaves the flows apart: a contraction compares values, it does not pass them.
+    Two dimensions that cannot grow are not split.
     """
     if fixed(first) and fixed(second) and _sizes(first) != _sizes(second):
         return
@@ -301,16 +325,16 @@ def _sizes(items: Iterable[Item]) -> list[int]:
 
 
 def _unite_roots(left: Item, right: Item, flow: bool) -> None:
-    mine, theirs = left.factor, right.factor
-    if mine is not theirs and (mine.segments or theirs.segments):
-        while mine.starts() != theirs.starts():  # cutting a nested sum may add boundaries
-            boundaries = {*mine.starts(), *theirs.starts()}
-            mine.cut(boundaries)
-            theirs.cut(boundaries)
+    first, second = left.factor, right.factor
+    if first is not second and (first.segments or second.segments):
+        while first.starts() != second.starts():  # cutting a nested sum may add boundaries
+            boundaries = {*first.starts(), *second.starts()}
+            first.cut(boundaries)
+            second.cut(boundaries)
         for one, other in zip(segments(left), segments(right), strict=True):
             unite([one], [other], flow=flow)
-        theirs.segments = ()
-    mine.join(theirs)
+        second.segments = ()
+    first.join(second)
     if flow and left.flow is not None and right.flow is not None:
         left.flow.union(right.flow)
 
@@ -319,8 +343,8 @@ def broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
     """Unite dimensions of several tensors, aligned at the last, and keep their flows."""
     rank = max(map(len, tensors))
     dims: list[Dim] = [[] for _ in range(rank)]
-    for theirs in tensors:
-        for position, dim in enumerate(theirs, start=rank - len(theirs)):
+    for tensor in tensors:
+        for position, dim in enumerate(tensor, start=rank - len(tensor)):
             if dims[position] and dim:
                 unite(dims[position], dim)
             dims[position] = joined(dims[position], dim)
@@ -328,7 +352,7 @@ def broadcast(tensors: Sequence[list[Dim]]) -> list[Dim]:
 
 
 def joined(first: Dim, second: Dim) -> Dim:
-    """The same factors, with the flow of whichever side has one and the owners of both."""
+    """Combine two united dimensions: one flow, and the owners of both."""
     if not first or not second or len(leaves(first)) != len(leaves(second)):
         return first or second
     return [
@@ -338,9 +362,9 @@ def joined(first: Dim, second: Dim) -> Dim:
 
 
 def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
-    """The factors of a tensor read in row-major order and grouped into new dimensions.
+    """Group the factors of a tensor, in row-major order, into new dimensions.
 
-    Neighbouring factors that cannot grow may be grouped in any way; the result then has new ones.
+    Neighbouring factors that cannot grow may be grouped in any way; new factors replace them.
 
     Raises:
         Misaligned: if a new dimension ends in the middle of a factor that it does not divide.
@@ -351,7 +375,9 @@ def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
         return _grouped(list(items), sizes)
     except Misaligned:
         fluid = [
-            [Item(Factor(size(run), pinned="it is a position"), None)] if stuck else list(run)
+            [Item(Factor(size(run), Facts(pinned="it is a position")), None)]
+            if stuck
+            else list(run)
             for stuck, group in groupby(leaves(items), lambda leaf: fixed([leaf]))
             for run in [list(group)]
         ]
@@ -380,7 +406,7 @@ def _grouped(queue: Dim, sizes: list[int]) -> list[Dim]:
 
 
 def take(dim: Dim, start: int, length: int) -> Dim:
-    """The entries ``start`` to ``start + length`` of a dimension, which becomes a sum there.
+    """Take the entries ``start`` to ``start + length`` of a dimension, which becomes a sum.
 
     Raises:
         Misaligned: if the cut goes through a factor behind the first, and something could grow.
@@ -388,9 +414,13 @@ def take(dim: Dim, start: int, length: int) -> Dim:
     if length == size(dim):
         return dim
     if length == 0:
-        return [Item(Factor(0, pinned="it is empty"), None)]
+        return [Item(Factor(0, Facts(pinned="it is empty")), None)]
     if fixed(dim):
-        return [Item(Factor(length, pinned="it is cut by position"), None)] if length > 1 else []
+        return (
+            [Item(Factor(length, Facts(pinned="it is cut by position")), None)]
+            if length > 1
+            else []
+        )
     head, *rest = leaves(dim)
     inner = size(rest)
     if start % inner or length % inner:
@@ -407,7 +437,7 @@ def take(dim: Dim, start: int, length: int) -> Dim:
 
 
 def concatenate(pieces: Sequence[Dim]) -> Dim:
-    """One dimension whose segments are these, in order."""
+    """Make one dimension whose segments are these, in order."""
     if len(pieces) == 1:
         return [item for item in pieces[0] if item.factor.size > 1]
     total, flow = Factor(0), Flow()
@@ -418,20 +448,24 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
             joined.append(whole[0].factor)
         else:
             single = None if whole else SINGLE
-            joined.append(Factor(size(whole), owned=owned(whole), pinned=single))
+            joined.append(Factor(size(whole), Facts(owned(whole), single)))
             joined[-1].parts = tuple(item.factor for item in whole)
         flow.segment(total.size, joined[-1].size, _passing(whole))
         total.size += joined[-1].size
     total.segments = tuple(joined)
-    total.owned = any(segment.owned for segment in joined)
-    pinned = [end.factor.pinned for end in ends([Item(total, None)])]
+    total.facts.owned = any(segment.facts.owned for segment in joined)
+    pinned = [factor.facts.pinned for factor in end_factors([Item(total, None)])]
     if all(pinned):
-        total.pinned = next((reason for reason in pinned if reason != SINGLE), SINGLE)
+        total.facts.pinned = next((reason for reason in pinned if reason != SINGLE), SINGLE)
     return [Item(total, flow)]
 
 
 def _passing(items: Dim) -> Flow | None:
-    """One flow for all factors of a product: what a norm over the last made of that of others."""
+    """Choose one flow for all factors of a product.
+
+    It is the flow of the last factor, which is united with the others, except where a norm over the
+    last factor made it of another.
+    """
     flows = [item.flow.root() for item in items if item.flow is not None]
     for other in flows[:-1]:
         if flows[-1] in map(Flow.root, other.normed_into):

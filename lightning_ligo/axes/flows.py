@@ -2,125 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import defaultdict
 
-from lightning_ligo.axes.factors import Dim, Factor, Flow, Item, Owner, ends, leaves, segments
-from lightning_ligo.axes.graph import Graph
-from lightning_ligo.axes.graph import Use as Noted
+from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.dims import Product, uses_of
+from lightning_ligo.axes.factors import (
+    Dim,
+    Factor,
+    Flow,
+    Item,
+    Owner,
+    end_factors,
+    fixed,
+    product_of,
+)
+from lightning_ligo.axes.graph import Graph, Observed
 from lightning_ligo.axes.stacks import Stacks, pattern_of
 
 
-class Use(NamedTuple):
-    """What one dimension of a parameter does with one of its axes."""
-
-    axis: str
-    role: str  # produces | consumes | gain | shift | scales
-    form: str  # "produces" or "consumes": which form of the axis's map it grows by
-    power: int  # of the factor that keeps the variance under a norm (see maps.py)
-    flow: str  # what it writes or reads, norms seen through: the tie of the paper's maps
-
-
-def axis_leaves(items: Dim) -> Iterator[Item]:
-    """The factors that are axes: a sum that cannot grow is one axis, of which nobody cares."""
-    for leaf in leaves(items):
-        if leaf.factor.segments and not all(end.factor.pinned for end in ends([leaf])):
-            for segment in segments(leaf):
-                yield from axis_leaves([segment])
-        else:
-            yield leaf
+def axes_of(items: Dim) -> Product[Item]:
+    """Write a dimension as a product of its axes: a sum that cannot grow is a single axis."""
+    return product_of(items, whole=lambda leaf: fixed([leaf]))
 
 
 class Flows:
-    """Which form of an axis's map each use takes, so that what is written is what is read.
+    """Which form of an axis's map each use takes, so that readers read what writers write.
 
-    Writers of a flow grow by the producing form and readers by the consuming one. A table that is
-    written and read (an embedding tied to the head) grows by one of them only, the producing one;
-    so what it reads must be written in the consuming form: that flow is *flipped*, and the norm
-    before the head carries the shares.
+    Writers of a flow grow by the producing form and readers by the consuming one. Where a norm
+    reads the flow, writers also grow by a factor that keeps its variance, of ``power`` 1, and the
+    gain by its inverse, since readers of its output expect no factor.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from lightning_ligo.axes.trace import trace
+    >>> def table(network, *args):
+    ...     axes = trace(network, *args)
+    ...     for name in axes.dims:
+    ...         for axis, *use, _ in axes.uses(name):
+    ...             print(name, *use) if axis == "hidden" else None
+    ...     return axes
+    >>> x = torch.zeros(2, 3)
+    >>> axes = table(nn.Sequential(nn.Linear(3, 4, False), nn.RMSNorm(4), nn.Linear(4, 2)), x)
+    0.weight produces produces 1
+    1.weight gain produces -1
+    2.weight consumes consumes 0
+
+    Behind a **norm without a gain** the factor is left, and readers take it out.
+
+    >>> axes = table(nn.Sequential(nn.Linear(3, 4, False), nn.RMSNorm(4, elementwise_affine=False),
+    ...                            nn.Linear(4, 2)), x)
+    0.weight produces produces 1
+    2.weight consumes consumes -1
+
+    A **tied head** writes and reads with one table, which grows by the producing form. So its input
+    must be written in the consuming form: this flow is *flipped*, by the gain of the norm. Without
+    a gain nothing can write it so, and the axis is `tied`.
+
+    >>> class Tied(nn.Module):
+    ...     def __init__(self, gain):
+    ...         super().__init__()
+    ...         self.table = nn.Embedding(9, 4)
+    ...         self.norm = nn.RMSNorm(4, elementwise_affine=gain)
+    ...     def forward(self, tokens):
+    ...         return self.norm(self.table(tokens)) @ self.table.weight.T
+    >>> axes = table(Tied(gain=True), torch.zeros(2, 3, dtype=torch.long))
+    table.weight produces produces 1
+    norm.weight gain consumes -2
+    >>> trace(Tied(gain=False), torch.zeros(2, 3, dtype=torch.long)).tied
+    frozenset({'table.hidden'})
+
+    Under **post-norm** blocks add to the output of a norm with a gain, and the next norm reads the
+    sum. Such axes are `post_norm`.
+
+    >>> class PostNorm(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.stem = nn.Linear(3, 4, False)
+    ...         self.blocks = nn.ModuleList(nn.Linear(4, 4, False) for _ in range(2))
+    ...         self.norms = nn.ModuleList(nn.RMSNorm(4) for _ in range(2))
+    ...     def forward(self, x):
+    ...         x = self.stem(x)
+    ...         for block, norm in zip(self.blocks, self.norms):
+    ...             x = norm(x + block(x))
+    ...         return x.mean(-1)
+    >>> trace(PostNorm(), x).post_norm
+    frozenset({'embed'})
     """
 
     def __init__(self, graph: Graph, stacks: Stacks) -> None:
-        self._uses: dict[tuple[str, int], list[Noted]] = {}
+        # 1. Every axis of every dimension of every parameter, and its observed roles.
+        self._observed: dict[tuple[str, int], list[Observed]] = defaultdict(list)
         for use in graph.uses:
-            self._uses.setdefault((use.owner.name, use.owner.dim), []).append(use)
-        own = [
+            self._observed[use.owner.name, use.owner.dim].append(use)
+        self.own = [
             leaf
             for dims in graph.parameters.values()
             for items in dims
-            for leaf in axis_leaves(items)
+            for leaf in uses_of(axes_of(items))
         ]
-        self.own = own  # every axis of every dimension of every parameter
-        in_stacks = {self.flow(leaf) for leaf in own if pattern_of(_owner(leaf).name, stacks)[1]}
-        uses = {leaf: self._of(leaf) for leaf in own}
+        self._uses = {leaf: self._of(leaf) for leaf in self.own}
+        # 2. The flows that come out of norms, with a gain and without.
         self._after_norm = {
-            self.flow(leaf) for leaf in own if any(use.role == "gain" for use in uses[leaf])
+            self.flow(leaf)
+            for leaf, uses in self._uses.items()
+            if any(use.role == "gain" for use in uses)
         }
+        self._gainless: set[Flow] = set()
         self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
-        self._gainless: set[Flow] = set()  # what comes out of norms without a gain
-        self.nonlinear = {self.flow(leaf) for leaf in own if self._bent(leaf)}
-        plain = {  # flows that pass as they are
-            flow for leaf in own if not ((flow := self.flow(leaf)).nonlinear or flow.reduced)
-        }
-        together = [
-            flows
-            for leaf in own
-            if len(flows := {use.reads.root() for use in uses[leaf] if use.reads is not None}) > 1
+        self.nonlinear = {self.flow(leaf) for leaf in self.own if self._is_nonlinear(leaf)}
+        # 3. The flows that one weight reads together, and those that pass as they are.
+        reads = [
+            {use.reads.root() for use in self._uses[leaf] if use.reads is not None}
+            for leaf in self.own
         ]
-        written = {  # by parameters only, and read apart from others
-            flow for flow in plain if not flow.normed_into and flow not in self._gainless
-        } - in_stacks.union(*together)
+        together = [flows for flows in reads if len(flows) > 1]
+        flows = {self.flow(leaf) for leaf in self.own}
+        plain = {flow for flow in flows if not (flow.nonlinear or flow.reduced)}
+        # 4. Tied tables: flip what they read, where only parameters outside of stacks write it.
         self.tied: set[Flow] = set()
-        self._flipped: dict[Flow, int] = {}
+        self._flipped: dict[Flow, int] = {}  # with its power
         self._raised: set[Flow] = set()
-        tables: dict[Flow, set[Flow]] = {}  # what is read by tables -> what these write
-        for leaf in own:
-            roles = {use.role for use in uses[leaf]} - {"consumes"}
-            for use in uses[leaf] if roles else ():
+        in_stacks = {
+            self.flow(leaf) for leaf in self.own if pattern_of(_owner(leaf).name, stacks)[1]
+        }
+        writable = {flow for flow in plain - self._gainless if not flow.normed_into}
+        self._flip(self._tables(writable - in_stacks.union(*together)))
+        # 5. One power for flows that one weight reads together.
+        self.post_norm |= self._level(together, plain)
+        # 6. The names of flows, and the flow that parameters write on every axis.
+        self._names = self._merge(stacks)
+        self._written: dict[Factor, str] = {}
+        for leaf, uses in self._uses.items():
+            if any(use.role == "produces" for use in uses):
+                self._written.setdefault(leaf.factor, self._names[self.flow(leaf)])
+
+    def _tables(self, writable: set[Flow]) -> dict[Flow, set[Flow]]:
+        """What tied tables read, with the flows that they write; others are `tied`."""
+        tables: dict[Flow, set[Flow]] = defaultdict(set)
+        for leaf, uses in self._uses.items():
+            roles = {use.role for use in uses} - {"consumes"}
+            for use in uses if roles else ():
                 if use.role == "consumes" and use.reads is not None:
                     read = use.reads.root()
-                    if roles == {"produces"} and read is not self.flow(leaf) and read in written:
-                        tables.setdefault(read, set()).add(self.flow(leaf))
+                    if roles == {"produces"} and read is not self.flow(leaf) and read in writable:
+                        tables[read].add(self.flow(leaf))
                     else:
                         self.tied.add(self.flow(leaf))
-        self._flip(tables)
-        self.post_norm |= self._level(together, plain)
-        self._names = self._merge(own, stacks)
-        self._written: dict[Factor, str] = {}  # by axis
-        for leaf in own:
-            if any(use.role == "produces" for use in uses[leaf]):
-                self._written.setdefault(leaf.factor, self._names[self.flow(leaf)])
+        return tables
 
     def flow(self, leaf: Item) -> Flow:
         assert leaf.flow is not None
         return leaf.flow.root()
 
-    def _bent(self, leaf: Item) -> bool:
-        """Whether a function that is not linear stands where copies do not pass it as such."""
-        flows, nonlinear = [self.flow(leaf)], False
-        for flow in flows:
-            bare = flow in self._gainless
-            nonlinear |= flow.nonlinear and bool(
-                flow.normed_into or flow.reduced or leaf.factor.contracted or bare
-            )
-            outs = {out.root() for out in flow.normed_into} - self._after_norm - {*flows}
-            self._gainless |= outs
-            flows += outs
-        return nonlinear
+    def _is_nonlinear(self, leaf: Item) -> bool:
+        """Whether copies do not pass a nonlinear function: a norm or a reduction is behind it.
 
-    def _of(self, leaf: Item) -> list[Noted]:
-        """What was seen of a factor of a parameter's dimension."""
-        owner = _owner(leaf)
-        inside = {end.factor for end in ends([leaf])}
+        Norms without a gain are followed: what comes out of them is the same flow for a reader.
+        """
+        followed = [self.flow(leaf)]
+        for flow in followed:  # which grows
+            bare = {out.root() for out in flow.normed_into} - self._after_norm - {*followed}
+            self._gainless |= bare
+            followed += bare
+        return any(
+            flow.nonlinear
+            and bool(
+                flow.normed_into
+                or flow.reduced
+                or leaf.factor.facts.contracted
+                or flow in self._gainless
+            )
+            for flow in followed
+        )
+
+    def _of(self, leaf: Item) -> list[Observed]:
+        """What was observed of a factor of a parameter's dimension."""
+        owner, inside = _owner(leaf), {*end_factors([leaf])}
         return [
             use
-            for use in self._uses.get((owner.name, owner.dim), [])
+            for use in self._observed[owner.name, owner.dim]
             if _overlap(use.owner, owner)
-            and any(end.factor in inside for end in ends([Item(use.factor, None)]))
+            and not inside.isdisjoint(end_factors([Item(use.factor, None)]))
         ]
 
     def _flip(self, tables: dict[Flow, set[Flow]]) -> None:
-        """Flip what tables read, but by those that write what is flipped: the last ones first."""
+        """Flip what tables read, starting at the tables whose own flow is not read by another."""
         left = dict(tables)
         while left:
             ready = [read for read, own in left.items() if not own & left.keys()]
@@ -134,7 +200,7 @@ class Flows:
                     self._flipped[read] = -power
 
     def _level(self, together: list[set[Flow]], plain: set[Flow]) -> set[Flow]:
-        """Let flows that one weight reads have one power; those that cannot."""
+        """Raise flows that one weight reads to one power; return the flows that cannot be."""
         while True:
             apart = [flows for flows in together if len({*map(self._power, flows)}) > 1]
             lower = {flow for flows in apart for flow in flows if self._power(flow) == 0}
@@ -153,8 +219,8 @@ class Flows:
             return 0
         return int(bool(flow.normed_into or flow in self._gainless))
 
-    def _merge(self, own: list[Item], stacks: Stacks) -> dict[Flow, str]:
-        """The first writer of each flow, after joining what comes out of norms to what goes in."""
+    def _merge(self, stacks: Stacks) -> dict[Flow, str]:
+        """Name each flow by its first writer, after joining the output of norms to their input."""
         joined: dict[Flow, Flow] = {}
 
         def top(flow: Flow) -> Flow:
@@ -163,35 +229,36 @@ class Flows:
                 flow = joined[flow]
             return flow
 
-        for leaf in own:
+        for leaf in self.own:
             for written in self.flow(leaf).normed_into:
                 if top(written) is not top(self.flow(leaf)):
                     joined[top(written)] = top(self.flow(leaf))
         names: dict[Flow, str] = {}
-        for leaf in own:
+        for leaf in self.own:
             owner = _owner(leaf)
             segment = "" if owner.length is None else f":{owner.start}"
             name = f"{pattern_of(owner.name, stacks)[0]}:{owner.dim}{segment}"
             names.setdefault(top(self.flow(leaf)), name)
-        return {self.flow(leaf): names[top(self.flow(leaf))] for leaf in own}
+        return {self.flow(leaf): names[top(self.flow(leaf))] for leaf in self.own}
 
     def use(self, axis: str, leaf: Item) -> Use:
+        """The role of a parameter's factor, and the form of the map of its axis."""
         uses = self._of(leaf)
         roles = [use.role for use in uses]
         if "consumes" in roles and "produces" not in roles:
             reads = next(use.reads for use in uses if use.role == "consumes")
             unknown = self._written.get(leaf.factor, f"{axis}:input")
-            if reads is None:  # the network's input, or what an operation without a rule puts out
+            if reads is None:  # the network's input, or the output of an operation without a rule
                 return Use(axis, "consumes", "consumes", 0, unknown)
             form = "produces" if reads.root() in self._flipped else "consumes"
             name = self._names.get(reads.root(), unknown)
-            power = -1 if leaf.factor.contracted else -self._power(reads)
+            power = -1 if leaf.factor.facts.contracted else -self._power(reads)
             return Use(axis, "consumes", form, power, name)
         own = self.flow(leaf)
         role = roles[0] if roles else "produces"
         role = "produces" if "produces" in roles else role
         form = "consumes" if own in self._flipped else "produces"
-        power = 0 if role == "scales" else 1 if leaf.factor.contracted else self._power(own)
+        power = 0 if role == "scales" else 1 if leaf.factor.facts.contracted else self._power(own)
         if role == "gain" and uses[0].reads is not None:
             power -= self._power(uses[0].reads)
         return Use(axis, role, form, power, self._names[own])

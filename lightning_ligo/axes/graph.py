@@ -1,13 +1,26 @@
-"""What a forward has shown so far: the dimensions of every tensor, and what parameters did."""
+"""The dimension graph of one forward: the dimensions of every tensor, the roles of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_ligo.axes.factors import Dim, Factor, Flow, Item, Owner, ends, pin, size
+from lightning_ligo.axes.factors import (
+    Dim,
+    Factor,
+    Facts,
+    Flow,
+    Item,
+    Owner,
+    end_factors,
+    ends,
+    pin,
+    size,
+    unite,
+)
 
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
@@ -16,20 +29,20 @@ RANKED = "it is ranked"
 STAYS = "you said that it stays"
 
 
-class Use(NamedTuple):
-    """One role of a factor of a parameter's dimension, seen in the forward."""
+class Observed(NamedTuple):
+    """One role of a factor of a parameter's dimension, observed in the forward."""
 
     owner: Owner
     factor: Factor
     role: str  # produces | consumes | gain | shift | scales
-    reads: Flow | None = None  # what flows into a consuming dimension, or into a norm with gain
+    reads: Flow | None = None  # the flow into a consuming dimension, or into a norm with gain
 
 
 class Mark(NamedTuple):
     """A step of a norm that is written as single operations."""
 
     step: str  # square | mean square | inverse | root | normed
-    of: Tensor  # what is normed
+    of: Tensor  # the tensor that is normed
     reads: Flow | None = None
 
 
@@ -37,11 +50,11 @@ class Unread(NamedTuple):
     """An operation on parameters' axes that tracing cannot follow."""
 
     name: str
-    problem: str  # what was met on which shapes, and what is wrong with it
-    inputs: list[Dim]  # those of parameters, too
-    weights: list[Dim]  # which it is taken to produce its output by
+    problem: str  # the operation, its shapes, and why it cannot be followed
+    inputs: list[Dim]  # including those of parameters
+    weights: list[Dim]  # the dimensions that are taken to produce the output
     outputs: list[Dim]
-    named: bool  # the user has named all axes that go in
+    named: bool  # the user has named all axes of the inputs
 
 
 class _Traced(NamedTuple):
@@ -56,36 +69,46 @@ class Graph:
 
     def __init__(self, network: nn.Module) -> None:
         kept = network.state_dict(keep_vars=True)
-        # of parameters, tied ones once, then of persistent buffers
+        # The shapes of parameters (tied ones once), then of persistent buffers.
         self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
         self.shapes |= {name: b.shape for name, b in network.named_buffers() if name in kept}
-        self.parameters: dict[str, list[Dim]] = {}  # and floating point buffers
-        self.uses: list[Use] = []
-        self.outputs: list[Dim] = []  # the dimensions of what the network returns
-        self.reductions: list[tuple[str, Dim]] = []  # what is taken over which items: `Reduction`
-        self.sums: list[list[frozenset[str]]] = []  # of activations: who wrote each of them
-        self.curved: list[tuple[str, frozenset[str]]] = []  # terms: what a function was applied to
-        self._curves: dict[int, str] = {}  # by storage: the function
-        self.opposed: list[tuple[Dim, Dim]] = []  # what parameters are multiplied over
-        self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
-        self.marks: dict[int, Mark] = {}  # by storage
-        self._cast: dict[int, int] = {}  # storages of the same values in another dtype
-        self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []  # of what is then added:
-        self._scaled: dict[int, frozenset[str]] = {}  # which parameters multiply what who wrote
-        self._numbers: dict[str, list[tuple[Any, Dim]]] = {}  # that operations used, by the
-        self._latest = ""  # parameter that was used last before; and what makes up for them
-        self._contracted: dict[int, Dim] = {}  # by storage: what activations were contracted over
-        self.named: list[Dim] = []  # the dimensions of parameters of which the user named the axes
-        self.words: list[tuple[Factor, str]] = []  # and what those axes are called
-        self.unread: list[Unread] = []
+        # The dimensions of every tensor, of parameters and floating point buffers, of the outputs.
         self._traced: dict[tuple[Any, ...], _Traced] = {}
+        self.parameters: dict[str, list[Dim]] = {}
+        self.outputs: list[Dim] = []
+        # The roles of parameters; and products of parameters, whose roles follow from other uses.
+        self.uses: list[Observed] = []
+        self.opposed: list[tuple[Dim, Dim]] = []
+        # What is taken over which dimension, see `Reduction`.
+        self.reductions: list[tuple[str, Dim]] = []
+        # The writers of each term of a sum of activations; those of terms that are the output of
+        # a nonlinear function, with its name; and (parameters that scale a term, its writers).
+        self.sums: list[list[frozenset[str]]] = []
+        self.nonlinear_terms: list[tuple[str, frozenset[str]]] = []
+        self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []
+        # By storage: the nonlinear function, and the parameters, that were applied last.
+        self._functions: dict[int, str] = {}
+        self._scaled: dict[int, frozenset[str]] = {}
+        # By storage: steps of norms, the same values in another dtype, contracted dimensions.
+        self.marks: dict[int, Mark] = {}
+        self._cast: dict[int, int] = {}
+        self._contracted: dict[int, Dim] = {}
+        # Dimensions to pin once a tensor is used, with the reason.
+        self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
+        # The numbers that operations used, with the dimension that they scale, by the parameter
+        # that was used last before.
+        self._numbers: dict[str, list[tuple[Any, Dim]]] = {}
+        self._latest = ""
+        # Dimensions of parameters that the user named, the words for their factors, and the
+        # operations that cannot be followed.
+        self.named: list[Dim] = []
+        self.words: list[tuple[Factor, str]] = []
+        self.unread: list[Unread] = []
         for name, tensor in carriers(network):
-            dims = [
-                [Item(Factor(length, owned=True), Flow(), (Owner(name, dim),))]
-                if length != 1
-                else []
-                for dim, length in enumerate(tensor.shape)
-            ]
+            dims: list[Dim] = [[] for _ in tensor.shape]
+            for dim, length in enumerate(tensor.shape):
+                if length != 1:
+                    dims[dim] = [Item(Factor(length, Facts(True)), Flow(), (Owner(name, dim),))]
             self.parameters[name] = dims
             self.keep(tensor, dims, static=True, writers=frozenset([name]))
 
@@ -116,10 +139,10 @@ class Graph:
         return traced.writers if traced else frozenset()
 
     def new(self, length: int, *, pinned: str | None = None) -> Dim:
-        return [Item(Factor(length, pinned=pinned), None)] if length != 1 else []
+        return [Item(Factor(length, Facts(pinned=pinned)), None)] if length != 1 else []
 
     def tell_apart(self, out: Tensor, items: Dim, reason: str) -> None:
-        """Pin ``items`` as soon as ``out`` is used: some networks only look at its shape."""
+        """Pin ``items`` once ``out`` is used: some networks only look at its shape."""
         self._told_apart[_key(out)] = items, reason
 
     def use(self, tensors: Iterable[Tensor]) -> None:
@@ -133,54 +156,50 @@ class Graph:
 
     # What is seen of parameters --------------------------------------------------------------
 
+    def observe(self, item: Item, role: str, reads: Flow | None = None) -> None:
+        """Note that the owners of an item are used in ``role``."""
+        self.uses += [Observed(owner, item.factor, role, reads) for owner in item.owners]
+
     def record(
         self, tensor: Tensor, role: str, items: Dim | None = None, reads: Flow | None = None
     ) -> None:
         """Note that the dimensions of a parameter (or only ``items``) are used in ``role``."""
-        if not self.static(tensor):
-            return
-        items = [item for dim in self.dims(tensor) for item in dim] if items is None else items
-        for item in ends(items):
-            for owner in item.owners:
-                self.uses.append(Use(owner, item.factor, role, reads))
+        if self.static(tensor):
+            for item in ends(chain(*self.dims(tensor)) if items is None else items):
+                self.observe(item, role, reads)
 
     def write(self, tensors: Sequence[Tensor]) -> None:
-        """Note that parameters are put where activations are: joined with them, or into them."""
+        """Note that parameters are joined with activations, or written into them."""
         if not all(map(self.static, tensors)):
             for tensor in tensors:
                 self.record(tensor, "produces")
 
     def consume(self, weights: Dim, inputs: Dim) -> None:
-        """Note that a weight's dimension is contracted with what flows in."""
-        reads = [item.flow for item in ends(inputs)]
-        for number, item in enumerate(ends(weights)):
-            read = reads[number] if number < len(reads) else None
-            for owner in item.owners:
-                self.uses.append(Use(owner, item.factor, "consumes", read))
+        """Contract a weight's dimension with an input."""
+        unite(weights, inputs, flow=False)
+        for item, read in zip_longest(ends(weights), [end.flow for end in ends(inputs)]):
+            self.observe(item, "consumes", read)
 
     def release(self, tensor: Tensor) -> None:
-        """Take what is made of parameters, such as learned queries, for an activation."""
+        """Take a tensor that is made of parameters, such as learned queries, for an activation."""
         if (traced := self._traced.get(_key(tensor))) is not None and traced.static:
             self.record(tensor, "produces")
             self._traced[_key(tensor)] = traced._replace(static=False)
 
     def settle(self) -> None:
-        """Let one side consume what the other produces where parameters are multiplied."""
+        """Let one side consume and the other produce where parameters are multiplied."""
         for left, right in self.opposed:
-            roles = [
-                {
-                    use.role
-                    for use in self.uses
-                    if any(use.owner in item.owners for item in ends(side))
-                }
-                for side in (left, right)
-            ]
-            first = "consumes" in roles[0] or "produces" in roles[1]
-            if first and "consumes" not in roles[1] and "produces" not in roles[0]:
+            lefts, rights = self._roles(left), self._roles(right)
+            first = "consumes" in lefts or "produces" in rights
+            if first and "consumes" not in rights and "produces" not in lefts:
                 left, right = right, left
             self.consume(right, left)
             for item in ends(left):
-                self.uses += [Use(owner, item.factor, "produces") for owner in item.owners]
+                self.observe(item, "produces")
+
+    def _roles(self, side: Dim) -> set[str]:
+        owners = {owner for item in ends(side) for owner in item.owners}
+        return {use.role for use in self.uses if use.owner in owners}
 
     def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
         """Note that an operation on ``tensors`` was given these numbers."""
@@ -194,11 +213,11 @@ class Graph:
         return list(self._numbers)
 
     def numbers(self, name: str) -> list[Any]:
-        """The numbers that were used behind a parameter, but those that an inner axis scales by."""
+        """The numbers that were used behind a parameter, except the scales of contracted axes."""
         return [
             number
             for number, over in self._numbers.get(name, [])
-            if not any(item.factor.contracted for item in ends(over))
+            if not any(item.factor.facts.contracted for item in ends(over))
         ]
 
     def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
@@ -211,7 +230,7 @@ class Graph:
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
         for item in ends(over):
-            item.factor.contracted = not item.factor.pinned
+            item.factor.facts.contracted = not item.factor.facts.pinned
         self._contracted[storage(out)] = over
 
     def multiply(self, tensor: Tensor, number: float) -> None:
@@ -219,7 +238,7 @@ class Graph:
         over = self._contracted.get(storage(tensor))
         items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
         for item in ends(items):
-            item.factor.scale *= number
+            item.factor.facts.scale *= number
         self._numbers.setdefault(self._latest, []).append((number, items))
 
     def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
@@ -231,16 +250,16 @@ class Graph:
         """Note that activations are added, or joined."""
         self.sums.append([self.writers(tensor) for tensor in tensors])
         for tensor in tensors:
-            if (function := self._curves.get(storage(tensor))) is not None:
-                self.curved.append((function, self.writers(tensor)))
+            if (function := self._functions.get(storage(tensor))) is not None:
+                self.nonlinear_terms.append((function, self.writers(tensor)))
             if scaled := self._scaled.get(storage(tensor)):
                 self.scalings.append((scaled, self.writers(tensor)))
 
-    def curve(self, out: Tensor, function: str | None) -> None:
-        """Note that ``out`` is what a function that is not linear, or none, was applied to."""
-        self._curves.pop(storage(out), None)
+    def apply(self, out: Tensor, function: str | None) -> None:
+        """Note that ``out`` is the output of a nonlinear function, or of none."""
+        self._functions.pop(storage(out), None)
         if function is not None:
-            self._curves[storage(out)] = function
+            self._functions[storage(out)] = function
 
     def mark(self, out: Tensor, step: str, of: Tensor, reads: Flow | None = None) -> None:
         self.marks[self.values(out)] = Mark(step, of, reads)
@@ -255,24 +274,20 @@ class Graph:
         self._cast[storage(out)] = self.values(of)
 
     def values(self, tensor: Tensor) -> int:
-        """What a tensor, its views and its casts to other dtypes have in common."""
+        """Identify the values that a tensor, its views and its casts to other dtypes share."""
         return self._cast.get(storage(tensor), storage(tensor))
 
     def parameters_of(self, dims: Iterable[Dim]) -> list[str]:
         """The parameters and buffers that carry axes of these dimensions."""
-        touched = {end.factor for items in dims for end in ends(items)}
-        return [
-            name
-            for name, own in self.parameters.items()
-            if any(end.factor in touched for items in own for end in ends(items))
-        ]
+        touched = {*end_factors(*dims)}
+        return [name for name, own in self.parameters.items() if touched & {*end_factors(*own)}]
 
     def named_factors(self) -> set[Factor]:
-        """What the user has named."""
-        return {end.factor for items in self.named for end in ends(items)}
+        """The factors that the user has named."""
+        return {*end_factors(*self.named)}
 
     def join_flows(self) -> None:
-        """What an operation puts out along an axis is what its weights or its inputs hold there."""
+        """Unite the flow out of an unread operation with that of its weights, or its inputs."""
         for unread in self.unread:
             mark_nonlinear(unread.outputs)
             for end in ends(item for items in unread.outputs for item in items):
@@ -285,12 +300,11 @@ class Graph:
                         break
 
     def unread_factors(self) -> dict[Factor, str]:
-        """What goes into operations that tracing cannot follow, by the name of one of them."""
+        """The factors that enter operations that tracing cannot follow, with one such operation."""
         return {
-            end.factor: unread.name
+            factor: unread.name
             for unread in self.unread[::-1]
-            for items in unread.inputs
-            for end in ends(items)
+            for factor in end_factors(*unread.inputs)
         }
 
 
@@ -301,7 +315,7 @@ def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def mark_nonlinear(dims: Iterable[Dim]) -> None:
-    """Note that a function that is not linear is applied to what flows."""
+    """Note that a nonlinear function is applied to the flows of these dimensions."""
     for dim in dims:
         for item in ends(dim):
             if item.flow is not None:
@@ -309,19 +323,19 @@ def mark_nonlinear(dims: Iterable[Dim]) -> None:
 
 
 def reduced(items: Dim) -> None:
-    """Note that something other than a norm is taken over what flows."""
+    """Note that a reduction other than a norm is taken over the flows of a dimension."""
     for item in ends(items):
         if item.flow is not None:
             item.flow.root().reduced = True
 
 
 def storage(tensor: Tensor) -> int:
-    """What a tensor and its views have in common."""
+    """Identify the storage that a tensor and its views share."""
     return tensor.untyped_storage()._cdata
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
-    """A tensor's identity: views may come back as new objects, their storage does not change."""
+    """Identify a tensor: views may come back as new objects, their storage does not change."""
     return (
         storage(tensor),
         tensor.storage_offset(),

@@ -9,24 +9,16 @@ in it one after the other. ``blocks.*.attn.qkv.weight`` is a parameter of every 
 from __future__ import annotations
 
 import bisect
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
 
+from lightning_ligo.axes.dims import Product, Sum, fold, length, uses_of
 
-class Joined(NamedTuple):
-    """Dimensions one after the other."""
-
-    segments: tuple[Product, ...]
-
-
-Node = str | int | Joined
-Product = tuple[Node, ...]  # the factors of a dimension, slowest first
+Term = str | int  # a word, which is an axis, or a number, which is a length that stays
 
 
 class Unreadable(ValueError):
-    """What is wrong with a text, and where."""
+    """A text that is no notation, and where it is wrong."""
 
     def __init__(self, what: str, position: int) -> None:
         super().__init__(what)
@@ -36,8 +28,8 @@ class Unreadable(ValueError):
 # Axes -------------------------------------------------------------------------------------------
 
 
-def parse(text: str) -> tuple[Product, ...]:
-    """The dimensions that a text names.
+def parse(text: str) -> tuple[Product[Term], ...]:
+    """Read the dimensions that a text names.
 
     Raises:
         Unreadable: with what was found where.
@@ -53,7 +45,7 @@ def parse(text: str) -> tuple[Product, ...]:
     return tuple(dims)
 
 
-def _parsed(tokens: list[tuple[str, int]]) -> Product:
+def _parsed(tokens: list[tuple[str, int]]) -> Product[Term]:
     """Read one dimension off the end of the reversed tokens."""
     token, position = tokens.pop()
     if token.isdecimal():
@@ -65,7 +57,7 @@ def _parsed(tokens: list[tuple[str, int]]) -> Product:
         if token in "+)":
             wanted = "+ and ) stand inside parentheses"
         raise Unreadable(f"{token!r} cannot stand here, {wanted}", position)
-    segments: list[Product] = [()]
+    segments: list[Product[Term]] = [()]
     while (following := tokens[-1])[0] != ")":
         if not following[0]:
             raise Unreadable("this parenthesis is not closed", position)
@@ -77,55 +69,45 @@ def _parsed(tokens: list[tuple[str, int]]) -> Product:
     if not segments[-1]:
         raise Unreadable("a name or a number is missing before this", following[1])
     tokens.pop()
-    return segments[0] if len(segments) == 1 else (Joined(tuple(segments)),)
+    return segments[0] if len(segments) == 1 else (Sum(tuple(segments)),)
 
 
-def write(dims: tuple[Product, ...]) -> str:
-    """The text that names these dimensions.
+def write(dims: tuple[Product[Term], ...]) -> str:
+    """Write the text that names these dimensions.
 
-    >>> write((("embed",), (Joined((("heads", "head_dim"), ("rest",))),)))
+    >>> write((("embed",), (Sum((("heads", "head_dim"), ("rest",))),)))
     'embed ((heads head_dim) + rest)'
     """
-    return " ".join(map(_written, dims))
+    return " ".join(fold(dim, str, _factors, _segments) for dim in dims)
 
 
-def _written(product: Product) -> str:
-    words = [
-        f"({' + '.join(map(_written, node.segments))})" if isinstance(node, Joined) else str(node)
-        for node in product or (1,)
-    ]
-    return words[0] if len(words) == 1 else f"({' '.join(words)})"
+def _factors(words: list[str]) -> str:
+    return "1" if not words else words[0] if len(words) == 1 else f"({' '.join(words)})"
 
 
-def words(product: Product) -> Iterator[str]:
-    """Every word of a dimension, in order, as often as it stands there."""
-    for node in product:
-        if isinstance(node, Joined):
-            for segment in node.segments:
-                yield from words(segment)
-        elif isinstance(node, str):
-            yield node
+def _segments(products: list[str]) -> str:
+    return f"({' + '.join(products)})"
 
 
-def length(product: Product, lengths: Mapping[str, int]) -> int:
-    """How long a dimension is."""
-    return math.prod(
-        sum(length(segment, lengths) for segment in node.segments) if isinstance(node, Joined)
-        else lengths[node] if isinstance(node, str)
-        else node
-        for node in product
-    )  # fmt: skip
+def words(product: Product[Term]) -> list[str]:
+    """List the words of a dimension in order, each as often as it occurs."""
+    return [node for node in uses_of(product) if isinstance(node, str)]
 
 
-def solve(product: Product, size: int, word: str, lengths: Mapping[str, int]) -> int | None:
-    """How long ``word`` is in a dimension that is ``size`` long, if there is such a length.
+def measure(product: Product[Term], lengths: Mapping[str, int]) -> int:
+    """Compute how long a dimension is, given the lengths of its words."""
+    return length(product, lambda node: lengths[node] if isinstance(node, str) else node)
+
+
+def solve(product: Product[Term], size: int, word: str, lengths: Mapping[str, int]) -> int | None:
+    """Find how long ``word`` is in a dimension that is ``size`` long, if a length fits.
 
     >>> solve((3, "heads", "head_dim"), 1152, "heads", {"head_dim": 64})
     6
     """
 
     def whole(candidate: int) -> int:
-        return length(product, {**lengths, word: candidate})
+        return measure(product, {**lengths, word: candidate})
 
     found = bisect.bisect_left(range(size + 1), size, key=whole)
     return found if found and whole(found) == size else None

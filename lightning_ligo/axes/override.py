@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from lightning_ligo.axes.dims import Product, Sum, fold, replaced
 from lightning_ligo.axes.factors import (
     Dim,
     Factor,
+    Facts,
     Item,
     Misaligned,
     concatenate,
@@ -22,13 +24,12 @@ from lightning_ligo.axes.factors import (
 )
 from lightning_ligo.axes.graph import STAYS, Graph, carriers
 from lightning_ligo.axes.notation import (
-    Joined,
-    Product,
+    Term,
     Unreadable,
     is_hole,
     last_word,
-    length,
     match,
+    measure,
     parse,
     solve,
     split,
@@ -44,7 +45,7 @@ class _Line(NamedTuple):
     pattern: str
     text: str
     parts: tuple[str, ...]
-    dims: tuple[Product, ...]
+    dims: tuple[Product[Term], ...]
 
     def __str__(self) -> str:
         return f"override {self.pattern!r}: {self.text!r}"
@@ -60,7 +61,7 @@ class _Dimension(NamedTuple):
     name: str
     dim: int
     size: int
-    product: Product
+    product: Product[Term]
 
     def __str__(self) -> str:
         return f"{self.line}: dimension {self.dim} of {self.name} is {self.size} long"
@@ -133,7 +134,7 @@ class Naming:
     """The axes that an override names in one forward: united before it, and finished after it."""
 
     def __init__(self, override: Override | None, graph: Graph) -> None:
-        self._ledger = graph
+        self._graph = graph
         self._axes: dict[str, Factor] = {}
         self._numbers: list[Dim] = []
         self._lengths: dict[str, int] = {}
@@ -166,12 +167,12 @@ class Naming:
                     "place of one, or name it where it stands alone"
                 )
         for number in self._numbers:
-            for item in [*leaves(number), *ends(number)]:
-                item.factor.pinned = STAYS
-        self._ledger.words += [(factor, _word(key)) for key, factor in self._axes.items()]
+            for item in (*leaves(number), *ends(number)):
+                item.factor.facts.pinned = STAYS
+        self._graph.words += [(factor, _word(key)) for key, factor in self._axes.items()]
 
     def _items(self, dimension: _Dimension) -> Dim:
-        return self._ledger.parameters[dimension.name][dimension.dim]
+        return self._graph.parameters[dimension.name][dimension.dim]
 
     def _unite(self) -> None:
         """Unite the dimensions of which all lengths are known."""
@@ -190,19 +191,22 @@ class Naming:
                 ) from error
         self._left = left
 
-    def _built(self, product: Product) -> Dim:
+    def _built(self, product: Product[Term]) -> Dim:
         """A dimension made of the named axes."""
-        items: Dim = []
-        for node in product:
-            if isinstance(node, Joined):
-                items += concatenate([self._built(segment) for segment in node.segments])
-            elif isinstance(node, int):
-                self._numbers.append(self._ledger.new(node, pinned=STAYS))
-                items += self._numbers[-1]
-            elif self._lengths[node] > 1:
-                axis = self._axes.setdefault(node, Factor(self._lengths[node], owned=True))
-                items.append(Item(axis, None))
-        return items
+        return fold(product, self._item, _chained, concatenate)
+
+    def _item(self, node: Term) -> Dim:
+        if isinstance(node, int):
+            self._numbers.append(self._graph.new(node, pinned=STAYS))
+            return self._numbers[-1]
+        if self._lengths[node] == 1:
+            return []
+        facts = Facts(owned=True)
+        return [Item(self._axes.setdefault(node, Factor(self._lengths[node], facts)), None)]
+
+
+def _chained(dims: Sequence[Dim]) -> Dim:
+    return [item for dim in dims for item in dim]
 
 
 def _dimensions(lines: Sequence[_Line], shapes: Mapping[str, tuple[int, ...]]) -> list[_Dimension]:
@@ -253,15 +257,13 @@ def _holes(patterns: Sequence[tuple[str, ...]]) -> int:
     return number
 
 
-def _keyed(product: Product, layers: tuple[int, ...], holes: Mapping[str, int]) -> Product:
-    return tuple(
-        Joined(tuple(_keyed(segment, layers, holes) for segment in node.segments))
-        if isinstance(node, Joined)
-        else " ".join([node, *map(str, layers[: holes[node]])])
-        if isinstance(node, str)
-        else node
-        for node in product
-    )
+def _keyed(
+    product: Product[Term], layers: tuple[int, ...], holes: Mapping[str, int]
+) -> Product[Term]:
+    def keyed(node: Term) -> Term:
+        return node if isinstance(node, int) else " ".join([node, *map(str, layers[: holes[node]])])
+
+    return replaced(product, keyed)
 
 
 def _word(key: str) -> str:
@@ -282,7 +284,7 @@ def _solve(
             product, wanted = dimension.product, dimension.size
             if unknown and (found := solve(product, wanted, unknown[0], lengths)):
                 lengths[unknown[0]], told[unknown[0]] = found, dimension
-            elif unknown or length(product, lengths) != wanted:
+            elif unknown or measure(product, lengths) != wanted:
                 raise ValueError(f"{dimension}, and {_contradiction(dimension, lengths, told)}")
 
 
@@ -296,7 +298,7 @@ def _contradiction(
     ]
     unknown = [key.split()[0] for key in words(dimension.product) if key not in lengths]
     if not known and not unknown:
-        return f"you said that it stays {length(dimension.product, {})}"
+        return f"you said that it stays {measure(dimension.product, {})}"
     parts = [f"no length of {unknown[0]} fits"] if unknown else []
     if known:
         parts.append(f"{', '.join(known)}; a word is one axis, of one length")
@@ -307,7 +309,7 @@ def _sizes(items: Dim) -> str:
     return " x ".join(str(leaf.factor.size) for leaf in leaves(items))
 
 
-def _measured(product: Product, items: Dim, lengths: Mapping[str, int]) -> dict[str, int]:
+def _measured(product: Product[Term], items: Dim, lengths: Mapping[str, int]) -> dict[str, int]:
     """The lengths of words as the forward takes a dimension apart, if it does so as the product."""
     nodes = [node for node in product if node != 1 and lengths.get(str(node)) != 1]
     found = leaves(items)
@@ -318,7 +320,7 @@ def _measured(product: Product, items: Dim, lengths: Mapping[str, int]) -> dict[
         known = node if isinstance(node, int) else lengths.get(str(node), leaf.factor.size)
         if known != leaf.factor.size:
             return {}
-        if isinstance(node, Joined):
+        if isinstance(node, Sum):
             for segment, theirs in zip(node.segments, leaf.factor.segments, strict=False):
                 measured |= _measured(segment, [Item(theirs, None)], lengths)
         elif isinstance(node, str):

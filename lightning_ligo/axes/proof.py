@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_ligo.axes.axes import Axes, Product, Sum, uses_of
-from lightning_ligo.axes.flows import Use
+from lightning_ligo.axes.axes import Axes, Use
+from lightning_ligo.axes.dims import change_along
+from lightning_ligo.axes.forward import copied, outputs_of
 from lightning_ligo.axes.override import Override
 from lightning_ligo.axes.stacks import pattern_of
-from lightning_ligo.axes.trace import copied, outputs_of, trace
+from lightning_ligo.axes.trace import trace
 
 TOLERANCE = 1e-6  # of a relative change: float64 rounds to 1e-9, float32 to 3e-7
 
@@ -52,10 +54,10 @@ def prove(
         {'hidden': True, '0.in': False, '2.out': False}
     """
     named = trace(network, *args, override=override, **kwargs)
-    return changes(network, args, kwargs, named, axes)
+    return prove_axes(network, args, kwargs, named, axes)
 
 
-def changes(
+def prove_axes(
     network: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -71,7 +73,7 @@ def changes(
     """
 
     def run(dtype: torch.dtype, axes: Iterable[str] | None) -> dict[str, float]:
-        return _changes(*prepared(network, args, kwargs, dtype), named, axes)
+        return _errors(*prepared(network, args, kwargs, dtype), named, axes)
 
     errors: dict[str, float] = {}
     left = None if axes is None else list(axes)
@@ -86,7 +88,7 @@ def changes(
     return errors
 
 
-def _changes(
+def _errors(
     network: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -94,6 +96,9 @@ def _changes(
     axes: Iterable[str] | None,
 ) -> dict[str, float]:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+    def length(use: Use) -> int:
+        return named.axes[use.axis].length
 
     def outputs() -> list[Tensor]:
         with torch.no_grad():
@@ -106,12 +111,18 @@ def _changes(
     def permute(group: list[str], swap: bool, back: bool = False) -> None:
         for name, tensor in tensors.items():
             pattern, _, layer = pattern_of(name, named.stacks)
-            dims = named.dims.get(pattern, ())
-            for axis in {use.axis for dim in dims for use in uses_of(dim)}.intersection(group):
-                length = named.axes[axis].length
-                order = _order(axis, length, layer if named.axes[axis].stack else None, swap)
-                order = order.argsort() if back else order
-                tensor.data.copy_(_permuted(tensor.detach(), dims, named, axis, order))
+            orders: dict[Use, Callable[[Tensor, int], Tensor]] = {}
+            for use in named.uses(pattern):
+                if use.axis in group:
+                    axis = named.axes[use.axis]
+                    order = _order(axis.name, axis.length, layer if axis.stack else None, swap)
+                    order = (order.argsort() if back else order).to(tensor.device)
+                    orders[use] = functools.partial(torch.index_select, index=order)
+            permuted = tensor.detach()
+            for dim, product in enumerate(named.dims.get(pattern, ()) if orders else ()):
+                permuted = change_along(permuted, dim, product, length, orders)
+            if orders:
+                tensor.data.copy_(permuted)
 
     def error(group: list[str]) -> float:
         changes = []
@@ -121,7 +132,7 @@ def _changes(
             permute(group, swap, back=True)
         return max(changes)
 
-    carried = {use.axis for dims in named.dims.values() for dim in dims for use in uses_of(dim)}
+    carried = {use.axis for pattern in named.dims for use in named.uses(pattern)}
     wanted = [name for name, axis in named.axes.items() if axis.length > 1 and name in carried]
     if axes is not None:
         wanted = [name for name in axes if name in wanted]
@@ -232,34 +243,3 @@ def _order(axis: str, length: int, layer: int | None, swap: bool) -> Tensor:
     moved = entries[:2] if swap else entries
     order[moved] = moved.roll(1)
     return order
-
-
-def _permuted(
-    tensor: Tensor, dims: tuple[Product, ...], axes: Axes, name: str, order: Tensor
-) -> Tensor:
-    for dim, product in enumerate(dims):
-        tensor = _permuted_dim(tensor, dim, product, axes, name, order.to(tensor.device))
-    return tensor
-
-
-def _permuted_dim(
-    tensor: Tensor, dim: int, product: Product, axes: Axes, name: str, order: Tensor
-) -> Tensor:
-    if not any(use.axis == name for use in uses_of(product)):
-        return tensor
-    tensor = tensor.unflatten(dim, [axes.length((node,)) for node in product])
-    for position, node in enumerate(product, start=dim):
-        if isinstance(node, Use):
-            if node.axis == name:
-                tensor = tensor.index_select(position, order)
-            continue
-        assert isinstance(node, Sum)
-        pieces = tensor.split([axes.length(segment) for segment in node.segments], position)
-        tensor = torch.cat(
-            [
-                _permuted_dim(piece, position, segment, axes, name, order)
-                for piece, segment in zip(pieces, node.segments, strict=True)
-            ],
-            position,
-        )
-    return tensor.flatten(dim, dim + len(product) - 1)

@@ -25,20 +25,45 @@ _Class = tuple[int, ...]  # the children of one list that are equal, by their nu
 
 
 def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
-    """The stacks of one network, or those that two have in common, by the same names.
+    """Find the stacks of one network, or the stacks that two have in common, by the same names.
 
-    A stack are the numbered children of one module that hold the same parameters of the same
-    shapes, next to each other or not: convolutions and attention may alternate. A list of one kind
-    gives its name to the stack, ``blocks``; where some children differ, as at the transitions of
-    stages, there are several, ``blocks[0]`` and ``blocks[1]``. Where each child of a list can grow
-    into the one that stands at its place, children are equal if they are in both networks. Else
-    stacks are matched in order among those that hold the same names; where one network has more of
-    them, a first or last child of the other that only happens to look like the rest stands alone.
-    Within a stack no further one is looked for: where lists inside its children change their
-    length, and it does not, each child stands alone.
+    A stack is the numbered children of one module that hold the same parameters of the same shapes.
 
     Args:
         networks: the shapes of each network's parameters by name.
+
+    >>> from itertools import pairwise
+    >>> def blocks(*widths):
+    ...     return {f"blocks.{i}.weight": shape for i, shape in enumerate(pairwise(widths))}
+    >>> def layers(*networks):
+    ...     found = find_stacks(*networks)
+    ...     return [{name: stack.layers for name, stack in stacks.items()} for stacks in found]
+    >>> layers(blocks(4, 4, 4, 4))
+    [{'blocks': (0, 1, 2)}]
+
+    Children of several kinds are several stacks. They need not be next to each other.
+
+    >>> layers({f"blocks.{i}.{kind}": (4, 4) for i, kind in enumerate(["conv", "attn"] * 2)})
+    [{'blocks[0]': (0, 2), 'blocks[1]': (1, 3)}]
+
+    The stacks of two networks are matched in order. Where one network has more of them, because a
+    first or last child differs there, this child stands alone in the other network too.
+
+    >>> layers(blocks(4, 4, 4), blocks(8, 8, 8, 8))
+    [{'blocks': (0, 1)}, {'blocks': (0, 1, 2)}]
+    >>> layers(blocks(3, 4, 4, 4), blocks(8, 8, 8, 8, 8))
+    [{'blocks[1]': (1, 2)}, {'blocks[1]': (1, 2, 3)}]
+
+    No stack is looked for inside a stack. If lists inside of its children become longer, and it
+    does not, each child stands alone.
+
+    >>> def stages(*depths):
+    ...     places = [(i, j) for i, depth in enumerate(depths) for j in range(depth)]
+    ...     return {f"stages.{i}.{j}.weight": (4, 4) for i, j in places}
+    >>> layers(stages(2, 2), stages(2, 2, 2))
+    [{'stages': (0, 1)}, {'stages': (0, 1, 2)}]
+    >>> layers(stages(2, 2), stages(2, 3))[1]
+    {'stages.0': (0, 1), 'stages.1': (0, 1, 2)}
     """
     stacks: list[Stacks] = [{} for _ in networks]
 
@@ -57,8 +82,8 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
                         visit([node[layer] for node in nodes], f"{path}.{layer}")
                     continue
                 name = path if len(matched) == 1 else f"{path}[{number}]"
-                for mine, layers in zip(stacks, classes, strict=True):
-                    mine[name] = Stack(path, layers)
+                for found, layers in zip(stacks, classes, strict=True):
+                    found[name] = Stack(path, layers)
             return
         for name in nodes[0]:
             if all(name in node for node in nodes):
@@ -69,7 +94,7 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
 
 
 def divided(stacks: Stacks, name: str) -> Stacks:
-    """The stacks with the first layer of one, which only happens to be equal, standing alone."""
+    """Split the first layer off a stack: it only happens to be equal to the others."""
     path, layers = stacks[name]
     parts = {f"{name}[0]": Stack(path, layers[:1]), name: Stack(path, layers[1:])}
     result: Stacks = {}
@@ -79,7 +104,7 @@ def divided(stacks: Stacks, name: str) -> Stacks:
 
 
 def pattern_of(name: str, stacks: Stacks) -> tuple[str, str | None, int | None]:
-    """A parameter's pattern, its stack and its layer in the stack.
+    """Find a parameter's pattern, its stack and its layer in the stack.
 
     >>> pattern_of("blocks.3.mlp.fc1.bias", {"blocks": Stack("blocks", tuple(range(12)))})
     ('blocks.*.mlp.fc1.bias', 'blocks', 3)
@@ -93,7 +118,7 @@ def pattern_of(name: str, stacks: Stacks) -> tuple[str, str | None, int | None]:
 
 
 def place_of(pattern: str, stacks: Stacks) -> tuple[str | None, str]:
-    """The stack of a pattern, and what stands behind the number of its layer, with its dot.
+    """Split a pattern into its stack and the rest behind the number of the layer, with its dot.
 
     >>> place_of("blocks.*.mlp.fc1.bias", {"blocks": Stack("blocks", tuple(range(12)))})
     ('blocks', '.mlp.fc1.bias')
@@ -116,7 +141,7 @@ def _tree(shapes: dict[str, Size]) -> _Tree:
 
 
 def _kind(node: Any) -> str:
-    """The names of what a module holds, whatever their shapes, and however long its lists are."""
+    """The names inside a module, regardless of shapes and of the lengths of lists."""
     if not isinstance(node, dict):
         return ""
     if all(name.isdigit() for name in node):
@@ -190,16 +215,16 @@ def _alike(
     """The classes of the small network, each with the last one of the large that it fits."""
     found: list[tuple[_Class, ...]] = []
     left = list(large)
-    for mine in reversed(small):
-        while left and not (_fits(nodes, (mine, left[-1])) and len(left[-1]) >= len(mine)):
+    for layers in reversed(small):
+        while left and not (_fits(nodes, (layers, left[-1])) and len(left[-1]) >= len(layers)):
             left.pop()
         if left:
-            found.append((mine, left.pop()))
+            found.append((layers, left.pop()))
     return found
 
 
 def _even(sides: Sequence[list[_Class]]) -> list[list[_Class]]:
-    """Divide classes where another network has more of them, at the first or the last child."""
+    """Split the first or the last child off a class where another network has more classes."""
     sides = [list(classes) for classes in sides]
     most = max(map(len, sides))
     longest = next(classes for classes in sides if len(classes) == most)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -16,12 +15,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_ligo.axes.axes import Axes, name_axes
+from lightning_ligo.axes.axes import Axes
 from lightning_ligo.axes.factors import Misaligned
+from lightning_ligo.axes.forward import copied, evaluating, outputs_of, without_values
 from lightning_ligo.axes.graph import CONSTANT, Graph, mark_nonlinear
+from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.notation import match, split
 from lightning_ligo.axes.override import Naming, Override, check
-from lightning_ligo.axes.rules import RECURRENT, RULES, pointwise, unread, untouched, writers
+from lightning_ligo.axes.rules import lookup, norms, products, shape, space  # noqa: F401
+from lightning_ligo.axes.rules.elementwise import pointwise
+from lightning_ligo.axes.rules.recurrent import RECURRENT
+from lightning_ligo.axes.rules.table import RULES, unread, untouched
+from lightning_ligo.axes.rules.writers import writers
 
 _ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
@@ -73,26 +78,6 @@ def watch(
         return _watch(copied(network, without_values), args, kwargs, scalars_read, override)
     except Exception:  # what a network cannot do without values it may do with them
         return _watch(network, args, kwargs, scalars_read, override)
-
-
-def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of the network that holds ``of`` each of its tensors; tied ones stay tied."""
-    memo: dict[int, Tensor] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
-        new = of(tensor.detach())
-        if isinstance(tensor, nn.Parameter):
-            new = nn.Parameter(new, tensor.requires_grad)
-        memo[id(tensor)] = new
-    network = copy.deepcopy(network, memo)
-    for module in network.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # which cuDNN asks for
-    return network
-
-
-def without_values(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape on the meta device."""
-    return torch.empty_like(tensor, device="meta")
 
 
 def _watch(
@@ -155,25 +140,6 @@ def _asking(graph: Graph) -> Iterator[None]:
         f"If all dimensions stay where they are, that is\noverride={{\n{lines}}}\nOr leave these "
         "parameters out of the network that grows, or write the operation with others."
     ) from failure
-
-
-def outputs_of(out: Any) -> list[Tensor]:
-    """The tensors that a network returned; of a Hugging Face output its own first result first."""
-    plain = out.to_tuple() if hasattr(out, "to_tuple") else out
-    return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Have a network in evaluation mode, and every module as it was after it."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.train().eval()  # many forget here what they have computed from their parameters
-    try:
-        yield
-    finally:
-        network.train()
-        for module, training in modes:
-            module.training = training
 
 
 class _Whole(TorchFunctionMode):

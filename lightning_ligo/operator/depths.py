@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes.axes import Product, Sum, uses_of
+from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.dims import Product, Sum, uses_of
 from lightning_ligo.methods.method import Depth, New
 from lightning_ligo.methods.mixes import added_layers, sources
 from lightning_ligo.plan.plan import Plan, Row
@@ -182,7 +183,7 @@ class Depths(nn.Module):
     def _over_layers(which: Tensor, like: Tensor) -> Tensor:
         return which.view(-1, *[1] * (like.dim() - 1))
 
-    def _identity(self, dims: Sequence[Product], shape: Sequence[int]) -> Tensor:
+    def _identity(self, dims: Sequence[Product[Use]], shape: Sequence[int]) -> Tensor:
         """The identity as a matrix or kernel, once each for queries, keys and values."""
         slots = [self._slots(product) for product in dims[:2]]
         eye = torch.eye(*(length // slot for length, slot in zip(shape, slots, strict=False)))
@@ -193,7 +194,7 @@ class Depths(nn.Module):
         middle.copy_(eye.repeat(*slots))
         return matrix
 
-    def _slots(self, product: Product) -> int:
+    def _slots(self, product: Product[Use]) -> int:
         """Count the equal parts of a dimension: a fused projection has three."""
         first = product[0] if product else None
         if isinstance(first, Sum):

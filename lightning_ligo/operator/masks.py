@@ -5,13 +5,15 @@ A mask is an outer product of vectors along the dimensions, and has their shape,
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lightning_ligo.axes.axes import Product, Sum
+from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.dims import Product, fold
 from lightning_ligo.methods.forms import Copier, Copies, repeats
 from lightning_ligo.operator.widths import Span, Widths
 from lightning_ligo.plan.plan import Row
@@ -99,19 +101,20 @@ def _outer(widths: Widths, row: Row, of: Callable[[Span], Tensor]) -> Tensor:
 
 def _over(
     widths: Widths,
-    product: Product,
+    product: Product[Use],
     of: Callable[[Span], Tensor],
     other: bool | int,
     combine: Combine,
 ) -> Tensor:
     """The values along a large dimension; ``other`` where no map grows it."""
-    total: Tensor | None = None
-    for span in widths.factors(product):
-        if isinstance(span, Sum):
-            vector = torch.cat([_over(widths, part, of, other, combine) for part in span.segments])
-        elif widths.has_map(span):
-            vector = of(span)
-        else:
-            vector = torch.full((span.large,), other)
-        total = vector if total is None else combine(total.unsqueeze(-1), vector).flatten()
-    return torch.tensor([other]) if total is None else total
+
+    def along(span: Span) -> Tensor:
+        return of(span) if widths.has_map(span) else torch.full((span.large,), other)
+
+    def outer(vectors: list[Tensor]) -> Tensor:
+        return functools.reduce(
+            lambda total, vector: combine(total.unsqueeze(-1), vector).flatten(),
+            vectors or [torch.tensor([other])],
+        )
+
+    return fold(widths.factors(product), along, outer, torch.cat)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Size, Tensor
 
-from lightning_ligo.axes.axes import uses_of
+from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.methods.forms import along
 from lightning_ligo.operator.masks import diagonal
 from lightning_ligo.operator.operator import Operator

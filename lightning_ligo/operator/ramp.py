@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes.axes import uses_of
+from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.operator.masks import is_new
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.plan.plan import Plan, Row

@@ -6,13 +6,15 @@ network, o and i whatever stands before and behind that axis.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes.axes import Product, Sum, uses_of
+from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.dims import Product, Sum, change_along, length, uses_of
 from lightning_ligo.methods.forms import Copier, Copies, along, as_copies, dense, project
 from lightning_ligo.methods.maps import Map
 from lightning_ligo.methods.method import Width
@@ -106,32 +108,27 @@ class Widths(nn.Module):
     def grow(self, x: Tensor, row: Row, widen: Widen | None = None) -> Tensor:
         """(g, *small shape) to (g, *large shape), by the maps unless ``widen`` is given."""
         for dim, product in enumerate(row.dims, start=1):
-            x = self._expand(x, dim, product, widen or self.widen)
+            if x.shape[dim] != (small := self.plan.length(product)[0]):
+                x = self._repeat(x, dim, product, small // x.shape[dim])
+            spans = self.factors(product)
+            changes = {
+                span: functools.partial(self._change, span=span, widen=widen or self.widen)
+                for span in uses_of(spans)
+                if span.small != span.large
+            }
+            x = change_along(x, dim, spans, _small, changes)
         return x
 
-    def _expand(self, x: Tensor, dim: int, product: Product, widen: Widen) -> Tensor:
-        """Grow one dimension of (g, ...), factor by factor and segment by segment."""
-        if x.shape[dim] != (length := self.plan.length(product)[0]):
-            x = self._repeat(x, dim, product, length // x.shape[dim])
-        if not self.plan.grows(product):
-            return x
-        spans = list(self.factors(product))
-        x = x.unflatten(dim, [self.lengths(span)[0] for span in spans])
-        for position, span in enumerate(spans, start=dim):
-            if isinstance(span, Sum):
-                lengths = [self.plan.length(segment)[0] for segment in span.segments]
-                pieces = zip(x.split(lengths, position), span.segments, strict=True)
-                x = torch.cat(
-                    [self._expand(x, position, segment, widen) for x, segment in pieces], position
-                )
-            elif span.small != span.large and (resize := self.plan.facts[span.axis].resize):
-                stretched = {"append": append, "copy": copy, "interpolate": interpolate}[resize]
-                x = stretched(x, position, span.large)
-            elif span.small != span.large:
-                x = widen(x, position, span)
-        return x.flatten(dim, dim + len(spans) - 1)
+    def _change(self, x: Tensor, dim: int, span: Span, widen: Widen) -> Tensor:
+        """Grow one dimension of (g, ..., S, ...) by a map, or by what its axis is resized by."""
+        resize = self.plan.facts[span.axis].resize
+        if resize is None:
+            return widen(x, dim, span)
+        return {"append": append, "copy": copy, "interpolate": interpolate}[resize](
+            x, dim, span.large
+        )
 
-    def _repeat(self, x: Tensor, dim: int, product: Product, repeats: int) -> Tensor:
+    def _repeat(self, x: Tensor, dim: int, product: Product[Use], repeats: int) -> Tensor:
         """Give every query its own of the heads that keys and values share."""
         lengths = [
             self.plan.length((node,))[0] // self.plan.shared.get(getattr(node, "axis", ""), 1)
@@ -163,22 +160,25 @@ class Widths(nn.Module):
 
     # The maps of a dimension --------------------------------------------------------------------
 
-    def factors(self, product: Product) -> Iterator[Span | Sum]:
+    def factors(self, product: Product[Use]) -> Product[Span]:
         """The maps and sums that grow a dimension, slowest first."""
         tied = self.width is not None and self.width.ties == "flow"
         if tied and not any(isinstance(node, Sum) for node in product):
-            yield from self._tied(product)
-            return
-        for node in product:
-            if isinstance(node, Sum):
-                yield node
-            else:
-                lengths = self.plan.lengths[node.axis]
-                yield Span(*lengths, node.axis, node.form, node.power, node.axis, node.role)
+            return tuple(self._tied(product))
+        return tuple(
+            Sum(tuple(map(self.factors, node.segments)))
+            if isinstance(node, Sum)
+            else self._span(node)
+            for node in product
+        )
 
-    def _tied(self, product: Product) -> Iterator[Span]:
+    def _span(self, use: Use) -> Span:
+        lengths = self.plan.lengths[use.axis]
+        return Span(*lengths, use.axis, use.form, use.power, use.axis, use.role)
+
+    def _tied(self, product: Product[Use]) -> Iterator[Span]:
         """One map for a flow, over all of a dimension from its first axis that grows."""
-        uses = list(uses_of(product))
+        uses = uses_of(product)
         first = next((i for i, use in enumerate(uses) if self.plan.grows((use,))), len(uses))
         for use in uses[:first]:
             yield Span(*self.plan.lengths[use.axis], use.axis, use.form, 0, use.axis, use.role)
@@ -186,10 +186,10 @@ class Widths(nn.Module):
             use, lengths = uses[first], self.plan.length(product[first:])
             yield Span(*lengths, use.flow, "produces", 0, use.axis, use.role)
 
-    def lengths(self, span: Span | Sum) -> tuple[int, int]:
-        return self.plan.length((span,)) if isinstance(span, Sum) else (span.small, span.large)
+    def lengths(self, span: Span | Sum[Span]) -> tuple[int, int]:
+        return length((span,), _small), length((span,), _large)
 
-    def has_map(self, span: Span | Sum) -> bool:
+    def has_map(self, span: Span | Sum[Span]) -> bool:
         """Whether a map grows the span."""
         return (
             isinstance(span, Span)
@@ -197,14 +197,9 @@ class Widths(nn.Module):
             and not self.plan.facts[span.axis].resize
         )
 
-    def spans(self, product: Product) -> Iterator[Span]:
+    def spans(self, product: Product[Use]) -> Iterator[Span]:
         """The maps of a dimension, also those inside its sums."""
-        for factor in self.factors(product):
-            if isinstance(factor, Sum):
-                for segment in factor.segments:
-                    yield from self.spans(segment)
-            elif self.has_map(factor):
-                yield factor
+        yield from filter(self.has_map, uses_of(self.factors(product)))
 
     # Starting a map -----------------------------------------------------------------------------
 
@@ -255,6 +250,14 @@ class Widths(nn.Module):
     def _by_layer(self, span: Span, layers: list[Tensor]) -> Tensor:
         """(g, ...) for an axis inside of a stack, and (...) for any other."""
         return torch.stack(layers) if self.plan.facts[span.axis].stack else layers[0]
+
+
+def _small(span: Span) -> int:
+    return span.small
+
+
+def _large(span: Span) -> int:
+    return span.large
 
 
 def _upper(form: Copies | Tensor, small: int) -> Copies | Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Size
 
-from lightning_ligo.axes.axes import Axes, uses_of
-from lightning_ligo.axes.flows import Use
+from lightning_ligo.axes.axes import Axes, Use
+from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.plan.plan import Lengths, length
 
 Shapes = dict[str, Size]  # by pattern

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ligo.axes.axes import UNUSED, Axes, Axis, uses_of
+from lightning_ligo.axes.axes import UNUSED, Axes, Axis
+from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.axes.proof import TOLERANCE
 from lightning_ligo.axes.stacks import pattern_of
 from lightning_ligo.axes.trace import Tracer
@@ -70,7 +71,7 @@ def conditions(
             yield f"{stack} loses {layers - depth} of its {layers} layers"
         elif layers != depth and not passed(stack, axes, traced[1].graph.sums):
             yield f"{stack} has norms in the stream itself: a new layer cannot pass it unchanged"
-        elif layers != depth and (function := _curved(stack, axes, traced[1])):
+        elif layers != depth and (function := _nonlinear(stack, axes, traced[1])):
             yield f"{stack} has {function} in the stream itself: a new layer applies it once more"
         elif layers != depth and stack in disturbed:
             yield (
@@ -203,12 +204,12 @@ def _disordered(ours: Axes, axes: Axes) -> Iterator[str]:
             )
 
 
-def _curved(stack: str, axes: Axes, tracer: Tracer) -> str | None:
+def _nonlinear(stack: str, axes: Axes, tracer: Tracer) -> str | None:
     """The function that layers of a stack apply to what passes them."""
     return next(
         (
             function
-            for function, written in tracer.graph.curved
+            for function, written in tracer.graph.nonlinear_terms
             if any(pattern_of(name, axes.stacks)[1] == stack for name in written)
             and len({pattern_of(name, axes.stacks)[1:] for name in written}) > 1
         ),

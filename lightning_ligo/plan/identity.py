@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from lightning_ligo.axes.axes import Axes
+from lightning_ligo.axes.forward import outputs_of
 from lightning_ligo.axes.proof import difference, prepared
-from lightning_ligo.axes.trace import outputs_of
 from lightning_ligo.plan.plan import Plan
 
 EXACT = 1e-7  # of a relative change in float32; what passes unchanged is the same to the last bit

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Size, nn
 
-from lightning_ligo.axes.axes import UNUSED, Axes, name_axes, uses_of
+from lightning_ligo.axes.axes import UNUSED, Axes
+from lightning_ligo.axes.dims import uses_of
+from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.override import Override, check
-from lightning_ligo.axes.proof import TOLERANCE, changes
+from lightning_ligo.axes.proof import TOLERANCE, prove_axes
 from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import watch
 from lightning_ligo.plan.correspondence import counterparts, lengths_of
@@ -106,7 +108,7 @@ def pair(
             if length != longer and not theirs.axes[name].resize
         ]
         small_axes = {axis for name in grown for axis in same.get(name, ())}
-        changed = changes(small, args, kwargs, ours, sorted(small_axes), quick=True)
+        changed = prove_axes(small, args, kwargs, ours, sorted(small_axes), quick=True)
         proofs = {
             name: max(proved)
             for name in grown

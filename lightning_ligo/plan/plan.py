@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Size
 
-from lightning_ligo.axes.axes import Axis, Product, uses_of
-from lightning_ligo.axes.flows import Use
+from lightning_ligo.axes.axes import Axis, Use
+from lightning_ligo.axes.dims import Product, uses_of
+from lightning_ligo.axes.dims import length as length_of
 from lightning_ligo.axes.proof import TOLERANCE
 
 Lengths = dict[str, tuple[int, int]]  # of every axis: (small, large)
@@ -27,22 +28,17 @@ class Row:
     stack: str | None
     small: Size  # of one layer
     large: Size
-    dims: tuple[Product, ...]
+    dims: tuple[Product[Use], ...]
     small_names: tuple[str, ...]  # of every layer
     large_names: tuple[str, ...]
     writes: bool = False  # zero where a layer is to add nothing to the stream that passes it
     passes: bool = False  # and one here, where it multiplies that stream
 
 
-def length(product: Product, lengths: Lengths) -> tuple[int, int]:
+def length(product: Product[Use], lengths: Lengths) -> tuple[int, int]:
     """The (small, large) length of a dimension."""
-    pairs = [
-        lengths[node.axis]
-        if isinstance(node, Use)
-        else tuple(map(sum, zip(*(length(s, lengths) for s in node.segments), strict=True)))
-        for node in product
-    ]
-    return math.prod(pair[0] for pair in pairs), math.prod(pair[1] for pair in pairs)
+    small = length_of(product, lambda use: lengths[use.axis][0])
+    return small, length_of(product, lambda use: lengths[use.axis][1])
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,10 @@ class Plan:
             large += len(row.large_names) * math.prod(row.large)
         return small, large
 
-    def grows(self, product: Product) -> bool:
+    def grows(self, product: Product[Use]) -> bool:
         return any(len(set(self.lengths[use.axis])) == 2 for use in uses_of(product))
 
-    def length(self, product: Product) -> tuple[int, int]:
+    def length(self, product: Product[Use]) -> tuple[int, int]:
         """The (small, large) length of a dimension."""
         return length(product, self.lengths)
 

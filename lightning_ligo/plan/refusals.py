@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 
 from torch import Size, Tensor
 
-from lightning_ligo.axes.axes import UNUSED, Axes, Axis, Product, uses_of
+from lightning_ligo.axes.axes import UNUSED, Axes, Axis, Use
+from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.graph import SELECTED
 from lightning_ligo.plan.correspondence import Counterparts, Shapes
 from lightning_ligo.plan.plan import Lengths
@@ -142,7 +143,7 @@ def mismatch(
 
 def _misfit(
     pattern: str,
-    dims: tuple[Product, ...],
+    dims: tuple[Product[Use], ...],
     small: Size,
     lengths: Lengths,
     shared: Collection[str],
@@ -160,7 +161,7 @@ def _misfit(
     return []
 
 
-def _fixed(ours: Axes, mine: Product, theirs: Axes, other: Product) -> bool:
+def _fixed(ours: Axes, mine: Product[Use], theirs: Axes, other: Product[Use]) -> bool:
     """Whether nothing of a dimension could grow in either network, however it is told apart."""
     return all(
         axes.axes[use.axis].pinned

@@ -8,7 +8,8 @@ from torch import nn
 
 import lightning_ligo as ligo
 from lightning_ligo.axes.axes import Axes
-from lightning_ligo.axes.notation import Joined, Unreadable, hole, match, parse, split, write
+from lightning_ligo.axes.dims import Sum
+from lightning_ligo.axes.notation import Unreadable, hole, match, parse, split, write
 from networks import IMAGES, TOKENS, bert, gpt2, vit
 
 
@@ -19,7 +20,7 @@ def some_product(generator: random.Random, depth: int = 3) -> tuple:
         kind = generator.randrange(3 if depth else 2)
         if kind == 2:
             terms = generator.randint(2, 3)
-            nodes.append(Joined(tuple(some_product(generator, depth - 1) for _ in range(terms))))
+            nodes.append(Sum(tuple(some_product(generator, depth - 1) for _ in range(terms))))
         else:
             words = ["embed", "h2", "blocks[0].*.attn.heads", "0.in", "hidden.2"]
             nodes.append(generator.choice(words) if kind else generator.randint(1, 2000))

@@ -34,7 +34,7 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     bends = name not in LINEAR and len(moving) == 1 and values(moving) == moving
     gates = name in ("mul", "div") and len(moving) > 1
     curves = bends and name not in IDEMPOTENT
-    graph.curve(out, "a product of activations" if gates else name if curves else None)
+    graph.apply(out, "a product of activations" if gates else name if curves else None)
     if bends:
         graph.compute((), [name])
     if gates:
@@ -104,7 +104,7 @@ def same(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) ->
 def prelu(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(map(graph.dims, args))
     mark_nonlinear(dims[0])
-    graph.curve(out, "prelu")
+    graph.apply(out, "prelu")
     graph.record(args[1], "scales")
     return broadcast(dims)
 

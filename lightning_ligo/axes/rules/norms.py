@@ -76,7 +76,7 @@ def weight_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: 
     dims, axis = graph.dims(args[0]), position(args[2] if len(args) > 2 else 0, args[0].dim())
     for number, items in enumerate(dims):
         for end in ends(items) if number != axis else ():
-            end.factor.unit = True
+            end.factor.facts.unit = True
     unite(dims[axis], graph.dims(args[1])[axis])
     graph.record(args[1], "scales")
     return [dims, *map(graph.unknown, out[1:])]
@@ -97,7 +97,7 @@ def batch_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: A
     weighs = graph.static(args[0])  # a weight is normed over all that it sums over
     for items in (dims[0], *dims[2:]) if weighs else ():
         for end in ends(items):
-            end.factor.unit = True
+            end.factor.facts.unit = True
     if weighs or isinstance(args[3], Tensor):
         written = Flow()
         dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]

@@ -92,7 +92,7 @@ def _product(graph: Graph, left: Tensor, right: Tensor, out: Tensor) -> list[Dim
 def _hint_attention(batch: Dim, contracted: Dim, columns: list[Dim]) -> None:
     """A product of two activations is attention: over head_dim, or of weights with values."""
     hint(batch, "heads")
-    over_positions = all(item.factor.pinned for item in ends(contracted))
+    over_positions = all(item.factor.facts.pinned for item in ends(contracted))
     hint(columns[0] if over_positions and columns else contracted, "head_dim")
 
 

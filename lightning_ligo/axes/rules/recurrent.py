@@ -1,4 +1,4 @@
-"""Rules of recurrent networks, each followed as one operation whatever the device makes of it."""
+"""Rules of recurrent networks, each followed as one operation on every device."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cell(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) ->
 def _step(
     graph: Graph, inputs: Dim, weights: Sequence[Tensor], states: Sequence[Tensor]
 ) -> tuple[Dim, Dim]:
-    """What a layer hands on and what its cell holds; the same, where it is not projected."""
+    """Return the dimensions of a layer's output and of its cell: the same without a projection."""
     from_input, from_hidden, *others = weights
     projection = others.pop() if others and others[-1].dim() == 2 else None
     width = (from_hidden if projection is None else projection).shape[1]
@@ -72,19 +72,13 @@ def _step(
     if projection is not None:
         passed = graph.dims(projection)[0]
         graph.record(projection, "produces", passed)
-        _read(graph, projection, held)
-    _read(graph, from_input, inputs)
-    _read(graph, from_hidden, passed)
+        graph.consume(graph.dims(projection)[1], held)
+    graph.consume(graph.dims(from_input)[1], inputs)
+    graph.consume(graph.dims(from_hidden)[1], passed)
     for state, dim in zip(states, (passed, held), strict=False):
         graph.record(state, "produces")
         unite(graph.dims(state)[-1], dim)
     return passed, held
-
-
-def _read(graph: Graph, weight: Tensor, inputs: Dim) -> None:
-    columns = graph.dims(weight)[1]
-    unite(columns, inputs, flow=False)
-    graph.consume(columns, inputs)
 
 
 @rule("_pack_padded_sequence")

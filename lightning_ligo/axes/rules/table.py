@@ -1,6 +1,6 @@
 """The table of rules, by the name of the operation, and what stands in it for all others.
 
-A rule is called as ``rule(ledger, func, args, kwargs, out)`` after the operation has run. It unites
+A rule is called as ``rule(graph, func, args, kwargs, out)`` after the operation has run. It unites
 the factors that the operation forces together, records which parameters are read or written, and
 returns the dimensions of the output (or of each output).
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.axes.factors import Dim, Flow, Item, ends, owned, size
-from lightning_ligo.axes.graph import CONSTANT, Graph, Unread, Use
+from lightning_ligo.axes.graph import CONSTANT, Graph, Unread
 
 Rule = Callable[[Graph, Any, Sequence[Any], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
@@ -61,7 +61,7 @@ def unread(
         inputs = [items for tensor in touched for items in graph.dims(tensor)]
         known = graph.named_factors()
         carried = [end.factor for items in inputs for end in ends(items)]
-        named = all(factor in known for factor in carried if factor.owned)
+        named = all(factor in known for factor in carried if factor.facts.owned)
         weights = _weights(graph, touched)
         if not named:
             results = [
@@ -83,10 +83,11 @@ def _weights(graph: Graph, tensors: Sequence[Tensor]) -> list[Dim]:
     produced: list[Item] = []
     for end in [end for items in fixed for end in ends(items)]:
         for owner in end.owners:
+            item = end._replace(owners=(owner,))
             if owner.dim > 0:
-                graph.uses.append(Use(owner, end.factor, "consumes", flows.get(end.factor)))
+                graph.observe(item, "consumes", flows.get(end.factor))
             else:
-                graph.uses.append(Use(owner, end.factor, "produces"))
+                graph.observe(item, "produces")
                 produced.append(end)
     owners = [owner for end in produced for owner in end.owners]
     matrices = any(len(graph.parameters[owner.name]) > 1 for owner in owners)

@@ -1,8 +1,8 @@
-"""Which parameters wrote a tensor last, so that a layer can be made to add nothing.
+"""Find the parameters that wrote a tensor last, so that a layer can be made to add nothing.
 
-Where these parameters are zero the tensor is zero: the weight and the bias of the last product, the
-gain and the shift of the last norm, everything that was added or joined. What multiplies a tensor
-afterwards, or moves its entries, changes nothing of that.
+If these parameters are zero the tensor is zero. They are the weight and the bias of the last
+product, or the gain and the shift of the last norm; of a sum or a concatenation, those of every
+term. Operations that multiply a tensor, or move its entries, do not change its writers.
 """
 
 from __future__ import annotations
@@ -16,21 +16,8 @@ from torch.utils._pytree import tree_leaves
 from lightning_ligo.axes.graph import Graph
 from lightning_ligo.axes.rules.recurrent import RECURRENT
 
-PRODUCTS = {
-    "_grouped_mm",
-    "mm",
-    "bmm",
-    "mv",
-    "dot",
-    "addmm",
-    "baddbmm",
-    "addbmm",
-    "convolution",
-    *RECURRENT,
-    "embedding",
-    "_embedding_bag",
-    "_trilinear",
-}
+PRODUCTS = {"_grouped_mm", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addbmm", "convolution",
+            *RECURRENT, "embedding", "_embedding_bag", "_trilinear"}  # fmt: skip
 NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm",
          "rms_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
          "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm"}  # fmt: skip
@@ -41,9 +28,9 @@ FACTORS = {"mul", "div"}
 def writers(
     graph: Graph, name: str, args: Sequence[Any], kwargs: Any, known: bool = True
 ) -> frozenset[str]:
-    """The parameters that wrote what the operation ``name`` returns.
+    """Find the writers of the output of the operation ``name``.
 
-    One that is not ``known`` is taken to write by its own parameters, as a product does.
+    An operation that is not ``known`` is taken to write by its own parameters, as a product does.
     """
     name = name.rstrip("_") if name.endswith("_") else name
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -54,7 +41,7 @@ def writers(
         if moving and len(terms) > 1:
             graph.add(terms)
         return _union(graph, tensors)
-    if name in NORMS:  # gain and shift, or what was normed where there are none
+    if name in NORMS:  # gain and shift, or else the writers of the input
         first = 2 if isinstance(args[1], (list, tuple)) else 1  # behind the shape of a layer norm
         affine = [t for t in args[first : first + 2] if isinstance(t, Tensor)]
         return _union(graph, affine) or _union(graph, moving)
@@ -72,7 +59,7 @@ def writers(
 
 
 def values(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those that hold values, and no indices or masks."""
+    """Select the tensors that hold values, not indices or masks."""
     return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
