@@ -207,7 +207,7 @@ def check_outputs(plan: Plan) -> None:
         ValueError: naming the axis and both lengths.
     """
     for name, (small, large) in plan.axes.items():
-        if plan.facts[name].pinned == OUTPUT:
+        if plan.all_axes[name].pinned == OUTPUT:
             raise ValueError(
                 f"axis {name}, the network's output, is {small} long in the small network and "
                 f"{large} in the large one, and what the module does with it, its loss and "

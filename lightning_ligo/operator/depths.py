@@ -61,12 +61,12 @@ class Depths(nn.Module):
         """Whether a parameter's layers are made of more layers than their own."""
         if row.stack is None:
             return False
-        small, large = self.plan.depths[row.stack]
+        small, large = self.plan.stacks[row.stack]
         return small != large or (self.depth is not None and self.depth.always)
 
     def sources(self, row: Row) -> Tensor:
         """(g): the layer of the small stack that each layer of the large one takes after."""
-        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
+        small, large = self.plan.stacks[row.stack] if row.stack else (1, 1)
         if self.depth is None or small == large:
             return torch.arange(large) % small
         source = sources(self._mix(self.depth, small, large))
@@ -83,7 +83,7 @@ class Depths(nn.Module):
 
     def silent(self, stack: str) -> list[bool]:
         """For every layer of a large stack, whether it writes nothing at the start."""
-        small, large = self.plan.depths[stack]
+        small, large = self.plan.stacks[stack]
         if self.depth is None or (small == large and not self.depth.always):
             return [False] * large
         new = new_layers(self._mix(self.depth, small, large)).tolist()
@@ -122,7 +122,7 @@ class Depths(nn.Module):
         if row.stack is None or not self.mixed(row):
             return torch.eye(len(row.small_names))
         assert self.depth is not None
-        small, large = self.plan.depths[row.stack]
+        small, large = self.plan.stacks[row.stack]
         mix = self.mixes.get(key_of(row.pattern), self._fixed.get(row.pattern))
         assert mix is not None
         mix = mix.detach().cpu() if mix.dim() == 2 else _picked(mix.cpu(), small)
@@ -162,7 +162,7 @@ class Depths(nn.Module):
 
     def new(self, row: Row) -> Tensor:
         """(g): whether a layer's source is that of a layer before it, too."""
-        small, large = self.plan.depths[row.stack] if row.stack else (1, 1)
+        small, large = self.plan.stacks[row.stack] if row.stack else (1, 1)
         if self.depth is None or not self.mixed(row):
             return torch.zeros(large, dtype=torch.bool)
         return new_layers(self._mix(self.depth, small, large))
@@ -176,7 +176,7 @@ class Depths(nn.Module):
 
     def _start(self, row: Row, depth: Depth, generator: torch.Generator) -> Tensor:
         assert row.stack is not None
-        mix = self._mix(depth, *self.plan.depths[row.stack], generator)
+        mix = self._mix(depth, *self.plan.stacks[row.stack], generator)
         new, get = new_layers(mix), self.new_are(row.stack)
         scales = any(use.role == "scales" for product in row.dims for use in uses_of(product))
         if (
@@ -210,7 +210,7 @@ class Depths(nn.Module):
             return len(first.segments) if equal else 1
         if first is None or len(product) == 1:
             return 1
-        return self.plan.lengths[first.axis][0] if self.plan.facts[first.axis].pinned else 1
+        return self.plan.lengths[first.axis][0] if self.plan.all_axes[first.axis].pinned else 1
 
 
 def _picked(source: Tensor, small: int) -> Tensor:

@@ -141,7 +141,7 @@ class Widths(nn.Module):
                 x = torch.cat(
                     [self._expand(x, position, segment, widen) for x, segment in pieces], position
                 )
-            elif span.small != span.large and (resize := self.plan.facts[span.axis].resize):
+            elif span.small != span.large and (resize := self.plan.all_axes[span.axis].resize):
                 stretched = {"append": append, "copy": copy, "interpolate": interpolate}[resize]
                 x = stretched(x, position, span.large)
             elif span.small != span.large:
@@ -228,7 +228,7 @@ class Widths(nn.Module):
     def stretches(self, row: Row) -> bool:
         """Whether a dimension grows whose entries are told apart."""
         uses = [use for product in row.dims for use in uses_of(product)]
-        return any(self.plan.facts[use.axis].resize and self.plan.grows((use,)) for use in uses)
+        return any(self.plan.all_axes[use.axis].resize and self.plan.grows((use,)) for use in uses)
 
     def grow_gradient(self, x: Tensor, row: Row, power: int = 1) -> Tensor:
         """(g, *small shape) to (g, *large shape), for a gradient or a mean of its squares.
@@ -263,7 +263,7 @@ class Widths(nn.Module):
         if fixed is not None and not {span.name, f"{span.name}:U"} & self.maps.keys():
             scale = self.starts[span.key].scale ** (2 * span.power)
             return fixed.squared(span.small).grow(x * scale, dim)
-        layers = len(x) if self.plan.facts[span.axis].stack else 1
+        layers = len(x) if self.plan.all_axes[span.axis].stack else 1
         form = self._widen(torch.eye(span.small).to(x).expand(layers, -1, -1), 1, span)
         return along(form.square() if layers > 1 else form[0].square(), x, dim)
 
@@ -273,7 +273,7 @@ class Widths(nn.Module):
         Queries and keys read one another as they write, by ``B``; and the paper's maps have one
         form only.
         """
-        inner = self.plan.facts[span.axis].contracted and span.form == "produces"
+        inner = self.plan.all_axes[span.axis].contracted and span.form == "produces"
         form = "produces" if inner or span.form == "consumes" else "consumes"
         turned = span._replace(form=form, power=-span.power)
         return turned if turned.name in self._reached else turned._replace(form=span.form)
@@ -409,7 +409,7 @@ class Widths(nn.Module):
 
     def _maps(self, span: Span) -> bool:
         """Whether a span grows by a map."""
-        return span.small != span.large and not self.plan.facts[span.axis].resize
+        return span.small != span.large and not self.plan.all_axes[span.axis].resize
 
     def _spans(self, product: Product) -> Iterator[Span]:
         """The maps of a dimension, also those inside its sums."""
@@ -424,7 +424,7 @@ class Widths(nn.Module):
         self, span: Span, silent: Callable[[str], list[bool]], generator: torch.Generator
     ) -> None:
         assert self.width is not None
-        axis = self.plan.facts[span.axis]
+        axis = self.plan.all_axes[span.axis]
         start = self.width.inner if axis.contracted else self.width.start
         quiet = silent(axis.stack) if axis.stack else [False]
         layers = [start(span.small, span.large, axis.normed, layer, generator) for layer in quiet]
@@ -436,7 +436,7 @@ class Widths(nn.Module):
         """The parameters and the fixed part of a form."""
         assert self.width is not None
         learns, (device, dtype) = self.width.learns, self._place
-        small, in_layers = span.small, self.plan.facts[span.axis].stack is not None
+        small, in_layers = span.small, self.plan.all_axes[span.axis].stack is not None
         forms = [getattr(layer, span.form) for layer in self.starts[span.key].layers]
         first = forms[0]
         self._reached[span.name] = first.weight != 0 if isinstance(first, Copies) else first.any(1)
