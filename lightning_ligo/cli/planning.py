@@ -86,7 +86,7 @@ def plan_pair(
     if kind_of(inputs) == kind_of(others):
         others = None
     plan = pair(one, other, large_inputs=others, override=override, **inputs)
-    cost = _cost(plan, one, other, method, None, (), inputs, others)
+    cost = _cost(plan, one, other, method, None, ((), inputs), others)
     return Planned(small, large, plan, *cost)
 
 
@@ -143,7 +143,7 @@ class _Planner(Callback):
                         inputs = examining.large_inputs(*changed)
                     plan = examining.paired(small, large, args, kwargs, inputs, scalars_read)
                     settings = growing.method, growing.steps
-                    cost = _cost(plan, small, large, *settings, args, kwargs, inputs)
+                    cost = _cost(plan, small, large, *settings, (args, kwargs), inputs)
                 args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
                 due = growing.due.get(number - 1)
                 self.planned.append(
@@ -168,11 +168,11 @@ def _cost(
     large: nn.Module,
     method: Method,
     steps: int | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    large_inputs: Mapping[str, Any] | None = None,
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    large_inputs: Mapping[str, Any] | None,
 ) -> tuple[Cost | None, str | None]:
-    """What `estimate` says, or why it cannot."""
+    """Estimate the cost of a growth, or say why it cannot be counted."""
+    args, kwargs = inputs
     try:
         return estimate(
             plan, small, large, *args, method=method, steps=steps, large_inputs=large_inputs,

@@ -11,10 +11,10 @@ from functools import cached_property
 
 from torch import Size, nn
 
-from lightning_ligo.axes.axes import UNUSED, Axes, Product, uses_of
+from lightning_ligo.axes.axes import UNUSED, Axes, uses_of
 from lightning_ligo.axes.flows import Use
 from lightning_ligo.axes.graph import Graph
-from lightning_ligo.axes.stacks import place_of
+from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import Tracer
 from lightning_ligo.plan.plan import Lengths, Row, length
 from lightning_ligo.plan.residual import added_layers, passing, writing
@@ -41,11 +41,6 @@ class Side:
     @property
     def graph(self) -> Graph:
         return self.tracer.graph
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters the network has."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
 
     def without(self, starts: Iterable[str]) -> Side:
         """The same network, less the patterns with one of these starts."""
@@ -111,21 +106,18 @@ class Correspondence:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """A row for every pattern of parameters."""
-        return tuple(row for row in self._rows if self._parameters & {*row.large_names})
+        return self._rows(buffers=False)
 
     @cached_property
     def buffers(self) -> tuple[Row, ...]:
         """A row for every pattern of persistent buffers."""
-        return tuple(row for row in self._rows if not self._parameters & {*row.large_names})
+        return self._rows(buffers=True)
 
-    @cached_property
-    def _parameters(self) -> set[str]:
-        return {name for name, _ in self.large.network.named_parameters()}
-
-    @cached_property
-    def _rows(self) -> list[Row]:
+    def _rows(self, buffers: bool) -> tuple[Row, ...]:
         axes, passes = self.large.axes, passing(self.large.axes, self.large.graph.scalings)
-        return [
+        names = [name for name, _ in self.large.network.named_parameters()]
+        parameters = {pattern_of(name, axes.stacks)[0] for name in names}
+        return tuple(
             Row(
                 pattern,
                 stack=place_of(pattern, axes.stacks)[0],
@@ -138,7 +130,8 @@ class Correspondence:
                 passes=pattern in passes,
             )
             for pattern, shape in self.large.shapes.items()
-        ]
+            if (pattern in parameters) != buffers
+        )
 
 
 def correspond(small: Side, large: Side) -> Correspondence:
@@ -314,7 +307,11 @@ def mismatch(pattern: str, small: Side, large: Side, counterparts: Counterparts)
             axis in counterparts[name] for axis, name in zip(here, there, strict=True)
         )
         same_length = sizes[0][dim : dim + 1] == sizes[1][dim : dim + 1]
-        fixed = _all_pinned(small.axes, before) and _all_pinned(large.axes, after)
+        fixed = all(
+            side.axes.axes[use.axis].pinned
+            for side, product in ((small, before), (large, after))
+            for use in uses_of(product)
+        )
         if not alike and not (same_length and fixed):
             break
     else:
@@ -324,10 +321,6 @@ def mismatch(pattern: str, small: Side, large: Side, counterparts: Counterparts)
         f"{pattern} has the axes {_words(small.axes, pattern)} in the small network and "
         f"{_words(large.axes, pattern)} in the large one: another architecture"
     ]
-
-
-def _all_pinned(axes: Axes, product: Product) -> bool:
-    return all(axes.axes[use.axis].pinned for use in uses_of(product))
 
 
 def _words(axes: Axes, pattern: str) -> str:

@@ -67,8 +67,7 @@ def inexactness(
     if same_inputs:
         yield from _of_constants(both)
     yield from _of_buffers(both)
-    yield from _of_norms(both)
-    yield from _of_shortcuts(both)
+    yield from _of_counterparts(both)
 
 
 def _of_axes(both: Correspondence, proofs: Mapping[str, float]) -> Iterator[str]:
@@ -282,20 +281,17 @@ def _uniform(buffer: Tensor, dim: int) -> bool:
     return not buffer.is_meta and bool((buffer == buffer.narrow(dim, 0, 1)).all())
 
 
-def _of_norms(both: Correspondence) -> Iterator[str]:
-    """Yield the norms that only one of the networks has."""
-    for name, counterparts in _free(both).items():
+def _of_counterparts(both: Correspondence) -> Iterator[str]:
+    """Yield the norms and shortcuts that only one of the networks has."""
+    axes = both.large.axes.axes
+    free = {name: small for name, small in both.counterparts.items() if not axes[name].pinned}
+    for name, counterparts in free.items():
         small = {kind for axis in counterparts for kind in both.small.axes.axes[axis].over}
-        large = both.large.axes.axes[name].over
-        for where, kinds in (("small", small - large), ("large", large - small)):
-            for kind in sorted(NORMED & kinds):
-                yield f"{TAKEN[kind]} is taken over {name} only in the {where} network"
-
-
-def _of_shortcuts(both: Correspondence) -> Iterator[str]:
-    """Yield the axes that a shortcut in only one of the networks makes one."""
+        for kind in sorted(NORMED & (small ^ axes[name].over), key=lambda k: (k not in small, k)):
+            where = "small" if kind in small else "large"
+            yield f"{TAKEN[kind]} is taken over {name} only in the {where} network"
     large: dict[str, list[str]] = {}
-    for name, counterparts in _free(both).items():
+    for name, counterparts in free.items():
         for axis in counterparts:
             large.setdefault(axis, []).append(name)
         if len(counterparts) > 1:
@@ -303,9 +299,3 @@ def _of_shortcuts(both: Correspondence) -> Iterator[str]:
     for axis, names in large.items():
         if len(names) > 1:
             yield f"{' and '.join(names)} are one axis, {axis}, only in the small network"
-
-
-def _free(both: Correspondence) -> dict[str, tuple[str, ...]]:
-    """The counterparts of the axes that nothing keeps from growing."""
-    axes = both.large.axes.axes
-    return {name: found for name, found in both.counterparts.items() if not axes[name].pinned}

@@ -142,9 +142,12 @@ class Plan:
         ]
         rule = "-" * max(map(len, lines))
         head = f"{'axis':<{width}}  {'small':>12}  {'large':>12}  proof"
+        staying: dict[str, list[str]] = {}
+        for name, reason in self.fixed.items():
+            staying.setdefault(reason, []).append(f"{name} stays {self.lengths[name][1]}")
         fixed = [
             f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {reason}"
-            for reason, names in self._staying().items()
+            for reason, names in staying.items()
         ]
         shared = [
             f"{name}: one head of keys and values becomes {repeats}, which were shared"
@@ -152,13 +155,6 @@ class Plan:
         ]
         inexact = [f"not exact: {reason}" for reason in self.inexact]
         return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *inexact])
-
-    def _staying(self) -> dict[str, list[str]]:
-        """The axes that stay, by their reason."""
-        staying: dict[str, list[str]] = {}
-        for name, reason in self.fixed.items():
-            staying.setdefault(reason, []).append(f"{name} stays {self.lengths[name][1]}")
-        return staying
 
     def _proof(self, name: str) -> str:
         if name in self.proofs:

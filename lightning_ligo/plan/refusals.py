@@ -16,7 +16,10 @@ SHRINKS = "a network grows, it does not shrink"
 
 def refusals(both: Correspondence) -> list[str]:
     """List all reasons why the large network cannot be grown from the small one."""
-    small, large = both.small.parameters, both.large.parameters
+    small, large = (
+        sum(parameter.numel() for parameter in side.network.parameters())
+        for side in (both.small, both.large)
+    )
     found = [*_of_parts(both), *_of_patterns(both), *_of_axes(both)]
     if small > large:
         found.append(f"it has {large} parameters and the small network {small}; {SHRINKS}")
