@@ -172,7 +172,7 @@ def check_masks(trainer: Trainer, settings: Settings) -> None:
 def check_outputs(plan: Plan) -> None:
     """Check that both networks have as many outputs, as the module's loss and metrics expect."""
     for name, (small, large) in plan.axes.items():
-        if plan.facts[name].pinned == OUTPUT:
+        if plan.all_axes[name].pinned == OUTPUT:
             raise ValueError(
                 f"axis {name}, the network's output, is {small} long in the small network and "
                 f"{large} in the large one, and the module's loss and metrics would not change; "

@@ -152,7 +152,7 @@ class Depths(nn.Module):
     # The start ---------------------------------------------------------------------------------
 
     def _lengths(self, stack: str | None) -> tuple[int, int]:
-        return self.plan.depths[stack] if stack else (1, 1)
+        return self.plan.stacks[stack] if stack else (1, 1)
 
     def _mix(self, row: Row) -> Tensor | None:
         """The mix of a parameter, (g, l), or (g) if layers are picked; None if neither."""
@@ -202,7 +202,7 @@ class Depths(nn.Module):
             return len(first.segments) if equal else 1
         if first is None or len(product) == 1:
             return 1
-        return self.plan.lengths[first.axis][0] if self.plan.facts[first.axis].pinned else 1
+        return self.plan.lengths[first.axis][0] if self.plan.all_axes[first.axis].pinned else 1
 
 
 def _picked(source: Tensor, small: int) -> Tensor:

@@ -26,8 +26,8 @@ def refuse(plan: Plan, method: Method) -> None:
     """
     if method.takes_nothing:
         return
-    axes = {name: pair for name, pair in plan.axes.items() if not plan.facts[name].resize}
-    stacks = {name: pair for name, pair in plan.depths.items() if pair[0] != pair[1]}
+    axes = {name: pair for name, pair in plan.axes.items() if not plan.all_axes[name].resize}
+    stacks = {name: pair for name, pair in plan.stacks.items() if pair[0] != pair[1]}
     for what, part, grown in (("width", method.width, axes), ("depth", method.depth, stacks)):
         if grown and part is None:
             raise ValueError(
@@ -42,14 +42,14 @@ def refuse(plan: Plan, method: Method) -> None:
                     "use a multiple, or a method that grows to any length, such as 'lemon'"
                 )
     if method.width is not None and method.width.diagonal:
-        inner = {name: pair for name, pair in axes.items() if plan.facts[name].contracted}
+        inner = {name: pair for name, pair in axes.items() if plan.all_axes[name].contracted}
         if inner or len({large // small for small, large in axes.values()}) > 1:
             raise ValueError(
                 f"method {method.name!r} puts whole networks side by side, and {_grows(axes)}; "
                 "grow all axes but the size of heads by one multiple"
             )
     for name, (small, large) in axes.items() if method.ramp else ():
-        if plan.facts[name].contracted or plan.facts[name].normed == "group":
+        if plan.all_axes[name].contracted or plan.all_axes[name].normed == "group":
             raise ValueError(
                 f"method {method.name!r} masks new parts, and {name} grows from {small} to "
                 f"{large}; the product of queries and keys, or a group norm, sums over it and "
@@ -66,19 +66,19 @@ def changes(plan: Plan, method: Method, widths: Widths, depths: Depths) -> Itera
         yield "nothing is taken from the small network"
         return
     if method.width is not None:
-        grown = [name for name in plan.axes if not plan.facts[name].resize]
+        grown = [name for name in plan.axes if not plan.all_axes[name].resize]
         for started in widths.starts.values():
             yield from _of_map(plan, method.width, started, bool(method.ramp))
-        if method.width.from_next_layer and grown and plan.depths:
-            yield f"new entries of layers come from the next layer ({', '.join(plan.depths)})"
-    for stack, (small, large) in plan.depths.items():
+        if method.width.from_next_layer and grown and plan.stacks:
+            yield f"new entries of layers come from the next layer ({', '.join(plan.stacks)})"
+    for stack, (small, large) in plan.stacks.items():
         if method.depth is not None and (small != large or method.depth.always):
             yield from _of_stack(stack, small, large, method, depths)
 
 
 def _of_map(plan: Plan, width: Width, started: Started, ramp: bool) -> Iterator[str]:
     """List the changes by the map of an axis."""
-    axis, small = plan.facts[started.axis], started.small
+    axis, small = plan.all_axes[started.axis], started.small
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(small, 4, dtype=torch.float64, generator=generator)
     problems = set()

@@ -132,7 +132,7 @@ def _grown(
 def _is_resized(plan: Plan, row: Row) -> bool:
     """Whether a dimension grows that is resized, such as positions, and has no map."""
     uses = [use for product in row.dims for use in uses_of(product)]
-    return any(plan.facts[use.axis].resize and plan.grows((use,)) for use in uses)
+    return any(plan.all_axes[use.axis].resize and plan.grows((use,)) for use in uses)
 
 
 def _grow_gradient(widths: Widths, x: Tensor, row: Row, power: int = 1) -> Tensor:
@@ -170,7 +170,7 @@ def _widen(widths: Widths, power: int, x: Tensor, dim: int, span: Span) -> Tenso
     if fixed is not None and not {span.name, f"{span.name}:U"} & widths.maps.keys():
         scale = widths.starts[span.key].scale ** (2 * span.power)
         return fixed.squared(span.small).grow(x * scale, dim)
-    layers = len(x) if widths.plan.facts[span.axis].stack else 1
+    layers = len(x) if widths.plan.all_axes[span.axis].stack else 1
     form = widths.widen(torch.eye(span.small).to(x).expand(layers, -1, -1), 1, span)
     return along(form.square() if layers > 1 else form[0].square(), x, dim)
 
@@ -180,7 +180,7 @@ def _reader(widths: Widths, span: Span) -> Span:
 
     Queries and keys read one another as they write, by ``B``. The maps of the paper have one form.
     """
-    contracted = widths.plan.facts[span.axis].contracted and span.form == "produces"
+    contracted = widths.plan.all_axes[span.axis].contracted and span.form == "produces"
     form = "produces" if contracted or span.form == "consumes" else "consumes"
     reader = span._replace(form=form, power=-span.power)
     return reader if reader.name in widths.reached else reader._replace(form=span.form)

@@ -143,7 +143,7 @@ def _norms(plan: Plan, network: nn.Module) -> Iterator[tuple[Row, nn.Module, str
     parameters = dict(network.named_parameters())
     for row in plan.rows:
         uses = [use for product in row.dims for use in uses_of(product) if use.role == "gain"]
-        if not any(plan.facts[use.axis].normed and use.axis in plan.axes for use in uses):
+        if not any(plan.all_axes[use.axis].normed and use.axis in plan.axes for use in uses):
             continue
         for name in row.large_names:
             if name in parameters:

@@ -121,7 +121,7 @@ class Widths(nn.Module):
 
     def _change(self, x: Tensor, dim: int, span: Span, widen: Widen) -> Tensor:
         """Grow one dimension of (g, ..., S, ...) by a map, or by what its axis is resized by."""
-        resize = self.plan.facts[span.axis].resize
+        resize = self.plan.all_axes[span.axis].resize
         if resize is None:
             return widen(x, dim, span)
         return {"append": append, "copy": copy, "interpolate": interpolate}[resize](
@@ -194,7 +194,7 @@ class Widths(nn.Module):
         return (
             isinstance(span, Span)
             and span.small != span.large
-            and not self.plan.facts[span.axis].resize
+            and not self.plan.all_axes[span.axis].resize
         )
 
     def spans(self, product: Product[Use]) -> Iterator[Span]:
@@ -207,7 +207,7 @@ class Widths(nn.Module):
         self, span: Span, zero_output: Callable[[str], list[bool]], generator: torch.Generator
     ) -> None:
         assert self.width is not None
-        axis = self.plan.facts[span.axis]
+        axis = self.plan.all_axes[span.axis]
         start = self.width.inner if axis.contracted else self.width.start
         zero = zero_output(axis.stack) if axis.stack else [False]
         layers = [start(span.small, span.large, axis.normed, layer, generator) for layer in zero]
@@ -249,7 +249,7 @@ class Widths(nn.Module):
 
     def _by_layer(self, span: Span, layers: list[Tensor]) -> Tensor:
         """(g, ...) for an axis inside of a stack, and (...) for any other."""
-        return torch.stack(layers) if self.plan.facts[span.axis].stack else layers[0]
+        return torch.stack(layers) if self.plan.all_axes[span.axis].stack else layers[0]
 
 
 def _small(span: Span) -> int:

@@ -1,64 +1,216 @@
-"""How long each axis of a large network is in the small one."""
+"""Which axes of a small network stand where in a large one, and how long they are in both."""
 
 from __future__ import annotations
 
-from torch import Size
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
-from lightning_ligo.axes.axes import Axes, Use
+from torch import Size, nn
+
+from lightning_ligo.axes.axes import UNUSED, Axes, Use
 from lightning_ligo.axes.dims import uses_of
-from lightning_ligo.plan.plan import Lengths, length
+from lightning_ligo.axes.graph import Graph
+from lightning_ligo.axes.stacks import pattern_of, place_of
+from lightning_ligo.axes.trace import Tracer
+from lightning_ligo.plan.plan import Lengths, Row, length
+from lightning_ligo.plan.residual import added_layers, passing, writing
 
-Shapes = dict[str, Size]  # by pattern
+Counterparts = dict[str, tuple[str, ...]]  # axis of the large network -> those of the small one
 
 
-Counterparts = dict[str, tuple[str, ...]]  # the axes of the small network by one of the large
+@dataclass(frozen=True)
+class Side:
+    """One network of a pair.
+
+    Args:
+        network: the network.
+        tracer: the trace of its forward.
+        axes: its axes.
+        shapes: by pattern, the shape of the parameter or buffer of one layer.
+    """
+
+    network: nn.Module
+    tracer: Tracer
+    axes: Axes
+    shapes: dict[str, Size]
+
+    @property
+    def graph(self) -> Graph:
+        return self.tracer.graph
+
+    def without(self, starts: Iterable[str]) -> Side:
+        """The same network, less the patterns with one of these starts."""
+        starts = tuple(starts)
+        shapes = {name: size for name, size in self.shapes.items() if not name.startswith(starts)}
+        return dataclasses.replace(self, shapes=shapes)
+
+    def names(self, pattern: str) -> tuple[str, ...]:
+        """The tensors under a pattern: one for every layer of its stack, or a single one."""
+        stack, rest = place_of(pattern, self.axes.stacks)
+        if stack is None:
+            return (rest,)
+        path, layers = self.axes.stacks[stack]
+        return tuple(f"{path}.{layer}{rest}" for layer in layers)
 
 
-def counterparts(ours: Axes, theirs: Axes) -> Counterparts:
-    """The axes that stand in the small network where one of the large stands, usually just one.
+@dataclass(frozen=True)
+class Correspondence:
+    """A small and a large network, and how the parts of one correspond to those of the other.
 
-    A shortcut that only one of the networks has makes one axis there of what are two in the other.
+    Args:
+        small: the small network, without the patterns of modules that the large one replaces.
+        large: the large network.
+        counterparts: for every axis of the large network, the axes of the small one in its place.
+        lengths: the (small, large) length of every axis.
+        shared: axes of heads -> how many heads of the large network one of the small one becomes.
+        fresh: the patterns without a counterpart: they stay as the large network was built.
+        writes: the patterns in stacks that write into the residual stream.
+        replaced: the starts of the patterns of replaced modules -> the (small, large) class.
+    """
+
+    small: Side
+    large: Side
+    counterparts: Counterparts
+    lengths: Lengths
+    shared: dict[str, int]
+    fresh: frozenset[str]
+    writes: frozenset[str]
+    replaced: dict[str, tuple[str, str]]
+
+    @property
+    def grown(self) -> Lengths:
+        """The axes that grow."""
+        return {name: pair for name, pair in self.lengths.items() if pair[0] != pair[1]}
+
+    @property
+    def stacks(self) -> dict[str, tuple[int, int]]:
+        """The (small, large) depth of every stack."""
+        small = self.small.axes.stacks
+        return {name: (small[name].depth, s.depth) for name, s in self.large.axes.stacks.items()}
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The factor on what writes a contracted axis, so that the product keeps its scale."""
+        scales = {}
+        for name, axis in self.large.axes.axes.items():
+            if axis.contracted and name in self.counterparts:
+                small = self.small.axes.axes[self.counterparts[name][0]]
+                if small.scale * axis.scale > 0:
+                    scales[name] = math.sqrt(small.scale / axis.scale)
+        return scales
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """A row for every pattern of parameters."""
+        return self._rows(buffers=False)
+
+    @cached_property
+    def buffers(self) -> tuple[Row, ...]:
+        """A row for every pattern of persistent buffers."""
+        return self._rows(buffers=True)
+
+    def _rows(self, buffers: bool) -> tuple[Row, ...]:
+        axes, passes = self.large.axes, passing(self.large.axes, self.large.graph.scalings)
+        names = [name for name, _ in self.large.network.named_parameters()]
+        parameters = {pattern_of(name, axes.stacks)[0] for name in names}
+        return tuple(
+            Row(
+                pattern,
+                stack=place_of(pattern, axes.stacks)[0],
+                small=self.small.shapes.get(pattern, shape),
+                large=shape,
+                dims=axes.dims.get(pattern, ()),
+                small_names=() if pattern in self.fresh else self.small.names(pattern),
+                large_names=self.large.names(pattern),
+                writes=pattern in self.writes,
+                passes=pattern in passes,
+            )
+            for pattern, shape in self.large.shapes.items()
+            if (pattern in parameters) != buffers
+        )
+
+
+def correspond(small: Side, large: Side) -> Correspondence:
+    """Find the part of the small network that stands in the place of each of the large one."""
+    counterparts = _counterparts(small.axes, large.axes)
+    writes = writing(large.axes, large.graph.sums)
+    replaced = _replaced(small, large, counterparts, writes)
+    small, kept = small.without(replaced), large.without(replaced)
+    lengths, shared = _lengths(small, kept, counterparts)
+    fresh = added_layers(small.graph.shapes, small.shapes, large.shapes, large.graph.sums)
+    fresh.update({name: name in writes for name in large.shapes if name not in kept.shapes})
+    fresh.update(dict.fromkeys(_unused(small, large), False))
+    writes.update(name for name in fresh if fresh[name])
+    return Correspondence(
+        small, large, counterparts, lengths, shared, frozenset(fresh), frozenset(writes), replaced
+    )
+
+
+def _counterparts(small: Axes, large: Axes) -> Counterparts:
+    """The axes of the small network in the place of each of the large one, usually just one.
+
+    A shortcut in only one of the networks makes one axis of two that are apart in the other.
     """
     found: dict[str, dict[str, None]] = {}
-    for pattern in theirs.dims.keys() & ours.dims.keys():
-        for dims in zip(ours.dims[pattern], theirs.dims[pattern], strict=False):
-            mine, other = map(list, map(uses_of, dims))
-            for one, use in zip(mine, other, strict=False) if len(mine) == len(other) else ():
-                found.setdefault(use.axis, {})[one.axis] = None
-    named = {name: (name,) for name in theirs.axes if name in ours.axes}
+    for pattern in large.dims.keys() & small.dims.keys():
+        for dims in zip(small.dims[pattern], large.dims[pattern], strict=False):
+            before, after = map(list, map(uses_of, dims))
+            if len(before) == len(after):
+                for one, use in zip(before, after, strict=True):
+                    found.setdefault(use.axis, {})[one.axis] = None
+    named = {name: (name,) for name in large.axes if name in small.axes}
     return named | {name: tuple(sorted(those)) for name, those in found.items()}
 
 
-def lengths_of(
-    ours: Axes, theirs: Axes, small: Shapes, large: Shapes, same: Counterparts
-) -> tuple[Lengths, dict[str, int]]:
-    """The (small, large) length of every axis, and for how many heads one of the small stands.
+def _unused(small: Side, large: Side) -> list[str]:
+    """The patterns that are longer in the large network, and that its forward does not use."""
+    return [
+        pattern
+        for pattern, dims in large.axes.dims.items()
+        if pattern in large.shapes
+        and small.shapes.get(pattern, large.shapes[pattern]) != large.shapes[pattern]
+        and all(large.axes.axes[use.axis].pinned == UNUSED for dim in dims for use in uses_of(dim))
+    ]
 
-    Where the small network has no axis of a name it is 1, as of a single head, unless all
-    dimensions that carry it are as long there. An axis of buffers alone that are not saved, such
-    as the windows of a mask, has the length that the large network was built with in both.
+
+# Lengths ----------------------------------------------------------------------------------------
+
+
+def _lengths(
+    small: Side, large: Side, counterparts: Counterparts
+) -> tuple[Lengths, dict[str, int]]:
+    """Find the (small, large) length of every axis, and which heads of the small one are shared.
+
+    An axis that the small network lacks has the length 1 there, as of a single head, unless all
+    dimensions that carry it are as long as in the large one. An axis that only unsaved buffers
+    carry, such as the windows of a mask, has the length of the large network in both.
 
     Keys and values of grouped-query attention have fewer heads than queries. Where the large
     network groups fewer queries, the small one is first read as one whose shared heads are
     repeated, which computes the same (Ainslie et al., *GQA*, EMNLP 2023, in the other direction).
     """
+    axes = large.axes.axes
     lengths = {
-        name: (_length_in(name, ours, theirs, small, large, same), axis.length)
-        for name, axis in theirs.axes.items()
+        name: (_length_in_small(name, small, large, counterparts), axis.length)
+        for name, axis in axes.items()
     }
     shared: dict[str, int] = {}
-    for name, axis in theirs.axes.items():
+    for name in axes:
         group = f"{name.removesuffix('heads')}group"
         if not name.endswith("heads"):
             continue
-        heads = _heads(name, group, theirs, small, lengths)
+        heads = _heads(name, group, small, large, lengths)
         if len(heads) != 2 or 0 in heads:  # no whole number of these heads, which is refused
             continue
         keys, queries = sorted(heads)
-        grouped = theirs.axes[group].length if group in theirs.axes else 1
+        grouped = axes[group].length if group in axes else 1
         for repeats in range(1, queries // keys + 1):
             if queries % (keys * repeats) == 0 and queries // (keys * repeats) <= grouped:
-                lengths[name] = keys * repeats, axis.length
+                lengths[name] = keys * repeats, axes[name].length
                 if group in lengths:
                     lengths[group] = queries // (keys * repeats), grouped
                 if repeats > 1:
@@ -67,33 +219,110 @@ def lengths_of(
     return lengths, shared
 
 
-def _length_in(
-    name: str, ours: Axes, theirs: Axes, small: Shapes, large: Shapes, same: Counterparts
-) -> int:
-    if not any(
-        use.axis == name for pattern in large for dim in theirs.dims.get(pattern, ())
-        for use in uses_of(dim)
-    ):  # fmt: skip
-        return theirs.axes[name].length
-    if name in same:
-        return ours.axes[same[name][0]].length
-    one = any(
-        small[pattern][number : number + 1] != large[pattern][number : number + 1]
-        for pattern, dims in theirs.dims.items()
+def _length_in_small(name: str, small: Side, large: Side, counterparts: Counterparts) -> int:
+    places = [
+        (pattern, number)
+        for pattern, dims in large.axes.dims.items()
         for number, dim in enumerate(dims)
-        if pattern in small and any(use.axis == name for use in uses_of(dim))
+        if any(use.axis == name for use in uses_of(dim))
+    ]
+    if not any(pattern in large.shapes for pattern, _ in places):
+        return large.axes.axes[name].length
+    if name in counterparts:
+        return small.axes.axes[counterparts[name][0]].length
+    differs = any(
+        small.shapes[pattern][dim : dim + 1] != large.shapes[pattern][dim : dim + 1]
+        for pattern, dim in places
+        if pattern in small.shapes
     )
-    return 1 if one else theirs.axes[name].length
+    return 1 if differs else large.axes.axes[name].length
 
 
-def _heads(name: str, group: str, theirs: Axes, small: Shapes, lengths: Lengths) -> set[int]:
+def _heads(name: str, group: str, small: Side, large: Side, lengths: Lengths) -> set[int]:
     """How many heads the parameters of the small network have that carry an axis of heads."""
     found = set()
-    for pattern, dims in theirs.dims.items():
+    for pattern, dims in large.axes.dims.items():
         for number, product in enumerate(dims):
             axes = [node.axis for node in product if isinstance(node, Use)]
-            if name in axes and pattern in small:
-                others = (n for n in product if getattr(n, "axis", None) not in (name, group))
-                width = length(tuple(others), lengths)[0]
-                found.add(small[pattern][number] // width)
+            if name in axes and pattern in small.shapes:
+                rest = (n for n in product if getattr(n, "axis", None) not in (name, group))
+                width = length(tuple(rest), lengths)[0]
+                found.add(small.shapes[pattern][number] // width)
     return found
+
+
+# Other architectures ----------------------------------------------------------------------------
+
+
+def _replaced(
+    small: Side, large: Side, counterparts: Counterparts, writes: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """Find the modules in layers that are of another class in the large network.
+
+    They stay as the large network was built, such as a feed-forward part with GELU that becomes one
+    with a gate (SwiGLU): no linear map makes one from the other, as the same parameter has other
+    axes. A replaced module has to add to the residual stream, where it adds nothing at first. Two
+    modules of one class with other axes are another architecture, see `mismatch`.
+
+    Returns:
+        By the start of their patterns, ``blocks.*.mlp.``, the classes in the small and the large
+        network.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for stack in filter(small.axes.stacks.__contains__, large.axes.stacks):
+        layer = f"{stack}.*."
+        first = [
+            (side.network, f"{side.axes.stacks[stack].path}.{side.axes.stacks[stack].layers[0]}")
+            for side in (small, large)
+        ]
+        for pattern in filter(small.shapes.__contains__, large.shapes):
+            if not pattern.startswith(layer) or not mismatch(pattern, small, large, counterparts):
+                continue
+            *inside, _ = pattern.removeprefix(layer).split(".")
+            for name in itertools.accumulate(inside, "{}.{}".format):
+                before, after = (type(net.get_submodule(f"{path}.{name}")) for net, path in first)
+                start = f"{layer}{name}."
+                if before is not after and any(one.startswith(start) for one in writes):
+                    found[start] = before.__name__, after.__name__
+                    break
+    return found
+
+
+def mismatch(pattern: str, small: Side, large: Side, counterparts: Counterparts) -> list[str]:
+    """Say where one pattern has other axes in the small network than in the large one."""
+    sizes = small.shapes[pattern], large.shapes[pattern]
+    shapes = f"{tuple(sizes[0])} in the small network and {tuple(sizes[1])} in the large one"
+    if pattern not in small.axes.dims or pattern not in large.axes.dims:
+        return (
+            [f"{pattern} is {shapes}, and has no axes to grow by"] if sizes[0] != sizes[1] else []
+        )
+    if any(after == 1 < before for before, after in zip(*sizes, strict=False)):
+        return [f"{pattern} is {shapes}; a network grows, it does not shrink"]
+    known = set(itertools.chain.from_iterable(counterparts.values()))
+    dims = zip(small.axes.dims[pattern], large.axes.dims[pattern], strict=False)
+    for dim, (before, after) in enumerate(dims):
+        here = [use.axis for use in uses_of(before) if use.axis in known]
+        there = [use.axis for use in uses_of(after) if use.axis in counterparts]
+        alike = len(here) == len(there) and all(
+            axis in counterparts[name] for axis, name in zip(here, there, strict=True)
+        )
+        same_length = sizes[0][dim : dim + 1] == sizes[1][dim : dim + 1]
+        fixed = all(
+            side.axes.axes[use.axis].pinned
+            for side, product in ((small, before), (large, after))
+            for use in uses_of(product)
+        )
+        if not alike and not (same_length and fixed):
+            break
+    else:
+        if len(sizes[0]) == len(sizes[1]):
+            return []
+    return [
+        f"{pattern} has the axes {_words(small.axes, pattern)} in the small network and "
+        f"{_words(large.axes, pattern)} in the large one: another architecture"
+    ]
+
+
+def _words(axes: Axes, pattern: str) -> str:
+    words = (" ".join(use.axis for use in uses_of(dim)) or "1" for dim in axes.dims[pattern])
+    return f"({', '.join(words)})"

@@ -1,4 +1,4 @@
-"""Run a layer that writes nothing: it may be new only if it passes on what another one returns."""
+"""Measure whether a new layer that writes nothing passes on its input unchanged."""
 
 from __future__ import annotations
 
@@ -11,66 +11,62 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from lightning_ligo.axes.axes import Axes
 from lightning_ligo.axes.forward import outputs_of
 from lightning_ligo.axes.proof import difference, prepared
-from lightning_ligo.plan.plan import Plan
+from lightning_ligo.plan.correspondence import Correspondence
 
 EXACT = 1e-7  # of a relative change in float32; what passes unchanged is the same to the last bit
 
 
-def disturbing(
-    plan: Plan, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ours: Axes
+def identity_errors(
+    both: Correspondence, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, float]:
-    """By how much the layers of a stack change what passes them although they write nothing.
+    """Measure by how much new layers that write nothing differ from the identity.
 
-    Of every stack that becomes deeper the last layer of ``network``, the small one, is run once
-    more behind itself, with zeros for what a new layer has zeros for, and ones for what multiplies
-    the stream. One that then returns zeros alone may be added by the module that calls it, which
-    the gradient tells. Stacks whose layers are not called as modules, or return something of
-    another shape, cannot be tried.
-
-    Args:
-        ours: the axes of the small network.
+    For every stack that becomes deeper, the last layer of the small network is run once more behind
+    itself. The parameters that write into the residual stream are zero then, and those that
+    multiply it are one, as in a new layer. A layer that returns only zeros may be added by the
+    module that calls it, which the gradient tells. Stacks whose layers are not called as modules,
+    or return something of another shape, cannot be tried.
 
     Returns:
-        for every stack whose layers do, the change relative to what comes in.
+        For every stack whose layers differ, the change relative to their input.
     """
-    deeper = {
-        f"{ours.stacks[name].path}.{ours.stacks[name].layers[-1]}": name
-        for name, (small, large) in plan.depths.items()
-        if small < large
-    }
+    deeper = {}
+    for name, (small, large) in both.stacks.items():
+        if small < large:
+            path, layers = both.small.axes.stacks[name]
+            deeper[f"{path}.{layers[-1]}"] = name
     if not deeper:
         return {}
-    network, args, kwargs = prepared(network, args, kwargs, torch.float32)
+    network, args, kwargs = prepared(both.small.network, args, kwargs, torch.float32)
     network.train().eval()
     modules = {module: path for path, module in network.named_modules() if path in deeper}
     seen = _seen(network, modules, args, kwargs)
-    carried = {name: row for row in plan.rows for name in row.small_names}
+    carried = {name: row for row in both.rows for name in row.small_names}
     for module, path in modules.items():
         for name, parameter in module.named_parameters():
             row = carried.get(f"{path}.{name}")
             if row is None or row.writes or row.passes:  # what is left out is in no new layer
                 parameter.data.fill_(float(row is not None and row.passes))
-    changes: dict[nn.Module, float] = {}
-    silent = []
+    errors: dict[nn.Module, float] = {}
+    zero_output = []
     for module, (inputs, x) in seen.items():
         if (out := _run(module, inputs)) is None or not x.isfinite().all():
             continue
         if out.any():
-            changes[module] = difference([x], [out])
+            errors[module] = difference([x], [out])
         else:
-            silent.append(module)
-    changes.update(dict.fromkeys(_ends(network, silent, args, kwargs), 1.0))
-    return {deeper[modules[module]]: change for module, change in changes.items() if change > EXACT}
+            zero_output.append(module)
+    errors.update(dict.fromkeys(_blocking(network, zero_output, args, kwargs), 1.0))
+    return {deeper[modules[module]]: error for module, error in errors.items() if error > EXACT}
 
 
 @torch.no_grad()
 def _seen(
     network: nn.Module, modules: Iterable[nn.Module], args: Any, kwargs: Any
 ) -> dict[nn.Module, tuple[Any, Tensor]]:
-    """What a next layer behind each of the modules gets, and the first value of that."""
+    """Record the inputs that a next layer behind each module gets, and the first value of them."""
     came: dict[nn.Module, Any] = {}
     seen: dict[nn.Module, tuple[Any, Tensor]] = {}
 
@@ -96,12 +92,12 @@ def _seen(
     return seen
 
 
-def _ends(
+def _blocking(
     network: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any
 ) -> list[nn.Module]:
-    """The modules that return zeros and past which no other way leads: all before them is lost.
+    """Find the modules that return zeros and that nothing bypasses, so their input is lost.
 
-    Then the output has no gradient for any parameter that what they get is made of.
+    Then the output has no gradient for any parameter that their input depends on.
     """
     if not modules:
         return []
@@ -134,16 +130,16 @@ def _ends(
 
 @torch.no_grad()
 def _run(module: nn.Module, inputs: Any) -> Tensor | None:
-    """The first value that a module returns, or nothing where it does not run."""
+    """Return the first value that a module returns, or None if it fails."""
     args, kwargs = inputs
     try:
         return _first(module(*args, **kwargs))
-    except Exception:  # which it may do outside of its network
+    except Exception:  # outside its network it may
         return None
 
 
 def _with_first(inputs: Any, x: Tensor) -> Any:
-    """What a module gets, with another first value."""
+    """Return the inputs with another first value."""
     leaves, spec = tree_flatten(inputs)
     leaves[next(place for place, leaf in enumerate(leaves) if _is_value(leaf))] = x.clone()
     return tree_unflatten(leaves, spec)

@@ -18,21 +18,32 @@ Lengths = dict[str, tuple[int, int]]  # of every axis: (small, large)
 
 @dataclass(frozen=True)
 class Row:
-    """The parameters (or buffers) under one pattern: ``dims`` are what each dimension does.
+    """The parameters (or buffers) under one pattern.
 
-    A row without ``small_names`` is of a layer that the small network has nothing like, or unused
-    by the forward: it stays as the large network was built, and where it writes it is zero.
+    A row without ``small_names`` stays as the large network was built: the small network has no
+    such layer, or the forward does not use it.
+
+    Args:
+        pattern: the name, with ``*`` for the layer: ``blocks.*.mlp.fc1.weight``.
+        stack: the stack that it is in, if any.
+        small: the shape in one layer of the small network.
+        large: the shape in one layer of the large network.
+        dims: for every dimension, the uses of its axes.
+        small_names: the names in every layer of the small network.
+        large_names: the names in every layer of the large network.
+        writes: it writes into the residual stream, so zero makes a layer add nothing.
+        passes: it multiplies the residual stream, so one makes a layer pass it on unchanged.
     """
 
     pattern: str
     stack: str | None
-    small: Size  # of one layer
+    small: Size
     large: Size
     dims: tuple[Product[Use], ...]
-    small_names: tuple[str, ...]  # of every layer
+    small_names: tuple[str, ...]
     large_names: tuple[str, ...]
-    writes: bool = False  # zero where a layer is to add nothing to the stream that passes it
-    passes: bool = False  # and one here, where it multiplies that stream
+    writes: bool = False
+    passes: bool = False
 
 
 def length(product: Product[Use], lengths: Lengths) -> tuple[int, int]:
@@ -43,29 +54,36 @@ def length(product: Product[Use], lengths: Lengths) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A small and a large network side by side; ``print(plan)`` shows what grows into what."""
+    """A small and a large network side by side; ``print(plan)`` shows what grows into what.
+
+    Args:
+        lengths: the (small, large) length of every axis.
+        stacks: the (small, large) depth of every stack.
+        rows: the parameters of the large network, by pattern.
+        buffers: its persistent buffers, by pattern.
+        all_axes: every axis of the large network; ``axes`` are those that grow.
+        inexact: why no growth can keep the function exactly; empty if one can.
+        proofs: for every axis that grows, the change of the output when it is permuted.
+        scales: the factors on what writes contracted axes, so that their product keeps its scale.
+        shared: axes of heads -> how many heads of the large network one of the small one becomes.
+        scalars_read: the values that the large network read from its tensors, in order.
+    """
 
     lengths: Lengths
-    depths: dict[str, tuple[int, int]]  # every stack: (small, large)
+    stacks: dict[str, tuple[int, int]]
     rows: tuple[Row, ...]
     buffers: tuple[Row, ...]
-    facts: dict[str, Axis] = field(repr=False)  # of the large network's axes
-    inexact: tuple[str, ...] = ()  # why no growth can keep the function exactly, if so
-    proofs: dict[str, float] = field(default_factory=dict, compare=False)  # of the axes that grow
-    scales: dict[str, float] = field(default_factory=dict, repr=False)  # of what writes inner axes
-    shared: dict[str, int] = field(default_factory=dict)  # heads: for how many queries one stands
+    all_axes: dict[str, Axis] = field(repr=False)
+    inexact: tuple[str, ...] = ()
+    proofs: dict[str, float] = field(default_factory=dict, compare=False)
+    scales: dict[str, float] = field(default_factory=dict, repr=False)
+    shared: dict[str, int] = field(default_factory=dict)
     scalars_read: tuple[Any, ...] = field(default=(), repr=False, compare=False)
-    """What the large network has read of its tensors, in order, to decide how to go on."""
 
     @property
-    def axes(self) -> dict[str, tuple[int, int]]:
+    def axes(self) -> Lengths:
         """The axes that grow: name -> (small, large) length."""
         return {name: pair for name, pair in self.lengths.items() if pair[0] != pair[1]}
-
-    @property
-    def stacks(self) -> dict[str, tuple[int, int]]:
-        """Every stack: name -> (small, large) depth."""
-        return dict(self.depths)
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -77,6 +95,7 @@ class Plan:
         return small, large
 
     def grows(self, product: Product[Use]) -> bool:
+        """Whether a dimension becomes longer."""
         return any(len(set(self.lengths[use.axis])) == 2 for use in uses_of(product))
 
     def length(self, product: Product[Use]) -> tuple[int, int]:
@@ -85,15 +104,15 @@ class Plan:
 
     @property
     def fixed(self) -> dict[str, str]:
-        """The axes that stay as long as they are, and cannot grow: name -> why."""
+        """The axes that keep their length because they cannot grow: name -> why."""
         return {
             name: axis.pinned
-            for name, axis in self.facts.items()
+            for name, axis in self.all_axes.items()
             if axis.pinned and name not in self.axes
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """What the plan says as plain data, for JSON; a proof that was not made is None."""
+        """The plan as plain data, for JSON; an axis that was not proved has None for its proof."""
         small, large = self.parameters
         return {
             "axes": {name: list(pair) for name, pair in self.axes.items()},
@@ -110,7 +129,7 @@ class Plan:
 
     def __str__(self) -> str:
         grown = [(name, *pair, self._proof(name)) for name, pair in self.axes.items()]
-        stacks = [(f"{name} (layers)", *pair, "") for name, pair in self.depths.items()]
+        stacks = [(f"{name} (layers)", *pair, "") for name, pair in self.stacks.items()]
         total = ("parameters", *self.parameters, "")
         width = max(len(row[0]) for row in (*grown, *stacks, total))
         lines = [
@@ -119,9 +138,12 @@ class Plan:
         ]
         rule = "-" * max(map(len, lines))
         head = f"{'axis':<{width}}  {'small':>12}  {'large':>12}  proof"
+        staying: dict[str, list[str]] = {}
+        for name, reason in self.fixed.items():
+            staying.setdefault(reason, []).append(f"{name} stays {self.lengths[name][1]}")
         fixed = [
             f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {reason}"
-            for reason, names in self._staying().items()
+            for reason, names in staying.items()
         ]
         shared = [
             f"{name}: one head of keys and values becomes {repeats}, which were shared"
@@ -130,18 +152,11 @@ class Plan:
         inexact = [f"not exact: {reason}" for reason in self.inexact]
         return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *inexact])
 
-    def _staying(self) -> dict[str, list[str]]:
-        """What stays, by its reason."""
-        staying: dict[str, list[str]] = {}
-        for name, reason in self.fixed.items():
-            staying.setdefault(reason, []).append(f"{name} stays {self.lengths[name][1]}")
-        return staying
-
     def _proof(self, name: str) -> str:
         if name in self.proofs:
             holds = "holds, to" if self.proofs[name] <= TOLERANCE else "fails, by"
             return f"{holds} {self.proofs[name]:.0e}"
-        if self.facts[name].resize:
+        if self.all_axes[name].resize:
             return "not needed, its entries stay in order"
         if self.lengths[name][0] == 1:
             return "not needed, it is a single entry"

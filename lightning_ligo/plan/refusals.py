@@ -2,87 +2,106 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
-from torch import Size, Tensor
-
-from lightning_ligo.axes.axes import UNUSED, Axes, Axis, Use
-from lightning_ligo.axes.dims import Product, uses_of
+from lightning_ligo.axes.axes import UNUSED, Axis
+from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.axes.graph import SELECTED
-from lightning_ligo.plan.correspondence import Counterparts, Shapes
-from lightning_ligo.plan.plan import Lengths
+from lightning_ligo.axes.proof import TOLERANCE
+from lightning_ligo.plan.correspondence import Correspondence, mismatch
 from lightning_ligo.plan.plan import length as length_of
 from lightning_ligo.plan.resize import grid
 
+SHRINKS = "a network grows, it does not shrink"
 
-def problems(
-    ours: Axes,
-    theirs: Axes,
-    small: Shapes,
-    large: Shapes,
-    lengths: Lengths,
-    shared: Collection[str],
-    same: Counterparts,
-    fresh: Collection[str],
-) -> list[str]:
-    """What the two networks have that does not fit, all of it; ``fresh`` needs no counterpart."""
-    sequential = {**ours.sequential, **theirs.sequential}
-    lost, added = _missing(small, large), _missing(large, {*small, *fresh})
-    found = [
-        f"the {where} network lacks {', '.join(names)} (or ties them to others), "
-        f"which the {other} one has"
-        for where, other, names in (("large", "small", lost), ("small", "large", added))
-        if names
+
+def refusals(both: Correspondence) -> list[str]:
+    """List all reasons why the large network cannot be grown from the small one."""
+    small, large = (
+        sum(parameter.numel() for parameter in side.network.parameters())
+        for side in (both.small, both.large)
+    )
+    found = [*_of_parts(both), *_of_patterns(both), *_of_axes(both)]
+    if small > large:
+        found.append(f"it has {large} parameters and the small network {small}; {SHRINKS}")
+    return found or list(_of_output(both))
+
+
+def unproved(both: Correspondence, proofs: Mapping[str, float]) -> list[str]:
+    """List the axes that the proof does not let grow."""
+    return [
+        f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
+        "itself, so they are not exchangeable; give both networks the same length"
+        for name, change in proofs.items()
+        if change > TOLERANCE and not both.large.axes.axes[name].named
     ]
-    found += [
-        f"{stack} cannot change its depth: {reason}"
-        for stack, reason in sequential.items()
-        if found and any(name.startswith(f"{stack}.") for name in [*lost, *added])
-    ]
-    apart = {name: those for name, those in same.items() if name not in shared}
-    for pattern in [name for name in large if name in small and name not in fresh]:
-        sizes = small[pattern], large[pattern]
-        found += mismatch(pattern, ours, theirs, *sizes, apart) or _misfit(
-            pattern, theirs.dims.get(pattern, ()), small[pattern], lengths, shared
-        )
-    for name, axis in theirs.axes.items():
-        length = lengths[name][0]
+
+
+def _of_parts(both: Correspondence) -> Iterator[str]:
+    small, large = both.small.shapes, both.large.shapes
+    lost, added = _missing(small, large), _missing(large, {*small, *both.fresh})
+    for where, lacking, names in (("large", "small", lost), ("small", "large", added)):
+        if names:
+            yield (
+                f"the {where} network lacks {', '.join(names)} (or ties them to others), which the "
+                f"{lacking} one has"
+            )
+    for stack, reason in {**both.small.axes.sequential, **both.large.axes.sequential}.items():
+        if any(name.startswith(f"{stack}.") for name in [*lost, *added]):
+            yield f"{stack} cannot change its depth: {reason}"
+
+
+def _missing(names: Iterable[str], among: Iterable[str]) -> list[str]:
+    there = set(among)
+    missing = [name for name in names if name not in there]
+    return missing if len(missing) <= 8 else [*missing[:8], f"and {len(missing) - 8} more"]
+
+
+def _of_patterns(both: Correspondence) -> Iterator[str]:
+    counterparts = {n: axes for n, axes in both.counterparts.items() if n not in both.shared}
+    for pattern in both.large.shapes:
+        if pattern in both.small.shapes and pattern not in both.fresh:
+            found = mismatch(pattern, both.small, both.large, counterparts)
+            yield from found or _misfit(pattern, both)
+
+
+def _misfit(pattern: str, both: Correspondence) -> list[str]:
+    """Say where the axes of a dimension do not multiply to its length in the small network."""
+    dims = both.large.axes.dims.get(pattern, ())
+    for dim, (product, found) in enumerate(zip(dims, both.small.shapes[pattern], strict=False)):
+        expected = length_of(product, both.lengths)[0]
+        names = dict.fromkeys(use.axis for use in uses_of(product))
+        repeated = not both.shared.keys().isdisjoint(names) and expected % found == 0
+        if expected != found and not repeated:
+            axes = ", ".join(f"{name} {both.lengths[name][0]}" for name in names)
+            return [
+                f"dimension {dim} of {pattern} is {found} long in the small network, expected "
+                f"{expected}, the product of the axes that it has in the large one ({axes})"
+            ]
+    return []
+
+
+def _of_axes(both: Correspondence) -> Iterator[str]:
+    for name, axis in both.large.axes.axes.items():
+        length = both.lengths[name][0]
         if axis.pinned == UNUSED:
             continue
         if length > axis.length:
-            found.append(
-                f"axis {name} is {length} long in the small network and only {axis.length} in "
-                "the large one; a network grows, it does not shrink"
+            yield (
+                f"axis {name} is {length} long in the small network and only {axis.length} in the "
+                f"large one; {SHRINKS}"
             )
         elif axis.named and not axis.resize:
             continue
         elif length < axis.length and axis.pinned and not _resizes(axis, length):
-            found.append(
-                f"axis {name} is {length} long in the small network and {axis.length} in the "
-                f"large one, and cannot grow: {axis.pinned}; give both networks the same"
+            yield (
+                f"axis {name} is {length} long in the small network and {axis.length} in the large "
+                f"one, and cannot grow: {axis.pinned}; give both networks the same length"
             )
-    return found
-
-
-def changed_output(small: Tensor, large: Tensor, ours: Axes, theirs: Axes) -> list[str]:
-    """An output may change its shape only where it has more classes."""
-    more = {
-        (ours.axes[name].length, axis.length)
-        for name, axis in theirs.axes.items()
-        if axis.resize == "append" and name in ours.axes
-    }
-    changed = {pair for pair in zip(small.shape, large.shape, strict=False) if pair[0] != pair[1]}
-    if small.dim() == large.dim() and changed <= more:
-        return []
-    return [
-        f"its output would change from {tuple(small.shape)} to {tuple(large.shape)}; grow the "
-        "module that holds what reads this output as well"
-    ]
 
 
 def _resizes(axis: Axis, small: int) -> bool:
-    """Whether an axis whose entries are told apart can still become longer.
+    """Whether an axis whose entries are not exchangeable can still become longer.
 
     Positions can if they are a grid, or tokens, one of which is selected.
     """
@@ -95,81 +114,19 @@ def _resizes(axis: Axis, small: int) -> bool:
     )
 
 
-def _missing(of: Iterable[str], among: Iterable[str]) -> list[str]:
-    there = set(among)
-    missing = [name for name in of if name not in there]
-    return missing if len(missing) <= 8 else [*missing[:8], f"and {len(missing) - 8} more"]
-
-
-def mismatch(
-    pattern: str,
-    ours: Axes,
-    theirs: Axes,
-    small: Size,
-    large: Size,
-    same: Counterparts,
-) -> list[str]:
-    """Where one pattern has other axes in the small network than in the large one."""
-    if pattern not in ours.dims or pattern not in theirs.dims:
-        if small != large:
-            return [f"{pattern} is {tuple(small)} and {tuple(large)} and has no axes to grow by"]
-        return []
-    if any(length == 1 < shorter for shorter, length in zip(small, large, strict=False)):
-        return [
-            f"{pattern} is {tuple(small)} in the small network and {tuple(large)} in the large "
-            "one; a network grows, it does not shrink"
-        ]
-    known = set(itertools.chain.from_iterable(same.values()))
-    for dim, (mine, other) in enumerate(
-        zip(ours.dims[pattern], theirs.dims[pattern], strict=False)
-    ):
-        here = [use.axis for use in uses_of(mine) if use.axis in known]
-        there = [use.axis for use in uses_of(other) if use.axis in same]
-        alike = len(here) == len(there) and all(
-            axis in same[name] for axis, name in zip(here, there, strict=True)
+def _of_output(both: Correspondence) -> Iterator[str]:
+    """An output may change its shape only where it has more classes."""
+    if not both.small.tracer.outputs or not both.large.tracer.outputs:
+        return
+    small, large = both.small.tracer.outputs[0].shape, both.large.tracer.outputs[0].shape
+    more = {
+        (both.small.axes.axes[name].length, axis.length)
+        for name, axis in both.large.axes.axes.items()
+        if axis.resize == "append" and name in both.small.axes.axes
+    }
+    changed = {pair for pair in zip(small, large, strict=False) if pair[0] != pair[1]}
+    if len(small) != len(large) or not changed <= more:
+        yield (
+            f"its output would change from {tuple(small)} to {tuple(large)}; grow the module that "
+            "also holds the layer that reads this output"
         )
-        if not alike and not (
-            small[dim : dim + 1] == large[dim : dim + 1] and _fixed(ours, mine, theirs, other)
-        ):
-            break
-    else:
-        if len(small) == len(large):
-            return []
-    return [
-        f"{pattern} has the axes {_words(ours, pattern)} in the small network and "
-        f"{_words(theirs, pattern)} in the large one: another architecture"
-    ]
-
-
-def _misfit(
-    pattern: str,
-    dims: tuple[Product[Use], ...],
-    small: Size,
-    lengths: Lengths,
-    shared: Collection[str],
-) -> list[str]:
-    """Where the lengths of a dimension's axes do not multiply to what the small network has."""
-    for dim, (product, found) in enumerate(zip(dims, small, strict=False)):
-        wanted = length_of(product, lengths)[0]
-        repeated = any(use.axis in shared for use in uses_of(product)) and wanted % found == 0
-        if wanted != found and not repeated:
-            axes = ", ".join({f"{use.axis} {lengths[use.axis][0]}": 0 for use in uses_of(product)})
-            return [
-                f"dimension {dim} of {pattern} is {found} long in the small network and not the "
-                f"{wanted} of the axes that it has in the large one ({axes}): it is made of others"
-            ]
-    return []
-
-
-def _fixed(ours: Axes, mine: Product[Use], theirs: Axes, other: Product[Use]) -> bool:
-    """Whether nothing of a dimension could grow in either network, however it is told apart."""
-    return all(
-        axes.axes[use.axis].pinned
-        for axes, product in ((ours, mine), (theirs, other))
-        for use in uses_of(product)
-    )
-
-
-def _words(axes: Axes, pattern: str) -> str:
-    words = (" ".join(use.axis for use in uses_of(dim)) or "1" for dim in axes.dims[pattern])
-    return f"({', '.join(words)})"

@@ -1,4 +1,4 @@
-"""Who writes into the stream that passes the layers of a stack, and which layers are new."""
+"""Find the parameters that write into the residual stream, and the layers that are new."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from lightning_ligo.axes.axes import Axes
 from lightning_ligo.axes.stacks import pattern_of
 
-Sums = list[list[frozenset[str]]]  # of every addition of activations: who wrote each term
+Sums = list[list[frozenset[str]]]  # for every addition of activations, the writers of each term
 
 
 def writing(axes: Axes, sums: Sums) -> set[str]:
-    """The patterns in a stack that write into the stream that passes it."""
+    """Find the patterns in stacks that write into the residual stream."""
     layers: dict[tuple[str, int | None], set[str]] = {}
     for name in {name for terms in sums for written in terms for name in written}:
         _, stack, layer = pattern_of(name, axes.stacks)
@@ -27,7 +27,7 @@ def writing(axes: Axes, sums: Sums) -> set[str]:
 
 
 def passing(axes: Axes, scalings: list[tuple[frozenset[str], frozenset[str]]]) -> set[str]:
-    """The patterns in a stack that multiply the stream that passes it."""
+    """Find the patterns in stacks that multiply the residual stream."""
     return {
         pattern_of(name, axes.stacks)[0]
         for scaled, written in scalings
@@ -37,7 +37,7 @@ def passing(axes: Axes, scalings: list[tuple[frozenset[str], frozenset[str]]]) -
 
 
 def passed(stack: str, axes: Axes, sums: Sums) -> bool:
-    """Whether a stream passes all layers of a stack, each adding to it."""
+    """Whether all layers of a stack add to one residual stream."""
     for written in itertools.chain.from_iterable(sums):
         sources = {pattern_of(name, axes.stacks)[1:] for name in written}
         if len(sources) > 1 and any(source == stack for source, _ in sources):
@@ -45,15 +45,15 @@ def passed(stack: str, axes: Axes, sums: Sums) -> bool:
     return False
 
 
-def new_layers(
-    names: Iterable[str],
-    small: Iterable[str],
-    large: Iterable[str],
-    sums: Sums,
+def added_layers(
+    names: Iterable[str], small: Iterable[str], large: Iterable[str], sums: Sums
 ) -> dict[str, bool]:
-    """The parameters and buffers of new layers in a list of the small network: which ones write.
+    """Find the parameters and buffers of new layers in lists of the small network.
 
-    A layer that adds to nothing cannot be new: the network would no longer be what it was.
+    A layer that adds to no residual stream cannot be new, as it would change the function.
+
+    Returns:
+        For each name, whether it writes into the stream.
     """
     lists = {path for name in names for path, _ in children(name)}
     layers: dict[str, set[str]] = {}
@@ -71,7 +71,7 @@ def new_layers(
 
 
 def _added(inside: set[str], sums: Sums) -> set[str]:
-    """Those parameters of a layer that write what is added to what others wrote."""
+    """The parameters of a layer that write a term of a sum with terms from outside the layer."""
     return {
         name
         for terms in sums
@@ -82,6 +82,6 @@ def _added(inside: set[str], sums: Sums) -> set[str]:
 
 
 def children(name: str) -> Iterator[tuple[str, str]]:
-    """The lists that a parameter is in, and the start of all names in its child of each."""
+    """Yield the lists that a parameter is in, each with the start of the names in its child."""
     for match in re.finditer(r"\.\d+(?=\.)", name):
         yield name[: match.start()], f"{name[: match.end()]}."

@@ -1,4 +1,4 @@
-"""Axes whose entries are told apart: how they become longer all the same."""
+"""Make axes longer whose entries are not exchangeable."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def append(x: Tensor, dim: int, length: int) -> Tensor:
-    """More entries of a table, or more classes: each new one is the mean of those there are."""
+    """Append entries of a table, or classes: each new one is the mean of the old ones."""
     new = x.mean(dim, keepdim=True).repeat_interleave(length - x.shape[dim], dim)
     return torch.cat([x, new], dim)
 
 
 def copy(x: Tensor, dim: int, length: int) -> Tensor:
-    """More experts: each is a copy of an old one, in the order in which layers are copied."""
+    """Copy experts: each new one is a copy, in the order in which layers are copied."""
     entry = torch.arange(length, device=x.device) * x.shape[dim] // length
     return x.index_select(dim, entry)
 
 
 def grid(small: int, large: int) -> tuple[int, int, int] | None:
-    """(entries before the grid, its side in the small network, in the large one) of positions.
+    """Find (entries before the grid, side of the small grid, side of the large one) of positions.
 
     Absolute positions are a square behind class and register tokens; relative ones are a square of
     odd side, in BEiT before three more entries. None where there is no such square.
@@ -34,7 +34,7 @@ def grid(small: int, large: int) -> tuple[int, int, int] | None:
 
 
 def interpolate(x: Tensor, dim: int, length: int) -> Tensor:
-    """Positions of a larger grid, bicubic as timm's ``resample_abs_pos_embed``.
+    """Interpolate positions of a larger grid, bicubic as timm's ``resample_abs_pos_embed``.
 
     Class and register tokens, which come first, stay as they are; BEiT's three further relations
     come last. Where there is no grid, they are tokens, and more are appended.

@@ -299,7 +299,9 @@ def test_more_layers_of_a_list_that_do_unlike_things_are_said_to_change_the_func
             return self.two(F.rms_norm(self.one(x), (3,), first[0]) + sum(o[0] for o in others))
 
     error, inexact = grown(Listed, 2, 3)
-    assert error > 1e-3 and inexact == ("layers grows from 2 to 3 layers, which do unlike things",)
+    assert error > 1e-3 and inexact == (
+        "layers grows from 2 to 3 layers, which do not all compute the same",
+    )
 
 
 def test_layers_of_two_kinds_that_come_in_another_order_are_said_to_change_the_function():
@@ -506,7 +508,7 @@ def test_what_stands_before_a_product_of_activations_decides_whether_it_is_kept(
 
     error, inexact = grown(Scored, 3, 6)
     assert (error < 1e-12) == (inexact == ()) == (reason is None)
-    assert all(f"{reason} stands on it" in line for line in inexact)
+    assert all(f"{reason} is applied to it" in line for line in inexact)
 
 
 def test_a_gain_on_queries_is_said_to_change_them():
@@ -520,7 +522,7 @@ def test_a_gain_on_queries_is_said_to_change_them():
             return self.query(x) * self.gain @ self.key(x).T
 
     error, inexact = grown(Scored, 3, 6)
-    assert error > 1e-6 and "a product with parameters stands on it" in inexact[0]
+    assert error > 1e-6 and "a product with parameters is applied to it" in inexact[0]
 
 
 def test_an_axis_whose_entries_are_taken_in_order_is_told_apart():

@@ -65,7 +65,9 @@ def test_the_plan_says_which_heads_are_no_longer_shared():
 def test_heads_that_would_share_more_are_refused():
     with pytest.raises(ValueError, match=r"heads is 4 long in the small network and only 2"):
         ligo.pair(llama(4, 4), llama(8, 2), **TOKENS)
-    with pytest.raises(ValueError, match=r"q_proj.*is 32 long .* and not the 16 of the axes"):
+    with pytest.raises(
+        ValueError, match=r"q_proj.*is 32 long .*, expected 16, the product of the axes"
+    ):
         ligo.pair(llama(4, 2), llama(8, 1), **TOKENS)
 
 
@@ -275,7 +277,7 @@ ROWS = {"input": SEQUENCES["x"].flatten(0, 1)}
 @pytest.mark.parametrize("products", [True, False])
 def test_more_layers_of_entries_that_are_chosen_add_nothing(products):
     change, plan = changed(choosing(4, 2, products), choosing(4, 3, products), ROWS)
-    assert plan.depths == {"1": (2, 3)}
+    assert plan.stacks == {"1": (2, 3)}
     assert change < 1e-12 and plan.inexact == ()
 
 
