@@ -81,7 +81,7 @@ class Correspondence:
     writes: frozenset[str]
     replaced: dict[str, tuple[str, str]]
 
-    @property
+    @cached_property
     def grown(self) -> Lengths:
         """The axes that grow."""
         return {name: pair for name, pair in self.lengths.items() if pair[0] != pair[1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
@@ -73,10 +74,10 @@ def inexactness(
 
 def _of_axes(both: Correspondence, proofs: Mapping[str, float]) -> Iterator[str]:
     axes = both.large.axes
-    roles: dict[str, set[str]] = {}
+    roles: defaultdict[str, set[str]] = defaultdict(set)
     for row in (*both.rows, *both.buffers):
         for use in itertools.chain.from_iterable(map(uses_of, row.dims)):
-            roles.setdefault(use.axis, set()).add(use.role)
+            roles[use.axis].add(use.role)
     for name, (small, large) in both.grown.items():
         axis = axes.axes[name]
         if axis.named and (against := _against(axis, proofs.get(name))):
@@ -88,7 +89,7 @@ def _of_axes(both: Correspondence, proofs: Mapping[str, float]) -> Iterator[str]
             )
         if axis.unit:
             yield f"{name} is what a weight is normed over, and copies make it longer"
-        yield from _of_products(axis, axes, roles.get(name, set()), both.scales.get(name, 1.0))
+        yield from _of_products(axis, axes, roles[name], both.scales.get(name, 1.0))
         if axis.resize == "interpolate":
             how = "interpolated" if grid(small, large) else "the mean of all where they are new"
             yield f"{name} grows from {small} to {large} positions, which are {how}"
@@ -96,7 +97,7 @@ def _of_axes(both: Correspondence, proofs: Mapping[str, float]) -> Iterator[str]
             yield f"{name} grows from {small} to {large} by copies, which are ranked together"
         if name in axes.tied:
             yield f"{name} is written and read by one tied table without a norm between"
-        if large % small and (norm := _uneven_norm(axis, axes, roles.get(name, set()))):
+        if large % small and (norm := _uneven_norm(axis, axes, roles[name])):
             yield f"{name} grows from {small} to {large}, no multiple, under {norm}"
 
 
@@ -183,9 +184,9 @@ def _of_stack(
 def _disordered(both: Correspondence) -> Iterator[str]:
     """Yield the stacks that alternate in one list, and whose layers would change their order."""
     small, large = both.small.axes.stacks, both.large.axes.stacks
-    lists: dict[str, list[str]] = {}
+    lists: defaultdict[str, list[str]] = defaultdict(list)
     for name, (path, _) in large.items():
-        lists.setdefault(path, []).append(name)
+        lists[path].append(name)
     for path, names in lists.items():
         order = [
             (small[name].layers[source], large[name].layers[number])
@@ -261,20 +262,18 @@ def _of_buffers(both: Correspondence) -> Iterator[str]:
             before, after = float(small[name]), float(buffer)
             yield f"{name} is {before:.4g} in the small network and {after:.4g} in the large one"
         dims = axes.dims.get(pattern_of(name, axes.stacks)[0], ())
-        grown = [
-            number
+        if name not in saved and not all(
+            both.grown.keys().isdisjoint(use.axis for use in uses_of(dim))
+            or _uniform(buffer, number)
             for number, dim in enumerate(dims)
-            if any(use.axis in both.grown for use in uses_of(dim))
-        ]
-        if name not in saved and not all(_uniform(buffer, number) for number in grown):
+        ):
             yield f"{name} is not saved with the network and stays as it was built"
 
 
 def _different(small: Tensor, large: Tensor) -> bool:
     """Whether two buffers of one number, such as the root of a width, are different."""
-    known = not small.is_meta and not large.is_meta
     single = small.numel() == large.numel() == 1 and small.is_floating_point()
-    return known and single and bool(small != large)
+    return single and not small.is_meta and not large.is_meta and bool(small != large)
 
 
 def _uniform(buffer: Tensor, dim: int) -> bool:
@@ -291,10 +290,10 @@ def _of_counterparts(both: Correspondence) -> Iterator[str]:
         for kind in sorted(NORMED & (small ^ axes[name].over), key=lambda k: (k not in small, k)):
             where = "small" if kind in small else "large"
             yield f"{TAKEN[kind]} is taken over {name} only in the {where} network"
-    large: dict[str, list[str]] = {}
+    large: defaultdict[str, list[str]] = defaultdict(list)
     for name, counterparts in free.items():
         for axis in counterparts:
-            large.setdefault(axis, []).append(name)
+            large[axis].append(name)
         if len(counterparts) > 1:
             yield f"{' and '.join(counterparts)} are one axis, {name}, only in the large network"
     for axis, names in large.items():

@@ -111,7 +111,8 @@ class Mixed(nn.Module):
         (
             Tables(3, 1),
             Tables(5, 1),
-            r"index0 is \(3,\) .* and \(5,\) in .*, and has no axes",
+            r"index0 is \(3,\) in the small network and \(5,\) in the large one, "
+            r"and has no axes to grow by$",
         ),
         (Tables(3, 12), Tables(5, 12), r"index11 is .*, and has no axes to grow by$"),
         (Tables(3, 15), Tables(5, 15), r"index11 is .*, and has no axes to grow by\n  and 3 more "),
