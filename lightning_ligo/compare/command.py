@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from lightning_ligo.cli.base import GrowthCLI
@@ -153,17 +152,13 @@ def _watched(
 
 
 class ConfigurationCLI(GrowthCLI):
-    """Reads a configuration and makes nothing of it."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """In place of Lightning's, which warns of the words that the process was called with."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+    """Reads a configuration and builds nothing."""
 
     def instantiate_classes(self) -> None:
-        """Nothing is made."""
+        """Build nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
+        """Run nothing."""
 
 
 def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
