@@ -111,6 +111,6 @@ def run(folder: Path, within_epochs: bool, words: Connection) -> None:
     (optimizer,) = fit.optimizers
     rates = [group["lr"] for group in optimizer.param_groups]
     states = {name: optimizer.state[p] for name, p in module.named_parameters()}
-    spent = [growing.spending.total, [point[:-1] for point in growing.spending.curve]]
+    spent = [growing.accounting.total, [point[:-1] for point in growing.accounting.curve]]
     end = [fit.global_step, rates, module.state_dict(), states, spent]
     write_whole(folder / "end.pt", lambda path: torch.save(end, path))

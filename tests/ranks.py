@@ -162,7 +162,7 @@ def grown(folder, **options):
         "weights": weights(module),
         "steps": run.global_step,
         "records": [{**record, "seconds": 0} for record in callback.state_dict()["records"]],
-        "flops": callback.spending.training.totals,
+        "flops": callback.accounting.training.totals,
         "flags": wrapping.flags,
     }
 

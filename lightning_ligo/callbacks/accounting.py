@@ -1,4 +1,4 @@
-"""What a run spends, and how good its network is by then."""
+"""Count the FLOPs of a run, and note its curve of validations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_ligo.operator.flops import StepFlops
 
 
 class Point(NamedTuple):
-    """A validation, and what was spent until then."""
+    """A validation, and the FLOPs and seconds spent until then."""
 
     step: int  # of the optimizer
     metric: float | None
     training: int  # FLOPs of training, and of learning operators
-    evaluation: int  # FLOPs of all validations, this one too
+    evaluation: int  # FLOPs of all validations, including this one
     seconds: float
 
 
 class Accounting:
-    """What a run has spent on every size of its network, and its curve of validations."""
+    """FLOPs that a run has spent on every size of its network, and its curve of validations."""
 
     def __init__(self) -> None:
         self.training = StepFlops()
@@ -34,30 +34,30 @@ class Accounting:
 
     @property
     def total(self) -> int:
-        """FLOPs of all that was done: training, learning operators, and validations."""
+        """Total FLOPs: training, learning operators, and validations."""
         return sum(self.training.totals) + self.operator + sum(self.evaluation.totals)
 
     def begin(self, shares: int) -> None:
-        """At the start of training, or where it goes on; batches have this many parts, of ranks."""
+        """Start or resume training, where every batch has this many shares, one per rank."""
         self.training.ranks = self.evaluation.ranks = shares
         self._began = time.monotonic() - (self.curve[-1].seconds if self.curve else 0.0)
 
     def grew(self, step: int) -> None:
-        """The network has grown at this optimizer step."""
+        """Note a growth at this optimizer step."""
         self.grew_at.append(step)
 
     def note(self, step: int, metric: float | None) -> None:
-        """A validation has ended, at this optimizer step."""
+        """Note the metric of a validation at this optimizer step."""
         seconds = time.monotonic() - self._began if self._began is not None else 0.0
         training = sum(self.training.totals) + self.operator
         self.curve.append(Point(step, metric, training, sum(self.evaluation.totals), seconds))
 
     def of_evaluation(self, size: int) -> Callback:
-        """Counts, as a callback, a validation of the network of that size."""
+        """Return a callback that counts a validation of the network of this size."""
         return _OfEvaluation(self.evaluation, size)
 
     def abort(self) -> None:
-        """Stop without counting, as the step failed."""
+        """Stop without counting, as the step has failed."""
         self.training.abort()
         self.evaluation.abort()
 
@@ -79,31 +79,31 @@ class Accounting:
 
 
 class Counting(Callback):
-    """Counts the validations of a run, and its steps from where a subclass starts to."""
+    """Counts the validations of a run, and the steps that a subclass starts."""
 
-    spending: Accounting
+    accounting: Accounting
 
     def size(self, pl_module: LightningModule) -> int:
-        """The size that the network has, of those of the run."""
+        """Return how many growths the network has been through."""
         return 0
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any
     ) -> None:
         if pl_module.automatic_optimization:  # else the step goes on after it
-            self.spending.training.stop()
+            self.accounting.training.stop()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.training.stop()
+        self.accounting.training.stop()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
     ) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.spending.evaluation.start(batch, self.size(pl_module))
+            self.accounting.evaluation.start(batch, self.size(pl_module))
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.spending.evaluation.stop()
+        self.accounting.evaluation.stop()
 
 
 class _OfEvaluation(Callback):

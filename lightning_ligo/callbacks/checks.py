@@ -1,4 +1,4 @@
-"""What is refused at the start of `fit`, because it would fail when a growth is due."""
+"""Checks at the start of `fit` of what would fail when a growth is due."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from torch._dynamo import OptimizedModule
 
 from lightning_ligo.axes.axes import OUTPUT
 from lightning_ligo.callbacks.averaging import AVERAGING
+from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
@@ -33,8 +34,23 @@ from lightning_ligo.trainer.slot import unwrapped
 from lightning_ligo.trainer.swap import listed
 
 
-def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
-    """Refuse strategies that a growth cannot work with, and several growing callbacks.
+def check_run(
+    trainer: Trainer, pl_module: LightningModule, settings: Settings, kind: type[Callback]
+) -> None:
+    """Check everything that a run with a GrowthCallback of this kind is made of.
+
+    Raises:
+        ValueError: naming what a growth cannot work with.
+    """
+    check_trainer(trainer, kind)
+    check_module(pl_module, settings.method)
+    check_network(pl_module, settings.attribute)
+    check_callbacks(trainer, pl_module, settings.attribute)
+    check_ramp_and_data(settings.method, settings.growths)
+
+
+def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
+    """Check that the strategy is supported, and that there is one callback of this kind.
 
     Raises:
         ValueError: naming what was found.
@@ -49,30 +65,29 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
         )
     if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
         raise ValueError(
-            f"the processes of the DDPStrategy are made by {strategy._start_method}, and the one "
-            "that makes them, which goes on after fit, would be left with the small network; use "
-            "strategy='ddp'"
+            f"the processes of the DDPStrategy are made by {strategy._start_method}, and the main "
+            "process, which continues after fit, would keep the small network; use strategy='ddp'"
         )
     if isinstance(strategy, DDPStrategy) and strategy._model_averaging_period is not None:
         raise ValueError(
             "the DDPStrategy averages the weights of the ranks every "
-            f"{strategy._model_averaging_period} steps only, and until then each has a network of "
-            "its own to grow; leave out model_averaging_period"
+            f"{strategy._model_averaging_period} steps only, and each rank would grow another "
+            "network; leave out model_averaging_period"
         )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    count = sum(isinstance(callback, growing) for callback in callbacks)
+    count = sum(isinstance(callback, kind) for callback in callbacks)
     if count > 1:
         raise ValueError(
-            f"the Trainer has {count} callbacks of type {growing.__name__}; give one, with all "
+            f"the Trainer has {count} callbacks of type {kind.__name__}; give one, with all "
             "growths in its list"
         )
 
 
 def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
-    """Refuse callbacks that would be left with the small network.
+    """Check that no callback would keep the small network.
 
     Raises:
-        ValueError: naming the callback, and where it holds the network or a copy of it.
+        ValueError: naming the callback, and its attribute with the network or a copy.
     """
     network = find_network(pl_module, attribute)
     parts = {*network.modules(), *network.parameters()}
@@ -81,19 +96,19 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
         kind = type(callback).__name__
         if isinstance(callback, ModelPruning):
             raise ValueError(
-                f"{kind} has chosen what to prune of the small network and cannot follow a growth; "
-                "train without it, and prune the network that has grown"
+                f"{kind} has chosen parameters of the small network to prune and cannot follow a "
+                "growth; train without it, and prune the large network"
             )
         if any(base.__name__ == "FinetuningScheduler" for base in type(callback).__mro__):
             raise ValueError(
-                f"{kind} trains parameters by the names in its schedule, which a growth in depth "
-                "adds to, and goes back to checkpoints of any size; fine-tune with Lightning's "
-                "BackboneFinetuning, or in a run after the growths"
+                f"{kind} has a schedule of parameter names, to which a growth in depth adds, and "
+                "restores checkpoints of any size; fine-tune with Lightning's BackboneFinetuning, "
+                "or in a run after the growths"
             )
         if isinstance(callback, AVERAGING):
             if is_sharded(trainer):
                 raise ValueError(
-                    f"{kind} keeps an average of whole parameters, and {attribute!r} is shared out "
+                    f"{kind} keeps an average of whole parameters, and {attribute!r} is sharded "
                     f"under {type(trainer.strategy).__name__}; train without it"
                 )
             continue
@@ -103,8 +118,8 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
                 if isinstance(item, (nn.Module, nn.Parameter)) and item in parts:
                     raise ValueError(
                         f"{kind} holds a part of {attribute!r} in its attribute {name!r}, and "
-                        "would be left with the small network; let it reach the network through "
-                        "pl_module in its hooks"
+                        "would keep the small network; access the network through pl_module in its "
+                        "hooks"
                     )
                 if isinstance(item, nn.Module) and _has_copy(item, network):
                     raise ValueError(
@@ -115,23 +130,23 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
 
 
 def _has_copy(module: nn.Module, network: nn.Module) -> bool:
-    """Whether a module has in it another network with the same weights."""
-    ours = dict(network.named_parameters())
+    """Whether a module contains another network with the same weights."""
+    weights = dict(network.named_parameters())
     for part in module.modules():
         if type(part) is type(network) and part is not network:
-            theirs = dict(part.named_parameters())
-            shapes = [{name: p.shape for name, p in each.items()} for each in (ours, theirs)]
+            copies = dict(part.named_parameters())
+            shapes = [{name: p.shape for name, p in each.items()} for each in (weights, copies)]
             if shapes[0] == shapes[1] and all(
-                torch.equal(p, theirs[name].to(p.device)) for name, p in ours.items()
+                torch.equal(p, copies[name].to(p.device)) for name, p in weights.items()
             ):
                 return True
     return False
 
 
 def check_searches(trainer: Trainer) -> None:
-    """Refuse searches at the start of a run that goes on from a checkpoint.
+    """Check that a resumed run does not begin with a search.
 
-    They load a checkpoint of their own, and Lightning forgets the other one.
+    A search loads its own checkpoint, and Lightning then loses the one to resume from.
 
     Raises:
         ValueError: naming the callback.
@@ -142,14 +157,14 @@ def check_searches(trainer: Trainer) -> None:
         if type(callback).on_fit_start in searches:
             kind = type(callback).__name__
             raise ValueError(
-                f"{kind} searches at the start of fit, after which Lightning has forgotten at "
-                "which step and with which optimizer state the run was to go on; resume it "
-                f"without {kind}, and set what that has found"
+                f"{kind} searches at the start of fit, after which Lightning has lost the step and "
+                f"the optimizer state to resume from; resume without {kind}, and set the value "
+                "that it has found"
             )
 
 
 def check_masks(trainer: Trainer, method: Method) -> None:
-    """Refuse a method with masks where a rank has only a part of what they mask.
+    """Check that a method with masks is not used with sharded parameters.
 
     Raises:
         ValueError: naming the method.
@@ -157,12 +172,14 @@ def check_masks(trainer: Trainer, method: Method) -> None:
     if method.ramp:
         raise ValueError(
             f"method {method.name!r} masks parameters while the network runs, which is not "
-            f"supported under {type(trainer.strategy).__name__}; take another method"
+            f"supported under {type(trainer.strategy).__name__}; use another method"
         )
 
 
 def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
-    """Refuse a method with masks where the data changes, as masks are found by the small network.
+    """Check that a method with masks is not used where the data changes.
+
+    Masks are found with the small network, which a resumed run cannot call on the new data.
 
     Raises:
         ValueError: naming the growth.
@@ -171,13 +188,13 @@ def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
         if method.ramp and growth.data:
             raise ValueError(
                 f"growth {number} changes {', '.join(growth.data)} of the data, and method "
-                f"{method.name!r} lets new parts in little by little, which a resumed run could "
-                "not find again; take another method"
+                f"{method.name!r} unmasks new parts over many steps, and a resumed run could not "
+                "find them again; use another method"
             )
 
 
 def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
-    """The network to be grown, without what torch.compile has wrapped around it.
+    """Return the network to grow, without the wrapper of torch.compile.
 
     Raises:
         ValueError: if there is none, or one that cannot be replaced.
@@ -201,7 +218,7 @@ def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
 
 
 def check_outputs(plan: Plan) -> None:
-    """Refuse a network with more outputs: the module's loss and metrics are for as many as it has.
+    """Check that both networks have as many outputs, as the module's loss and metrics expect.
 
     Raises:
         ValueError: naming the axis and both lengths.
@@ -210,14 +227,14 @@ def check_outputs(plan: Plan) -> None:
         if plan.facts[name].pinned == OUTPUT:
             raise ValueError(
                 f"axis {name}, the network's output, is {small} long in the small network and "
-                f"{large} in the large one, and what the module does with it, its loss and "
-                "metrics, would stay as it is; give both networks the same, or grow between two "
-                "runs with lightning_ligo.grow"
+                f"{large} in the large one, and the module's loss and metrics would not change; "
+                "give both networks the same outputs, or grow between two runs with "
+                "lightning_ligo.grow"
             )
 
 
 def check_network(pl_module: LightningModule, attribute: str) -> None:
-    """Refuse networks that something else holds on to, or that have other names where compiled.
+    """Check that nothing else holds the network, and that compiling has renamed no parameter.
 
     Raises:
         ValueError: naming the other place.
@@ -227,7 +244,7 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
     if wrapped:
         raise ValueError(
             f"torch.compile has wrapped {listed(wrapped)} of {attribute!r}, whose parameters then "
-            "have other names than in a network that is built; compile it in place, with "
+            "have other names than in a new network; compile it in place, with "
             "module.compile(), or the whole network"
         )
     inner = {*network.modules(), *network.parameters()}
@@ -243,25 +260,25 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
         if outside:
             raise ValueError(
                 f"{listed(outside)} of {type(pl_module).__name__} is a {kind} of {attribute!r} "
-                "too, and would be left with the small network; reach it through "
+                "too, and would keep the small network; access it through "
                 f"self.{attribute} only"
             )
 
 
-def check_module(pl_module: LightningModule, method: Method, steps: int) -> None:
-    """Refuse modules whose training step cannot be run aside.
+def check_module(pl_module: LightningModule, method: Method) -> None:
+    """Check that the training step can be run without side effects.
 
     Raises:
-        ValueError: for a step that optimizes, and for activations that are computed again in the
-            old way (transformers' networks alone say so), if an operator is to be learned on the
-            loss; for a step that takes the data iterator.
+        ValueError: for a step that takes the data iterator; if an operator is learned, also for a
+            step that optimizes and for reentrant activation checkpointing (only networks of
+            transformers show it).
     """
-    if steps > 0 and not pl_module.automatic_optimization:
+    if method.steps > 0 and not pl_module.automatic_optimization:
         raise ValueError(
             f"{type(pl_module).__name__} has automatic_optimization = False, so that its "
             f"training_step trains, and the operator of method {method.name!r} is learned on a "
-            "loss without training; take a method that learns nothing, as "
-            'GrowthCallback(..., method="lemon"), or learn for steps=0'
+            'loss without training; use a method that learns nothing, such as method="lemon", or '
+            "steps=0"
         )
     again = [
         name
@@ -269,20 +286,20 @@ def check_module(pl_module: LightningModule, method: Method, steps: int) -> None
         if getattr(part, "gradient_checkpointing", False)
         and _is_reentrant(getattr(part, "_gradient_checkpointing_func", None))
     ]
-    if steps > 0 and again:
+    if method.steps > 0 and again:
         raise ValueError(
-            f"{listed(again)} of {type(pl_module).__name__} computes activations again with "
-            f"use_reentrant=True, by which torch finds gradients of parameters alone, and method "
-            f"{method.name!r} learns those of an operator; use use_reentrant=False, which torch "
-            "advises, or a method that learns nothing"
+            f"{listed(again)} of {type(pl_module).__name__} recomputes activations with "
+            f"use_reentrant=True, with which torch finds gradients of parameters only, and method "
+            f"{method.name!r} needs those of an operator; use use_reentrant=False, as torch "
+            "recommends, or a method that learns nothing"
         )
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(
-            "training_step takes dataloader_iter, and growth calls it with batches; take the "
-            "batch instead"
+            "training_step takes dataloader_iter, and a growth calls it with batches; give it the "
+            "argument batch instead"
         )
 
 
 def _is_reentrant(function: object) -> bool:
-    """Whether it is torch's activation checkpointing in its old way, as transformers keep it."""
+    """Whether it is torch's reentrant activation checkpointing, as transformers store it."""
     return isinstance(function, functools.partial) and bool(function.keywords.get("use_reentrant"))

@@ -1,4 +1,4 @@
-"""Growths in the loggers of a run."""
+"""Log growths to the loggers of a run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_ligo.callbacks.record import GrowthRecord
+
 PARAMETERS = "growth/parameters"
 
 
 def log_parameters(trainer: Trainer, count: int) -> None:
-    """Log how many parameters the network has, at the step that the batch to come is logged at."""
+    """Log the parameter count of the network, at the step at which the next batch is logged."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
         logger.log_metrics({PARAMETERS: count}, step=step)
 
 
 def log_growths(
-    trainer: Trainer, records: Sequence[dict[str, Any]], networks: Sequence[dict[str, Any] | None]
+    trainer: Trainer, records: Sequence[GrowthRecord], networks: Sequence[dict[str, Any] | None]
 ) -> None:
-    """Log every growth as a hyperparameter of its own, with the description of the large network.
+    """Log every growth as a new hyperparameter, with the description of the large network.
 
-    No hyperparameter is changed, which some trackers refuse.
+    Existing hyperparameters do not change, as some trackers refuse that.
 
     Args:
-        trainer: whose loggers are told.
-        records: of the growths, as GrowthCallback writes them.
-        networks: the descriptions of the small network and of what it has grown to.
+        trainer: Trainer of the run.
+        records: records of the growths.
+        networks: descriptions of the small network and of the larger ones.
     """
     growths = {
         f"growth_{number}": {
-            "step": record["step"],
-            "reason": record["reason"],
-            "method": record["method"],
-            "parameters": dict(record["parameters"]),
+            "step": record.step,
+            "reason": record.reason,
+            "method": record.method,
+            "parameters": dict(record.parameters),
             "network": networks[number],
         }
         for number, record in enumerate(records, 1)

@@ -1,4 +1,4 @@
-"""Growths that fail for want of memory or with numbers that are not finite, on all ranks alike."""
+"""Growths that fail on all ranks: out of memory, or with numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Literal
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_ligo.schedule import Growth
+
 OnFailure = Literal["stop", "continue"]
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class GrowthFailedError(RuntimeError):
-    """A growth has failed; the network and its optimizers are as they were before it."""
+    """A growth has failed; the network and its optimizers are restored."""
 
 
 @contextmanager
 def alike(trainer: Trainer) -> Iterator[None]:
-    """Fail on all ranks if what is done within fails on one, for want of memory or by its numbers.
+    """Fail on all ranks if the code within runs out of memory or into infinite numbers on one.
 
-    Other errors pass as they are. A rank that fails while others wait for it, in a reduction that
-    the module's own step makes, is waited for until the process group gives up.
+    Other errors are not changed. If a rank fails while others wait in a reduction of the module's
+    own step, they wait until the process group times out.
 
     Raises:
-        GrowthFailedError: saying why.
+        GrowthFailedError: naming the cause.
     """
     error: Exception | None = None
     try:
@@ -42,13 +44,22 @@ def alike(trainer: Trainer) -> Iterator[None]:
             where = str(error).strip() if short else "on another rank"
             raise GrowthFailedError(
                 f"there was not enough memory ({where}); use smaller batches, a method that learns "
-                "less, such as ligo-low-rank, or nothing, such as lemon, or a smaller network"
+                "less (ligo-low-rank) or nothing (lemon), or a smaller network"
             ) from error
-        raise GrowthFailedError(str(error or "another rank has failed, and says why")) from error
+        raise GrowthFailedError(str(error or "see the error of another rank")) from error
+
+
+def stopping_error(number: int, growth: Growth, step: int, why: str) -> GrowthFailedError:
+    """Return the error that ends a run after a failed growth."""
+    return GrowthFailedError(
+        f"growth {number} (at {growth.when}, to {growth.to}) failed at step {step}: {why}. The "
+        "network and the optimizers are restored; resume the run from its last checkpoint when the "
+        "cause is removed, or with GrowthCallback(on_failure='continue') to train the small network"
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device, or the host, has no memory left.
+    """Whether an error reports that a device or the host is out of memory.
 
     >>> is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     True

@@ -1,10 +1,10 @@
-"""One growth of a run: its operator is learned on the run's own batches, its network swapped."""
+"""Grow the network of a run once: learn the operator on the run's batches, and swap."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -24,16 +24,15 @@ from lightning_ligo.callbacks.averaging import (
 from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
+from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
-from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build
 from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.operator.optimizer_state import Policy, grow_states
+from lightning_ligo.operator.optimizer_state import grow_states
 from lightning_ligo.operator.ramp import Ramp
 from lightning_ligo.plan.plan import Plan
-from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import (
     described,
     record_of,
@@ -55,103 +54,84 @@ from lightning_ligo.trainer.swap import conform, swap, undone
 
 
 class Grown(NamedTuple):
-    """What a growth has made, and what it took."""
+    """The results of a growth."""
 
     small: nn.Module  # whole on every rank
     large: nn.Module
     operator: Operator
-    ramp: Ramp | None  # for a method that masks what is new
+    ramp: Ramp | None  # for a method that masks new parts
     losses: tuple[float, ...]  # of every step of learning
     flops: int  # of learning
     metrics: dict[str, float]  # of the large network, if it was validated
     parameters: int  # tensors of the large network
-    carried: int  # of these, those that the optimizer goes on with the state of
+    carried: int  # those of them with optimizer state from the small network
 
 
 class Grower:
-    """Puts a grown network in the place of the small one, or leaves all as it is if that fails.
+    """Swaps a network for a grown one, or restores everything if that fails.
 
     Args:
-        attribute: where the network is in the module.
-        growths: those of the run.
-        method: how the operator starts and what of it is learned.
-        steps: of learning it.
-        learning_rate: of learning it.
-        moments: what grown parameters get of the optimizer's state.
-        seed: of everything random in a growth.
+        settings: settings of the growths.
+        sharding: plain forms of sharded networks.
+        accounting: where FLOPs are counted.
     """
 
-    def __init__(
-        self,
-        attribute: str,
-        growths: Sequence[Growth],
-        method: Method,
-        steps: int,
-        learning_rate: float,
-        moments: Policy,
-        seed: int,
-    ) -> None:
-        self._attribute = attribute
-        self._growths = growths
-        self._method = method
-        self._steps = steps
-        self._learning_rate = learning_rate
-        self._moments: Policy = moments
-        self._seed = seed
+    def __init__(self, settings: Settings, sharding: Sharding, accounting: Accounting) -> None:
+        self._settings = settings
+        self._sharding = sharding
+        self._accounting = accounting
 
     def grow(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        sharding: Sharding,
-        spending: Accounting,
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
-        """Grow the network once.
+        """Grow the network once, at the start of a batch.
 
         Args:
-            trainer, pl_module: of the run, at the start of a batch.
-            plan: of this growth.
-            sharding: what the network is like where it is not sharded.
-            spending: what is counted.
-            check: is called with the metrics of the large network, before it takes its place.
+            trainer, pl_module: of the run.
+            plan: plan of this growth.
+            check: called with the metrics of the large network, before the swap.
 
         Raises:
-            GrowthFailedError: on all ranks, with all as it was, if it fails on one.
+            GrowthFailedError: on all ranks if the growth fails on one; everything is restored.
         """
+        attribute, growths = self._settings.attribute, self._settings.growths
         size = size_of(pl_module)
-        description, seed = sizes_of(pl_module, self._growths)[size + 1], self._seed * 65537 + size
+        description = sizes_of(pl_module, growths)[size + 1]
+        seed = self._settings.seed * 65537 + size
         bar_is_shown = _shows_progress(trainer)
         with alike(trainer):
-            small = sharding.plain(pl_module, find_network(pl_module, self._attribute))
+            small = self._sharding.plain(pl_module, find_network(pl_module, attribute))
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
-                operator = Operator(plan, small, self._method, seed)
+                operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
-                set_network(pl_module, self._attribute, large)
-                learned = self._learn(trainer, pl_module, operator, spending, bar_is_shown)
+                set_network(pl_module, attribute, large)
+                learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
-                averaged = grown_averages(trainer, self._attribute, operator, large)
-                ramp = Ramp(operator, large) if self._method.ramp else None
-            watching = [*averaged_validation(trainer), spending.of_evaluation(size + 1)]
+                averaged = grown_averages(trainer, attribute, operator, large)
+                ramp = Ramp(operator, large) if self._settings.method.ramp else None
+            watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]
             with (
                 sandboxed(trainer, pl_module, seed),
-                averages_of(trainer, self._attribute, averaged),
+                averages_of(trainer, attribute, averaged),
             ):
-                set_network(pl_module, self._attribute, large)
+                set_network(pl_module, attribute, large)
                 metrics = evaluate(trainer, *watching) if trainer.enable_validation else {}
             check(metrics)
-        states = functools.partial(grow_states, operator, policy=self._moments)
-        with self._undone(trainer, pl_module, small, sharding), alike(trainer):
+        states = functools.partial(grow_states, operator, policy=self._settings.optimizer_state)
+        with self._undone(trainer, pl_module, small), alike(trainer):
             if is_sharded(trainer):
-                sharding.see(pl_module, large)
-            carried = swap(trainer, pl_module, self._attribute, large, parents, states)
-            set_averages(trainer, self._attribute, averaged)
+                self._sharding.see(pl_module, large)
+            carried = swap(trainer, pl_module, attribute, large, parents, states)
+            set_averages(trainer, attribute, averaged)
             check_averages(trainer, pl_module)
             remember_groups(trainer, pl_module)
-            remember_growth(pl_module, self._growths)
+            remember_growth(pl_module, growths)
         return Grown(small, large, operator, ramp, *learned, metrics, len(parents), carried)
 
     def _learn(
@@ -159,14 +139,14 @@ class Grower:
         trainer: Trainer,
         pl_module: LightningModule,
         operator: Operator,
-        spending: Accounting,
         bar_is_shown: bool,
     ) -> tuple[tuple[float, ...], int]:
-        """Learn the operator in place; the loss of every step, and the operations spent."""
-        if not self._steps or not operator.coefficients:
+        """Learn the operator in place; return the loss of every step, and the FLOPs."""
+        method = self._settings.method
+        if not method.steps or not operator.coefficients:
             return (), 0
         counter, first_step, losses = flop_counter(), ExitStack(), list[float]()
-        bar = tqdm(total=self._steps, desc="Growing", leave=False, disable=not bar_is_shown)
+        bar = tqdm(total=method.steps, desc="Growing", leave=False, disable=not bar_is_shown)
         batches = own_batches(trainer, pl_module)
         numbered = enumerate(batches)
 
@@ -185,43 +165,43 @@ class Grower:
                 first_step.enter_context(counter)
                 fit(
                     operator,
-                    find_network(pl_module, self._attribute),
+                    find_network(pl_module, self._settings.attribute),
                     loss,
                     numbered,
-                    steps=self._steps,
-                    learning_rate=self._learning_rate,
-                    warmup=min(self._method.warmup, self._steps // 2),
+                    steps=method.steps,
+                    learning_rate=method.learning_rate,
+                    warmup=min(method.warmup, method.steps // 2),
                     on_step=on_step,
                     average=functools.partial(trainer.strategy.reduce, reduce_op="mean"),
                 )
-        finally:  # what failed was spent too
+        finally:  # a failed growth has spent them too
             flops = counter.get_total_flops() * len(losses) * trainer.world_size
-            spending.operator += flops
+            self._accounting.operator += flops
         return tuple(losses), flops
 
     @contextmanager
     def _undone(
-        self, trainer: Trainer, pl_module: LightningModule, small: nn.Module, sharding: Sharding
+        self, trainer: Trainer, pl_module: LightningModule, small: nn.Module
     ) -> Iterator[None]:
-        """If the swap fails, put all back, and have the checkpoints tell so."""
-        record, entry = record_of(pl_module), described(pl_module, self._attribute)
-        averaged = [network_at(average, self._attribute) for average in averages(trainer)]
+        """Restore everything if the swap fails, the record for checkpoints too."""
+        record, entry = record_of(pl_module), described(pl_module, self._settings.attribute)
+        averaged = [network_at(average, self._settings.attribute) for average in averages(trainer)]
         assert record is not None
         try:
-            with undone(trainer, pl_module, self._attribute):
+            with undone(trainer, pl_module, self._settings.attribute):
                 yield
         except BaseException:
             set_record(pl_module, record)
-            set_averages(trainer, self._attribute, averaged)
+            set_averages(trainer, self._settings.attribute, averaged)
             if entry is not None:
-                pl_module.hparams[self._attribute] = entry
+                pl_module.hparams[self._settings.attribute] = entry
             if is_sharded(trainer):
-                sharding.see(pl_module, small)
+                self._sharding.see(pl_module, small)
             raise
 
 
 def check_grown(name: str | None, before: float | None, after: float | None) -> None:
-    """Refuse a grown network whose metric is not finite, where that of the small one was.
+    """Check that the metric of the grown network is finite if that of the small one was.
 
     Raises:
         FloatingPointError: naming the metric.
@@ -229,7 +209,7 @@ def check_grown(name: str | None, before: float | None, after: float | None) -> 
     if before is None or after is None or math.isfinite(after) or not math.isfinite(before):
         return
     raise FloatingPointError(
-        f"{name} is {after} of the grown network, and was {before:.4g} of the small one; use a "
+        f"{name} is {after} for the grown network, and was {before:.4g} for the small one; use a "
         "lower learning rate for the operator, or a method that keeps the function, such as lemon"
     )
 

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-import math
 import time
-from collections.abc import Callable
 from typing import Any, get_args
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_ligo.axes.override import read
 from lightning_ligo.callbacks.accounting import Accounting, Counting
-from lightning_ligo.callbacks.averaging import (
-    averaged_validation,
-    check_averages,
-    extra_epochs,
-)
-from lightning_ligo.callbacks.checks import (
-    check_callbacks,
-    check_masks,
-    check_module,
-    check_network,
-    check_ramp_and_data,
-    check_trainer,
-    find_network,
-)
+from lightning_ligo.callbacks.averaging import check_averages
+from lightning_ligo.callbacks.checks import check_masks, check_run, find_network
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.events import log_growths, log_parameters
-from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure
+from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
+from lightning_ligo.callbacks.patches import Patches
 from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.ramping import Ramping, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.rates import Rates
-from lightning_ligo.callbacks.record import Metric, count, growth_record, told
+from lightning_ligo.callbacks.record import (
+    GrowthRecord,
+    Metric,
+    count,
+    growth_record,
+    log_line,
+)
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
+from lightning_ligo.callbacks.settings import Settings, learning
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
-from lightning_ligo.callbacks.triggers import Triggers, check_decisions
-from lightning_ligo.methods.catalog import DEFAULT, method_named
+from lightning_ligo.callbacks.triggers import Triggers, run_of
+from lightning_ligo.callbacks.validations import Validations, best_checkpoint
+from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build
 from lightning_ligo.operator.choice import check_choice
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.operator.optimizer_state import Policy, check_policy
+from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.operator.ramp import Ramp
-from lightning_ligo.schedule import Growth, Rate, Run, resolve
+from lightning_ligo.schedule import Growth, Rate
 from lightning_ligo.trainer.checkpoint import (
     KEY,
     described,
@@ -59,19 +51,8 @@ from lightning_ligo.trainer.checkpoint import (
     size_of,
     sizes_of,
 )
-from lightning_ligo.trainer.sandbox import (
-    evaluate,
-    isolated_random,
-    read_again,
-    sandboxed,
-    validation_metrics,
-    validation_names,
-)
-from lightning_ligo.trainer.sharding import (
-    is_sharded,
-    reshard,
-    shares,
-)
+from lightning_ligo.trainer.sandbox import isolated_random, read_again, validation_metrics
+from lightning_ligo.trainer.sharding import is_sharded, reshard, shares
 from lightning_ligo.trainer.slot import unwrapped
 from lightning_ligo.trainer.swap import (
     check_every_parameter_once,
@@ -82,60 +63,60 @@ from lightning_ligo.trainer.swap import (
 
 
 class GrowthCallback(Counting):
-    """Replace a network by a larger one, grown from it, while `fit` goes on.
+    """Replace a network by a larger one, grown from it, while `fit` continues.
 
-    At the start of the batch at which a growth is due, and before that batch is used, the large
-    network is built, the grown weights are written, and the network is swapped. A method that
-    learns its operator (`ligo`) does so before, on the run's own training data with the module's
-    own `training_step`. Optimizers and schedulers go on, and the moments that the optimizer keeps
-    grow by the maps of the weights. What the module logs, counts and draws is not disturbed. At the
-    end of `fit` a report is printed and written into the log folder: `growth_report.json`,
+    A growth happens at the start of the batch at which it is due, before that batch is used: the
+    large network is built, the grown weights are written, and the network is swapped. A method that
+    learns its operator (`ligo`) first does so on the run's own training data, with the module's own
+    `training_step`. Optimizers and schedulers stay the same objects. The optimizer state grows by
+    the maps of the weights. Logged values, counters and random states of the module do not change.
+    At the end of `fit` a report is printed and written into the log folder: `growth_report.json`,
     `growth_report.md`, `growth.png`.
 
     Under ModelParallelStrategy the module's `configure_model` is called again to shard the large
-    network: it must shard whatever is at `attribute`, and leave what is sharded already.
+    network: it must shard the network at `attribute`, and skip modules that are sharded already.
 
-    All that can be known to fail is refused before the first optimizer step. A run that ends before
-    a growth that it was to decide warns of it and says what was missing.
+    Errors that can be foreseen are raised before the first optimizer step. A run that ends before a
+    growth that it was to decide warns, and says what was missing.
 
-    A growth fails if there is not enough memory for it, if the loss of learning the operator or its
-    gradient is not finite, or if the metric of the grown network is not and that of the small one
-    was. The network and the optimizers are then as they were before it, on all ranks.
+    A growth fails if there is not enough memory, if the loss or a gradient of learning the operator
+    is not finite, or if the metric of the grown network is not finite and that of the small one
+    was. The network and the optimizers are then restored on all ranks.
 
     Example:
         >>> large = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4}}
         >>> callback = GrowthCallback([Growth(to=large, fraction=0.5)], attribute="head")
 
     Args:
-        growths: what to grow to and when, in order.
-        attribute: where the network is in the LightningModule; may be dotted.
-        method: a name of `METHODS`, two with a plus between, the first for depth and the second for
-            width, or a `Method` of your own: how the operator starts and what of it is learned. The
-            default learns nothing; it is one of the two best of the comparison of the recipes.
-        steps: of learning the operator; the method's own number by default.
-        learning_rate: of learning the operator; the method's own by default.
-        monitor: the validation metric of the report; by default the one that the first
-            ModelCheckpoint or EarlyStopping monitors, or the first that is logged.
-        moments: what grown parameters get of the optimizer's state, see `grow_states`: "map" takes
-            it through the operator, so that the large network goes on as the small one would have,
-            with no need of a warm-up; "keep-old-zero-new" keeps what belongs to the small network's
-            own entries; "reset" starts it anew.
-        early_stopping: what every EarlyStopping gets at a growth: its whole "patience" again, to
-            beat the best value of the small network too; to begin "anew", without that value; or to
-            "keep" its count.
-        seed: of everything random in a growth.
-        override: names axes that tracing cannot find, in the network of every size, such as
+        growths: when to grow and to what, in order.
+        attribute: name of the network in the LightningModule; may be dotted.
+        method: how to grow: a name of `METHODS`, two names `DEPTH+WIDTH`, or your own `Method`. The
+            default learns nothing; it is one of the two best in the comparison of the recipes.
+        steps: number of steps of learning the operator; default: the method's own.
+        learning_rate: learning rate of learning the operator; default: the method's own.
+        monitor: validation metric of the report; default: the one that the first ModelCheckpoint or
+            EarlyStopping monitors, or the first that is logged.
+        optimizer_state: optimizer state of grown parameters, see `grow_states`. "map" grows it
+            through the operator, so that no warm-up is needed; "keep-old-zero-new" keeps the state
+            of the small network's entries and sets that of new ones to zero; "reset" starts with
+            fresh state.
+        early_stopping: effect of a growth on every EarlyStopping. "patience" restarts its patience,
+            and it must still beat the best value of the small network; "anew" also forgets that
+            value; "keep" changes nothing.
+        seed: seed of everything random in a growth.
+        override: names of axes that tracing cannot find, in the network of every size, such as
             `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`.
-        on_failure: what a run does after a growth that failed: "stop", from where it can be resumed
-            from its last checkpoint, or "continue" with the network that it has, to its end. It
-            then warns, the report tells what failed, and the growths that were to come are left
-            out, as each is a growth of the network before it.
+        on_failure: what follows a growth that failed. "stop" ends the run, which can be resumed
+            from its last checkpoint. "continue" trains the present network to the end of the run;
+            it warns, the report names the failure, and later growths are skipped, as each grows the
+            network before it.
+        moments: former name of `optimizer_state`, which raises an error.
 
     Raises:
-        ValueError: at once for an unknown method, `moments`, `early_stopping` or `on_failure`, no
-            growths, an override that cannot be read, or settings of learning for a method that
-            learns nothing; at the start of `fit` for all else.
-        GrowthFailedError: when a growth has failed, which is to stop the run.
+        ValueError: at once for an unknown method, `optimizer_state`, `early_stopping` or
+            `on_failure`, no growths, an override that cannot be read, or settings of learning for a
+            method that learns nothing; at the start of `fit` for all else.
+        GrowthFailedError: when a growth has failed, with `on_failure="stop"`.
     """
 
     def __init__(
@@ -146,20 +127,21 @@ class GrowthCallback(Counting):
         steps: int | None = None,
         learning_rate: float | None = None,
         monitor: str | None = None,
-        moments: Policy = "map",
+        optimizer_state: Policy = "map",
         early_stopping: Stopping = "patience",
         seed: int = 0,
         override: dict[str, str] | None = None,
         on_failure: OnFailure = "stop",
+        moments: str | None = None,
     ) -> None:
-        if not growths:
-            raise ValueError("GrowthCallback has no growths; give at least one")
-        self.growths = list(growths)
-        self.attribute = attribute
-        self.method = method_named(method) if isinstance(method, str) else method
+        if moments is not None:
+            raise ValueError(
+                f"GrowthCallback has no option moments, got moments={moments!r}; use its new name: "
+                f"optimizer_state={moments!r}"
+            )
+        method = learning(method, steps, learning_rate)
+        self.settings = Settings(list(growths), attribute, method, optimizer_state, seed, override)
         self.monitor = monitor
-        check_policy(moments)
-        self.moments: Policy = moments
         stopping = "at a growth EarlyStopping can have"
         check_choice("early_stopping", early_stopping, get_args(Stopping), stopping)
         self.early_stopping: Stopping = early_stopping
@@ -168,161 +150,129 @@ class GrowthCallback(Counting):
         self.on_failure: OnFailure = on_failure
         if on_failure == "continue" and any(growth.data for growth in growths):
             raise ValueError(
-                "on_failure='continue' goes on with the small network, and the data has changed by "
-                "then for the large one; leave it out, or the data of the growths"
+                "on_failure='continue' trains the small network on the data of the large one if a "
+                "growth changes the data; leave out on_failure, or the data of the growths"
             )
-        self.seed = seed
-        self.override = override
-        read(override)
-        if not self.method.learns and (steps or learning_rate):
-            raise ValueError(
-                f"method {self.method.name!r} learns nothing, found steps={steps} and "
-                f"learning_rate={learning_rate}; leave them out, or take a method that learns"
-            )
-        self.steps = self.method.steps if steps is None else steps
-        self.learning_rate = self.method.learning_rate if learning_rate is None else learning_rate
-        if self.steps < 0 or (self.steps > 0 and not self.learning_rate > 0):
-            raise ValueError(
-                f"an operator cannot be learned for steps={self.steps} at learning_rate="
-                f"{self.learning_rate}; give 0 or more steps and a rate above 0"
-            )
-        self._stages = DataStages(self.growths)
-        self._patched: list[tuple[object, str]] = []
-        self._forget()
+        self._data = DataStages(self.settings.growths)
+        self._patches = Patches()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Start a new run."""
-        self._sharding = Sharding()
-        self._resuming = Resume(
-            self.attribute, self.growths, self.seed, self._sharding, self._stages
-        )
-        self._records: list[dict[str, Any]] = []
-        self._failed: dict[str, Any] | None = None  # the growth that was given up
-        self.spending = Accounting()
-        self._measured: tuple[int, dict[str, float]] | None = None  # at which step, what
-        self.due: dict[int, int | None] = {}  # growths done before it -> at which step
-        self.examining = Planner(
-            self.attribute, self.growths, self.method, self.steps, self.seed, self.override,
-            self._sharding, self._stages,
-        )  # fmt: skip
-        self._growing = Grower(
-            self.attribute, self.growths, self.method, self.steps, self.learning_rate, self.moments,
-            self.seed,
-        )  # fmt: skip
-        self._ramping = Ramping(self.method.ramp)
+        settings, sharding = self.settings, Sharding()
+        self.accounting = Accounting()
+        self.triggers = Triggers(settings.growths)
+        self.planner = Planner(settings, sharding, self._data)
+        self._sharding = sharding
+        self._resume = Resume(settings, sharding, self._data)
+        self._grower = Grower(settings, sharding, self.accounting)
+        self._validations = Validations(self.monitor, settings.seed, self.accounting)
+        self._ramping = Ramping(settings.method.ramp)
         self._rates = Rates()
-        self._deciding = Triggers()
+        self._records: list[GrowthRecord] = []
+        self._failed: dict[str, Any] | None = None  # facts about a growth that failed
 
     # Before training ------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._undo_patches()
-        record, small = record_of(pl_module), described(pl_module, self.attribute)
+        self._patches.undo()
+        attribute = self.settings.attribute
+        record, small = record_of(pl_module), described(pl_module, attribute)
         if stage == "fit" and trainer.global_step == 0:
-            self._forget()
+            self._reset()
             if record is not None and record["size"] > 0:
                 small = record["networks"][-1]
             else:
-                self._stages.to(trainer, 0)
+                self._data.to(trainer, 0)
             record = None
         if record is None:
-            record = {"attribute": self.attribute, "size": 0, "networks": [small]}
+            record = {"attribute": attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
         if is_sharded(trainer):
-            network = dict(pl_module.named_modules()).get(self.attribute)
+            network = dict(pl_module.named_modules()).get(attribute)
             self._sharding.see(pl_module, None if network is None else unwrapped(network))
-        self._patch(trainer, "load_checkpoint", self._resuming.load_checkpoint)
+        self._patches.wrap(trainer, "load_checkpoint", self._resume.load_checkpoint)
         if stage == "fit":
-            self._patch(trainer, "setup_optimizers", self._resuming.setup_optimizers)
-            self._patch(trainer, "optimizer_step", self._rates.step)
+            self._patches.wrap(trainer, "setup_optimizers", self._resume.setup_optimizers)
+            self._patches.wrap(trainer, "optimizer_step", self._rates.step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_trainer(trainer, type(self))
-        check_module(pl_module, self.method, self.steps)
-        check_network(pl_module, self.attribute)
-        check_callbacks(trainer, pl_module, self.attribute)
-        self._stages.check(trainer)
-        check_ramp_and_data(self.method, self.growths)
+        settings = self.settings
+        check_run(trainer, pl_module, settings, type(self))
+        self._data.check(trainer)
         if is_sharded(trainer):
-            check_masks(trainer, self.method)
-            with isolated_random(self.seed):
+            check_masks(trainer, settings.method)
+            with isolated_random(settings.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
-                self._sharding.check(pl_module, self.attribute, description)
-        self.examining.begin(trainer, pl_module)
+                self._sharding.check(pl_module, settings.attribute, description)
+        self.planner.begin(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
-        self.spending.begin(shares(trainer))
-        size = self.size(pl_module)
-        self.examining.leave_out(size)
+        self.accounting.begin(shares(trainer))
+        size, method = self.size(pl_module), self.settings.method
+        self.planner.skip(size)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
         check_averages(trainer, pl_module)
-        self._rates.resume([Rate(**record["rate"]) for record in self._records])
+        self._rates.resume([record.rate for record in self._records])
         if self._rates.factor != 1:
             rank_zero_info(f"The learning rate is {Rate(self._rates.factor)}, as since the growth")
         if self._records:
-            check_ramp_goes_on(self._records[-1], self.method, trainer.global_step)
-        if self.steps > 0:
+            check_ramp_goes_on(self._records[-1], method, trainer.global_step)
+        if method.steps > 0:
             assert trainer.fit_loop._combined_loader is not None
             for loader in trainer.fit_loop._combined_loader.flattened:
                 read_again(loader)
-        self.due = {}
+        self.triggers.end()
         if self._failed is not None:
-            self.examining.leave_out(len(self.growths))
+            self.planner.skip(len(self.settings.growths))
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            steps = resolve(self.growths, _run(trainer), size)
-            self.due = dict(enumerate(steps, size))
-            check_decisions(trainer, self.growths, size)
-            self._deciding.begin(trainer)
-            check_room(self.method.ramp, self.method.name, steps, _run(trainer).steps)
-        log_parameters(trainer, count(find_network(pl_module, self.attribute)))
+            steps = self.triggers.begin(trainer, size)
+            check_room(method.ramp, method.name, steps, run_of(trainer).steps)
+        log_parameters(trainer, count(find_network(pl_module, self.settings.attribute)))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
-    def _examine(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        masks: bool,
-        entries: bool,
+    def _plan(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Plan what is to come; find the masks, or the new entries, of the last growth again."""
+        """Plan the growths to come; after a resume also find masks and new entries of the last."""
+        masks, entries = self._are_lost(trainer)
         small = None
         if masks or entries:
             description = self._sizes(pl_module)[self.size(pl_module) - 1]
-            with isolated_random(self.seed):
+            with isolated_random(self.settings.seed):
                 built = build(description, device="meta") if description else None
-            small = built or self._resuming.kept[pl_module]
-        plan = self.examining.examine(trainer, pl_module, batch, batch_idx, small)
+            small = built or self._resume.kept[pl_module]
+        elif not self.planner.has_more:
+            return
+        plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
         if small is not None and plan is not None:
-            operator, record = Operator(plan, small, self.method), self._records[-1]
-            network = find_network(pl_module, self.attribute)
+            operator, record = Operator(plan, small, self.settings.method), self._records[-1]
+            network = find_network(pl_module, self.settings.attribute)
             if masks:
-                self._ramping.begin(Ramp(operator, network), record["step"])
+                self._ramping.begin(Ramp(operator, network), record.step)
             if entries:
-                self._rates.rewarm(Rate(**record["rate"]), record["step"], network, operator)
+                self._rates.rewarm(record.rate, record.step, network, operator)
 
-    def _lost(self, trainer: Trainer) -> tuple[bool, bool]:
-        """Whether masks, and which entries are new, of the last growth are to be found again."""
-        if not self._records:
+    def _are_lost(self, trainer: Trainer) -> tuple[bool, bool]:
+        """Whether masks, and which entries are new, must be found again for the last growth."""
+        if self.planner.is_done or not self._records:
             return False, False
-        last, rate = self._records[-1], Rate(**self._records[-1]["rate"])
-        since = last["step"]
+        last, step = self._records[-1], trainer.global_step
         return (
-            last["ramp"] > 0 and self._ramping.is_lost(since, trainer.global_step),
-            self._rates.is_lost(rate, since, trainer.global_step),
+            last.ramp > 0 and self._ramping.is_lost(last.step, step),
+            self._rates.is_lost(last.rate, last.step, step),
         )
 
     # Training -------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        size = self.size(pl_module)
-        if not self._may_grow(trainer, size) or not self.growths[size].data:
+        size, growths = self.size(pl_module), self.settings.growths
+        if not self._may_grow(trainer, size) or not growths[size].data:
             return
-        if trainer.current_epoch >= (self.growths[size].epoch or 0):
-            self._stages.to(trainer, size + 1)
+        if trainer.current_epoch >= (growths[size].epoch or 0):
+            self._data.to(trainer, size + 1)
             trainer.fit_loop.setup_data()
             assert trainer.fit_loop._combined_loader is not None
             for loader in trainer.fit_loop._combined_loader.flattened:
@@ -330,94 +280,69 @@ class GrowthCallback(Counting):
             bar = trainer.progress_bar_callback
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             if bar is not None and callbacks.index(bar) < callbacks.index(self):
-                bar.on_train_epoch_start(trainer, pl_module)  # there are other batches to count
+                bar.on_train_epoch_start(trainer, pl_module)  # the number of batches has changed
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        lost = (False, False) if self.examining.is_done else self._lost(trainer)
-        if self.examining.has_more or any(lost):
-            self._examine(trainer, pl_module, batch, batch_idx, *lost)
+        self._plan(trainer, pl_module, batch, batch_idx)
         size = self.size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
             self._grow(trainer, pl_module)
         self._ramping.advance(trainer.global_step)
-        self.spending.training.start(batch, self.size(pl_module))
+        self.accounting.training.start(batch, self.size(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
         size = self.size(pl_module)
-        if not self.spending.curve:
-            asked = {each.monitored.monitor for each in self.growths[size:] if each.monitored}
-            self._check_logged(trainer, asked | ({self.monitor} if self.monitor else set()))
+        if not self.accounting.curve:
+            coming = self.settings.growths[size:]
+            asked = {growth.monitored.monitor for growth in coming if growth.monitored}
+            self._validations.check_logged(trainer, asked)
         if not trainer.sanity_checking:
             metrics = validation_metrics(trainer)
-            self._note(trainer, metrics)
-            rule = self.growths[size].monitored if size in self.due else None
-            if rule is not None and rule.monitor in metrics:
-                value, spent = metrics[rule.monitor], self.spending.curve[-1].training
-                self._deciding.watch(trainer, self.growths[size], value, spent)
-
-    def _check_logged(self, trainer: Trainer, asked: set[str]) -> None:
-        names = validation_names(trainer)
-        for name in sorted(asked):
-            if name not in names:
-                raise ValueError(
-                    f"the validation did not log the metric {name!r} that GrowthCallback "
-                    f"monitors; it logged: {', '.join(names) or 'nothing'}"
-                )
+            self._validations.note(trainer, metrics)
+            self.triggers.watch(trainer, size, metrics, self.accounting.curve[-1].training)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._records or self._failed is not None:
-            self._measure(trainer, pl_module)
+            self._validations.measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        size = self.size(pl_module)
-        if size in self.due and self.growths[size].is_decided:
-            rank_zero_warn(
-                f"The run has ended before growth {size + 1} of {len(self.growths)}, at "
-                f"{self.growths[size].when}: {self._deciding.verdict.why}"
-                + (", after which no batch came" if self._deciding.verdict.due else "")
-            )
-        folder = trainer.log_dir or trainer.default_root_dir  # all ranks agree on it
+        if warning := self.triggers.unreached(self.size(pl_module)):
+            rank_zero_warn(warning)
+        folder = trainer.log_dir or trainer.default_root_dir  # called on all ranks
         nothing = not self._records and self._failed is None
         if nothing or not trainer.is_global_zero:
             return
-        metrics = self._measured[1] if self._measured else {}
-        spent = self.spending.training.totals
-        report = growth_report(self._records, self._failed, spent, metrics, _checkpoint(trainer))
-        show_report(report, write_report(report, self.spending.curve, folder))
+        records = [record.to_dict() for record in self._records]
+        totals, metrics = self.accounting.training.totals, self._validations.metrics
+        report = growth_report(records, self._failed, totals, metrics, best_checkpoint(trainer))
+        show_report(report, write_report(report, self.accounting.curve, folder))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
-        self.spending.abort()
-        self._ramping.end()
-        self._undo_patches()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.spending.abort()
+        self.accounting.abort()
         self._ramping.end()
-        self._undo_patches()
+        self._patches.undo()
 
     # Growth ---------------------------------------------------------------------------------------
 
     def _may_grow(self, trainer: Trainer, size: int) -> bool:
-        """Whether a growth is to come, and nothing but its moment to be waited for."""
-        if size not in self.due or self._ramping.is_running(trainer.global_step):
+        """Whether a growth only waits for its trigger."""
+        if size not in self.triggers.due or self._ramping.is_running(trainer.global_step):
             return False
-        return not trainer.fit_loop._skip_backward  # batches that are for batch norms only
+        return not trainer.fit_loop._skip_backward  # batches for batch norms only
 
     def _is_due(self, trainer: Trainer, size: int) -> bool:
         if not self._may_grow(trainer, size):
             return False
-        if self.growths[size].data:  # which has changed at the start of the epoch
-            return self._stages.size > size
-        growth, step = self.growths[size], self.due[size]
-        if growth.is_decided:
-            return self._deciding.is_due(trainer, growth, self.spending.total)
-        if growth.epoch is not None:
-            return trainer.current_epoch >= growth.epoch
-        return step is not None and trainer.global_step >= step
+        if self.settings.growths[size].data:  # changed at the start of the epoch
+            return self._data.size > size
+        return self.triggers.is_due(trainer, size, self.accounting.total)
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ramping.end()
@@ -426,172 +351,91 @@ class GrowthCallback(Counting):
             self._replace(trainer, pl_module)
             return
         except GrowthFailedError as error:
-            self.spending.abort()
-            why = str(error)
+            self.accounting.abort()
+            why, growth = str(error), self.settings.growths[number - 1]
             if self.on_failure == "stop":
-                growth = self.growths[number - 1]
-                raise GrowthFailedError(
-                    f"growth {number} (at {growth.when}, to {growth.to}) failed at step "
-                    f"{trainer.global_step}: {why}. The network and the optimizers are as they "
-                    "were before it; resume the run from its last checkpoint when this is changed, "
-                    "or with GrowthCallback(on_failure='continue'), to go on with the small network"
-                ) from error
+                raise stopping_error(number, growth, trainer.global_step, why) from error
         gc.collect()  # the tracebacks have held the large network
-        self._give_up(trainer, number, why)
-
-    def _give_up(self, trainer: Trainer, number: int, why: str) -> None:
-        """Go on with the network that there is, and do not grow any more."""
-        self.due = {}
         self._failed = {
             "growth": number,
             "step": trainer.global_step,
-            "reason": self._why(number - 1),
-            "method": self.method.name,
+            "reason": self.triggers.reason(number - 1),
+            "method": self.settings.method.name,
             "why": why,
         }
+        self.triggers.end()
         rank_zero_warn(
-            f"Growth {number} of {len(self.growths)} failed at step {trainer.global_step}: {why}. "
-            "The run goes on with the small network and grows no more"
+            f"Growth {number} of {len(self.settings.growths)} failed at step "
+            f"{trainer.global_step}: {why}. The run continues with the small network and grows no "
+            "more"
         )
 
-    def _why(self, size: int) -> str:
-        """Why the network of that size grows now."""
-        growth = self.growths[size]
-        return self._deciding.verdict.why if growth.is_decided else growth.when
-
     def _replace(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put a grown network in the place of the small one; leave all as it is if that fails."""
-        started, size = time.monotonic(), self.size(pl_module)
-        plan, growth = self.examining.plans[size + 1], self.growths[size]
-        was_measured = self._measured is not None and self._measured[0] == trainer.global_step
-        changed = bool(growth.data) and not was_measured
-        before = {} if changed else self._measure(trainer, pl_module)  # on the data it is for
+        """Grow the network, log it, and record it; restore everything if that fails."""
+        started, size, step = time.monotonic(), self.size(pl_module), trainer.global_step
+        plan, growth = self.planner.plans[size + 1], self.settings.growths[size]
+        validations, before = self._validations, dict[str, float]()
+        if not growth.data or validations.is_current(trainer):  # else the data is the large one's
+            before = validations.measure(trainer, pl_module)
 
         def metric(after: dict[str, float]) -> Metric:
-            name = self._name(trainer, before or after)
-            return name, before.get(name or ""), after.get(name or "")
+            name = validations.reported(trainer, before or after)
+            return Metric(name, before.get(name or ""), after.get(name or ""))
 
-        grown = self._growing.grow(
-            trainer, pl_module, plan, self._sharding, self.spending,
-            lambda after: check_grown(*metric(after)),
-        )  # fmt: skip
-        if size == 0 and self._sizes(pl_module)[0] is None:  # no one can build it again
+        grown = self._grower.grow(
+            trainer, pl_module, plan, lambda after: check_grown(*metric(after))
+        )
+        if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
             grown.small.zero_grad()
-            self._resuming.kept[pl_module] = grown.small.cpu()
+            self._resume.kept[pl_module] = grown.small.cpu()
         if grown.ramp is not None:
-            self._ramping.begin(grown.ramp, trainer.global_step)
-        reason = self._why(size)
-        self._deciding.grew(trainer)
-        self._rates.begin(growth.rate, trainer.global_step, grown.large, grown.operator)
+            self._ramping.begin(grown.ramp, step)
+        self._rates.begin(growth.rate, step, grown.large, grown.operator)
         record = growth_record(
-            grown, plan, trainer.global_step, reason, self.learning_rate, self.moments, growth.rate,
+            grown, step, self.triggers.reason(size), growth.rate, self.settings.optimizer_state,
             metric(grown.metrics), time.monotonic() - started,
         )  # fmt: skip
+        self.triggers.grew(trainer)
         self._records.append(record)
-        self.spending.grew(trainer.global_step)
-        self._note(trainer, grown.metrics)
+        self.accounting.grew(step)
+        validations.note(trainer, grown.metrics)
         rank_zero_info(
-            f"Growth {size + 1} of {len(self.growths)} at step {trainer.global_step}: "
-            + told(trainer, record, grown.losses, self._rates.factor)
+            f"Growth {size + 1} of {len(self.settings.growths)} at step {step}: "
+            + log_line(trainer, record, grown.losses, self._rates.factor)
         )
         restart_stopping(trainer, self.early_stopping)
         restart_compression(trainer)
         log_parameters(trainer, count(grown.large))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The validation metrics of the network as it is, from the last validation if it was."""
-        if self._measured is None or self._measured[0] != trainer.global_step:
-            if not trainer.enable_validation:
-                return {}
-            counting = self.spending.of_evaluation(self.size(pl_module))
-            watching = [*averaged_validation(trainer), counting]
-            with sandboxed(trainer, pl_module, self.seed):
-                metrics = evaluate(trainer, *watching)
-            self._note(trainer, metrics)
-            return metrics
-        return self._measured[1]
-
-    def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """A point of the plot."""
-        self._measured = trainer.global_step, metrics
-        self.spending.note(trainer.global_step, metrics.get(self._name(trainer, metrics) or ""))
-
-    def _name(self, trainer: Trainer, metrics: dict[str, float]) -> str | None:
-        """The metric that is reported."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        monitored = [
-            callback.monitor
-            for callback in callbacks
-            if isinstance(callback, (ModelCheckpoint, EarlyStopping))
-        ]
-        names = [self.monitor] if self.monitor is not None else [*monitored, *metrics]
-        return next((name for name in names if name in metrics), None)
-
     def size(self, pl_module: LightningModule) -> int:
-        """How many growths the network has been through."""
+        """Return how many growths the network has been through."""
         return size_of(pl_module)
 
     def _sizes(self, pl_module: LightningModule) -> list[dict[str, Any] | None]:
-        return sizes_of(pl_module, self.growths)
+        return sizes_of(pl_module, self.settings.growths)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        last = self._validations.last
         return {
-            "records": list(self._records),
+            "records": [record.to_dict() for record in self._records],
             "failed": self._failed,
-            "measured": list(self._measured) if self._measured else None,
-            "spending": self.spending.state_dict(),
-            "deciding": self._deciding.state_dict(),
+            "measured": list(last) if last else None,
+            "spending": self.accounting.state_dict(),
+            "deciding": self.triggers.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._records, self._failed = state_dict["records"], state_dict["failed"]
-        self._measured = tuple(state_dict["measured"]) if state_dict["measured"] else None
-        self.spending.load_state_dict(state_dict["spending"])
-        self._deciding.load_state_dict(state_dict["deciding"])
+        self._records = [GrowthRecord.from_dict(record) for record in state_dict["records"]]
+        self._failed, last = state_dict["failed"], state_dict["measured"]
+        self._validations.last = (last[0], last[1]) if last else None
+        self.accounting.load_state_dict(state_dict["spending"])
+        self.triggers.load_state_dict(state_dict["deciding"])
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.size(pl_module) > 0:
             checkpoint.setdefault(KEY, {})["groups"] = group_names(trainer, pl_module)
-
-    def _patch(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:
-        original = getattr(trainer.strategy, name)
-        setattr(trainer.strategy, name, functools.partial(wrapper, original, trainer))
-        self._patched.append((trainer.strategy, name))
-
-    def _undo_patches(self) -> None:
-        while self._patched:
-            owner, name = self._patched.pop()
-            vars(owner).pop(name, None)
-
-
-def _run(trainer: Trainer) -> Run:
-    steps: float
-    epochs = trainer.max_epochs
-    last = math.inf if epochs in (None, -1) else epochs - extra_epochs(trainer)
-    if not trainer.lightning_module.automatic_optimization:  # any number of steps in a batch
-        steps = trainer.max_steps
-        return Run(math.inf if steps == -1 else steps, epochs=last, steps_per_epoch=math.inf)
-    steps = trainer.estimated_stepping_batches
-    steps_per_epoch = (
-        math.inf
-        if math.isinf(trainer.num_training_batches)
-        else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    )
-    return Run(
-        steps=min(math.inf if steps == -1 else steps, steps_per_epoch * last),
-        epochs=last,
-        steps_per_epoch=steps_per_epoch,
-    )
-
-
-def _checkpoint(trainer: Trainer) -> str | None:
-    """Where the run's best checkpoint is, or its last."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            return callback.best_model_path or callback.last_model_path or None
-    return None

@@ -1,7 +1,9 @@
-"""Grow what a checkpoint holds, between two runs."""
+"""Grow the network of a checkpoint between two runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,19 @@ def grow_checkpoint(
     weights_only: bool | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Write a checkpoint in which the network has grown once, by the next growth of the Trainer's
-    GrowthCallback, and all else is as it was.
+    """Write a checkpoint grown by the next growth of the Trainer's GrowthCallback.
 
-    For runs under strategies in which a network cannot be replaced (FSDP1, DeepSpeed), and for
-    networks that are trained to their end. It does what the callback would do at the next batch of
-    a run that is resumed from the checkpoint: optimizers, averages and the schedulers' state go
-    along, and a run that is resumed from ``out`` goes on where the checkpoint was. Nothing is
-    trained but the operator of a method that learns.
+    For networks that are trained to their end, and for strategies under which a network cannot be
+    replaced (FSDP1, DeepSpeed). Does what the callback would do at the next batch of a run that is
+    resumed from the checkpoint: optimizers, averages and the state of schedulers are carried over,
+    and a run that is resumed from ``out`` continues where the checkpoint was. Nothing is trained
+    except the operator of a method that learns.
 
     Args:
-        trainer: on one device; its moment for the growth does not matter.
+        trainer: Trainer of one device; the trigger of the growth does not matter.
         model: as at the start of the run that wrote the checkpoint, or of the checkpoint's size.
-        ckpt_path: a file.
-        out: a file that does not exist.
+        ckpt_path: path of a file.
+        out: path of the new checkpoint; must not exist yet.
         weights_only: False for a checkpoint with more than tensors and plain data, if you trust it.
         options: the data, as for `Trainer.fit`.
 
@@ -47,80 +48,93 @@ def grow_checkpoint(
 
     Raises:
         ValueError: for a Trainer without a GrowthCallback or with several devices, a checkpoint
-            without a growth to come or of weights alone, a growth that changes the data, a method
-            that lets new parts in while a run goes on (msg), and whatever the run would refuse.
-        FileExistsError: if there is something at ``out``.
-        GrowthFailedError: when the growth fails.
+            without a growth to come or with weights only, a growth that changes the data, a method
+            that unmasks new parts during the run (msg), and whatever the run would refuse.
+        FileExistsError: if ``out`` exists.
+        GrowthFailedError: if the growth fails.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    growing = next((each for each in callbacks if isinstance(each, GrowthCallback)), None)
-    if growing is None:
+    callback = next((each for each in callbacks if isinstance(each, GrowthCallback)), None)
+    if callback is None:
         raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
     if trainer.world_size > 1:
         raise ValueError(
-            f"the Trainer has {trainer.world_size} devices, and a checkpoint is grown on one: "
+            f"the Trainer has {trainer.world_size} devices, and a checkpoint is grown on one; use "
             "Trainer(devices=1)"
         )
-    path, out = Path(ckpt_path), Path(out)
-    if out.exists():
-        raise FileExistsError(f"there is something at {out}; give another name for the checkpoint")
-    if not out.parent.is_dir():
-        raise ValueError(f"the folder {out.parent} of the checkpoint that is to be is not there")
-    safely = weights_only is not False
+    path, out, safely = Path(ckpt_path), Path(out), weights_only is not False
+    _check_out(out)
     checkpoint = _read(path, safely)
     size = checkpoint.get(KEY, {"size": 0})["size"]
-    _check(growing, size, path)
-    step, epoch = checkpoint["global_step"], checkpoint["epoch"]
-    growths, moments = list(growing.growths), dict.fromkeys((*KNOWN, *DECIDED))
-    now = replace(growths[size], **{**moments, "step": step})
-    on_failure, growing.on_failure = growing.on_failure, "stop"
-    growing.growths[size:] = [now]
-    saver = _Saver(growing, size, path)
-    callbacks.insert(callbacks.index(growing) + 1, saver)
-    loop = trainer.fit_loop
-    limits = loop.max_epochs, loop.epoch_loop.max_steps
-    try:  # a run that has ended has one batch more
-        loop.max_epochs = None if limits[0] is None else _raised(limits[0], epoch + 2)
-        loop.epoch_loop.max_steps = _raised(limits[1], step + 1)
+    _check(callback, size, path)
+    saver = _Saver(callback, size, path)
+    with _grown_at(trainer, callback, saver, checkpoint):
         trainer.fit(model, ckpt_path=path, weights_only=safely, **options)
-    finally:
-        callbacks.remove(saver)
-        growing.growths[:], growing.on_failure = growths, on_failure
-        loop.max_epochs, loop.epoch_loop.max_steps = limits
     if saver.checkpoint is None:
         raise ValueError("the run ends before its first batch, so nothing grows")
     grown = {**checkpoint, **saver.checkpoint}
     grown |= {name: checkpoint[name] for name in ("loops", "epoch", "global_step")}
     grown["callbacks"] = checkpoint["callbacks"] | grown["callbacks"]
     write_whole(out, lambda part: torch.save(grown, part))
-    record: dict[str, Any] = growing.state_dict()["records"][-1]
+    record: dict[str, Any] = callback.state_dict()["records"][-1]
     return record
 
 
-class _Saver(Callback):
-    """Stands behind the GrowthCallback, and leaves `fit` with what it would save."""
+@contextmanager
+def _grown_at(
+    trainer: Trainer, callback: GrowthCallback, saver: _Saver, checkpoint: dict[str, Any]
+) -> Iterator[None]:
+    """Make the next growth due at the step of the checkpoint, and the run one batch longer."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    step, epoch, loop = checkpoint["global_step"], checkpoint["epoch"], trainer.fit_loop
+    growths, on_failure = callback.settings.growths, callback.on_failure
+    before, limits = list(growths), (loop.max_epochs, loop.epoch_loop.max_steps)
+    trigger: dict[str, Any] = dict.fromkeys((*KNOWN, *DECIDED))
+    trigger["step"] = step
+    growths[saver.size :] = [replace(growths[saver.size], **trigger)]
+    callback.on_failure = "stop"
+    callbacks.insert(callbacks.index(callback) + 1, saver)
+    try:
+        loop.max_epochs = None if limits[0] is None else _raised(limits[0], epoch + 2)
+        loop.epoch_loop.max_steps = _raised(limits[1], step + 1)
+        yield
+    finally:
+        callbacks.remove(saver)
+        growths[:], callback.on_failure = before, on_failure
+        loop.max_epochs, loop.epoch_loop.max_steps = limits
 
-    def __init__(self, growing: GrowthCallback, size: int, path: Path) -> None:
-        self.growing, self.size, self.path = growing, size, path
+
+class _Saver(Callback):
+    """Stops `fit` after the GrowthCallback, and keeps the checkpoint of that moment."""
+
+    def __init__(self, growth: GrowthCallback, size: int, path: Path) -> None:
+        self.growth, self.size, self.path = growth, size, path
         self.checkpoint: dict[str, Any] | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.growing.size(pl_module) == self.size:
+        if self.growth.size(pl_module) == self.size:
             raise ValueError(
-                f"the checkpoint {self.path} was written while gradients were accumulated; take "
-                "one from the end of an epoch"
+                f"the checkpoint {self.path} was written while gradients were accumulated; use one "
+                "from the end of an epoch"
             )
         self.checkpoint = trainer._checkpoint_connector.dump_checkpoint()
         raise _TunerExitException
 
 
+def _check_out(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(f"there is something at {out}; give another name for the checkpoint")
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder {out.parent} for the new checkpoint does not exist")
+
+
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:
-    """A checkpoint from which a run can go on."""
+    """Read a checkpoint from which a run can be resumed."""
     if path.is_dir():
         raise ValueError(
-            f"the checkpoint {path} is a folder of shares; make one file of it, with "
+            f"the checkpoint {path} is a folder of shards; make one file with "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
         )
     if not path.is_file():
@@ -130,30 +144,31 @@ def _read(path: Path, weights_only: bool) -> dict[str, Any]:
     needed = "state_dict", "optimizer_states", "loops"
     if lacking := [name for name in needed if name not in checkpoint]:
         raise ValueError(
-            f"the checkpoint {path} has no {', '.join(lacking)}, and no run can go on from it; "
-            "take one that is not of weights alone, or grow its weights with lightning_ligo.grow"
+            f"the checkpoint {path} has no {', '.join(lacking)}, and no run can resume from it; "
+            "use one with more than weights, or grow its weights with lightning_ligo.grow"
         )
     return checkpoint
 
 
-def _check(growing: GrowthCallback, size: int, path: Path) -> None:
-    if size >= len(growing.growths):
+def _check(callback: GrowthCallback, size: int, path: Path) -> None:
+    settings = callback.settings
+    if size >= len(settings.growths):
         raise ValueError(
             f"the checkpoint {path} holds a network after {size} growths, and the GrowthCallback "
-            f"has {len(growing.growths)}; give it one more"
+            f"has {len(settings.growths)}; give it one more"
         )
-    if data := growing.growths[size].data:
+    if data := settings.growths[size].data:
         raise ValueError(
             f"growth {size + 1} changes {', '.join(data)} of the data, which "
-            "only a run can; grow while it goes on"
+            "only a run can do; grow during the run"
         )
-    if growing.method.ramp:
+    if settings.method.ramp:
         raise ValueError(
-            f"method {growing.method.name!r} lets new parts in while a run goes on; grow in the "
-            "run, or by another method"
+            f"method {settings.method.name!r} unmasks new parts while a run continues; grow "
+            "during the run, or use another method"
         )
 
 
 def _raised(limit: int, least: int) -> int:
-    """A limit of the Trainer, which has -1 for none."""
+    """Raise a limit of the Trainer, where -1 means no limit."""
     return limit if limit == -1 else max(limit, least)

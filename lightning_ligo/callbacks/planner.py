@@ -1,19 +1,19 @@
-"""What a run will grow to, seen before it trains: the large networks, and all plans."""
+"""Plan every growth of a run on its first batch."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_ligo.callbacks.checks import check_outputs, find_network
 from lightning_ligo.callbacks.datamodule import DataStages
+from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
-from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
@@ -26,41 +26,39 @@ from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.slot import set_network
 
 
+class Call(NamedTuple):
+    """The arguments with which training calls a network."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Pairing(NamedTuple):
+    """A planned growth, with its number from 1 and the inputs on which it was planned."""
+
+    number: int
+    small: nn.Module
+    large: nn.Module
+    plan: Plan
+    call: Call  # of the small network
+    large_inputs: dict[str, Any] | None  # by name, if the data changes
+
+
 class Planner:
-    """Plans all growths that are to come, on what the run's first batch calls the network with.
+    """Plans all growths to come, on the inputs that the run's first batch gives to the network.
 
     Args:
-        attribute: where the network is in the module.
-        growths: those of the run.
-        method: of all growths.
-        steps: of learning an operator.
-        seed: of what is random in a network that is built.
-        override: names axes that tracing cannot find.
-        sharding: what the network is like where it is not sharded.
+        settings: settings of the growths.
+        sharding: plain forms of sharded networks.
         stages: the data at every size.
     """
 
-    def __init__(
-        self,
-        attribute: str,
-        growths: Sequence[Growth],
-        method: Method,
-        steps: int,
-        seed: int,
-        override: Mapping[str, str] | None,
-        sharding: Sharding,
-        stages: DataStages,
-    ) -> None:
-        self._attribute = attribute
-        self._growths = growths
-        self._method = method
-        self._steps = steps
-        self._seed = seed
-        self._override = override
+    def __init__(self, settings: Settings, sharding: Sharding, stages: DataStages) -> None:
+        self._settings = settings
         self._sharding = sharding
         self._stages = stages
         self._larger: dict[int, nn.Module] = {}  # to be planned, on the meta device
-        self.plans: dict[int, Plan] = {}  # of every growth, by its number from 1
+        self.plans: dict[int, Plan] = {}  # by the number of the growth, from 1
         self.is_done = False
 
     @property
@@ -69,24 +67,24 @@ class Planner:
         return bool(self._larger)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build all networks that are to come, and shard them where the run does.
+        """Build all networks to come, and shard them where the run does.
 
         Raises:
             ValueError: naming the growth whose network cannot be built or sharded.
         """
         self._larger, self.is_done = {}, False
-        for number, description in self.coming(pl_module):
-            with isolated_random(self._seed), of_growth(number, self._growths[number - 1]):
+        for number, description in self.coming(pl_module).items():
+            with isolated_random(self._settings.seed), self._of_growth(number):
                 self._larger[number] = build(description, device="meta")
                 if is_sharded(trainer):
                     trial = build(description, device="meta")
-                    self._sharding.try_out(trainer, pl_module, self._attribute, trial)
+                    self._sharding.try_out(trainer, pl_module, self._settings.attribute, trial)
 
-    def leave_out(self, done: int) -> None:
-        """Plan no growths up to this number: the run was resumed after them, or grows no more."""
+    def skip(self, done: int) -> None:
+        """Plan no growth up to this number."""
         self._larger = {n: large for n, large in self._larger.items() if n > done}
 
-    def examine(
+    def plan(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -94,65 +92,98 @@ class Planner:
         batch_idx: int,
         before: nn.Module | None = None,
     ) -> Plan | None:
-        """Pair the network with all that it will become.
+        """Plan all growths to come, at the start of a batch.
 
         Args:
-            trainer, pl_module, batch, batch_idx: of the run, at the start of a batch.
-            before: the network that this one has grown from, if that growth is to be planned again;
-                the plan is returned.
+            trainer, pl_module, batch, batch_idx: arguments of the hook.
+            before: the network that the present one has grown from, to plan that growth too; its
+                plan is returned.
 
         Raises:
-            ValueError: naming the growth that cannot be.
+            ValueError: naming the growth that is not possible.
         """
-        network = find_network(pl_module, self._attribute)
-        network = smaller = self._sharding.plain(pl_module, network)
-        with sandboxed(trainer, pl_module, self._seed):
-            set_network(pl_module, self._attribute, network)
-            batches = self.batches(trainer, pl_module, batch)
-            first = batches[size_of(pl_module)]
-            args, kwargs = at_first = self.called_with(trainer, pl_module, first, batch_idx)
-            scalars_read: Sequence[Any] = ()
-            for number, larger in self._larger.items():
-                with of_growth(number, self._growths[number - 1]):
-                    inputs = None
-                    if number in batches:
-                        inputs = self.large_inputs(trainer, pl_module, number, batches[number])
-                    plan = self.paired(smaller, larger, args, kwargs, inputs, scalars_read)
-                self.plans[number], smaller, scalars_read = plan, larger, plan.scalars_read
-                args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
-            again = None
+        settings, again = self._settings, None
+        network = find_network(pl_module, settings.attribute)
+        network = self._sharding.plain(pl_module, network)
+        larger = {number: lambda large=large: large for number, large in self._larger.items()}
+        with sandboxed(trainer, pl_module, settings.seed):
+            set_network(pl_module, settings.attribute, network)
+            batches, call = self.first_batch(trainer, pl_module, batch, batch_idx)
+            for pairing in self.pairings(trainer, pl_module, larger, batches, call):
+                self.plans[pairing.number] = pairing.plan
             if before is not None:
-                args, kwargs = at_first
-                again = pair(before, network, *args, override=self._override, **kwargs)
+                again = pair(before, network, *call.args, override=settings.override, **call.kwargs)
         self._larger, self.is_done = {}, True
         return again
 
-    def coming(self, pl_module: LightningModule) -> list[tuple[int, dict[str, Any]]]:
-        """The growths that are still to come: the number, from 1, and the large network of each."""
-        numbered = enumerate(sizes_of(pl_module, self._growths))
+    def coming(self, pl_module: LightningModule) -> dict[int, dict[str, Any]]:
+        """Return the networks to come, by the number of their growth, from 1."""
+        numbered = enumerate(sizes_of(pl_module, self._settings.growths))
         done = size_of(pl_module)
-        return [(number, to) for number, to in numbered if number > done and to is not None]
+        return {number: to for number, to in numbered if number > done and to is not None}
 
-    def batches(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> dict[int, Any]:
-        """See `DataStages.batches`."""
-        return self._stages.batches(trainer, pl_module, size_of(pl_module), batch)
+    def first_batch(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> tuple[dict[int, Any], Call]:
+        """Return the batches of `DataStages.batches`, and how training calls the network on one."""
+        size = size_of(pl_module)
+        batches = self._stages.batches(trainer, pl_module, size, batch)
+        return batches, self._call(trainer, pl_module, batches[size], batch_idx)
 
-    def large_inputs(
-        self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
-    ) -> dict[str, Any]:
-        """What training calls the large network of a growth with, on a batch of changed data.
+    def pairings(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        larger: Mapping[int, Callable[[], nn.Module]],
+        batches: Mapping[int, Any],
+        call: Call,
+    ) -> Iterator[Pairing]:
+        """Pair every network with the next larger one; for use within `sandboxed`.
 
-        To be used within `sandboxed`, which takes that network off again.
+        Args:
+            trainer, pl_module: of the run.
+            larger: builders of the larger networks, by the number of their growth.
+            batches, call: from `first_batch`.
 
         Raises:
-            ValueError: if a training step of the network fails on it.
+            ValueError: naming the growth that is not possible.
         """
-        description = sizes_of(pl_module, self._growths)[number]
+        small = find_network(pl_module, self._settings.attribute)
+        scalars_read: Sequence[Any] = ()
+        for number, build_large in larger.items():
+            with self._of_growth(number):
+                large, inputs = build_large(), None
+                if number in batches:
+                    inputs = self._large_inputs(trainer, pl_module, number, batches[number])
+                plan = pair(
+                    small, large, *call.args, large_inputs=inputs, scalars_read=scalars_read,
+                    override=self._settings.override, **call.kwargs,
+                )  # fmt: skip
+                check_outputs(plan)
+                refuse(plan, self._settings.method)
+                if self._settings.method.ramp:
+                    check_ramp(plan, small)
+            yield Pairing(number, small, large, plan, call, inputs)
+            small, scalars_read = large, plan.scalars_read
+            call = call if inputs is None else Call((), inputs)
+
+    def _large_inputs(
+        self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
+    ) -> dict[str, Any]:
+        """Return the inputs, by name, that training gives to a large network on changed data.
+
+        Leaves that network in the module, for `sandboxed` to remove.
+
+        Raises:
+            ValueError: if a training step of the network fails on the batch.
+        """
+        description = sizes_of(pl_module, self._settings.growths)[number]
         assert description is not None
         large = trainer.precision_plugin.convert_module(build(description))
-        set_network(pl_module, self._attribute, large.to(trainer.strategy.root_device))
+        large = large.to(trainer.strategy.root_device)
+        set_network(pl_module, self._settings.attribute, large)
         try:
-            args, kwargs = self.called_with(trainer, pl_module, batch, 0)
+            call = self._call(trainer, pl_module, batch, 0)
         except ValueError:
             raise
         except Exception as error:
@@ -160,45 +191,26 @@ class Planner:
                 f"{type(large).__name__} cannot be trained on this data: a training step fails "
                 f"with {type(error).__name__}: {error}; change the data or the network"
             ) from error
-        return dict(inspect.signature(large.forward).bind(*args, **kwargs).arguments)
+        return dict(inspect.signature(large.forward).bind(*call.args, **call.kwargs).arguments)
 
-    def paired(
-        self,
-        small: nn.Module,
-        large: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        large_inputs: dict[str, Any] | None = None,
-        scalars_read: Sequence[Any] = (),
-    ) -> Plan:
-        """How a growth of this run goes; refuses one that the run's own module cannot follow."""
-        plan = pair(
-            small, large, *args, large_inputs=large_inputs, override=self._override,
-            scalars_read=scalars_read, **kwargs,
-        )  # fmt: skip
-        check_outputs(plan)
-        refuse(plan, self._method)
-        if self._method.ramp:
-            check_ramp(plan, small)
-        return plan
-
-    def called_with(
+    def _call(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What training calls the network with; refuses a step that no operator is learned on."""
-        network = find_network(pl_module, self._attribute)
-        args, kwargs, output = called_with(trainer, self._attribute, network, batch, batch_idx)
-        if self._steps > 0:
+    ) -> Call:
+        """Return how training calls the network; check its loss if an operator is learned."""
+        attribute = self._settings.attribute
+        network = find_network(pl_module, attribute)
+        args, kwargs, output = called_with(trainer, attribute, network, batch, batch_idx)
+        if self._settings.method.steps > 0:
             training_loss(output)
-        return args, kwargs
+        return Call(args, kwargs)
 
-
-@contextmanager
-def of_growth(number: int, growth: Growth) -> Iterator[None]:
-    """Say in an error which growth it is about."""
-    try:
-        yield
-    except ValueError as error:
-        data = f", on data of {growth.data}" if growth.data else ""
-        where = f"growth {number} (at {growth.when}, to {growth.to}{data})"
-        raise ValueError(f"{where}: {error}") from error
+    @contextmanager
+    def _of_growth(self, number: int) -> Iterator[None]:
+        """Name the growth in errors."""
+        growth: Growth = self._settings.growths[number - 1]
+        try:
+            yield
+        except ValueError as error:
+            data = f", on data of {growth.data}" if growth.data else ""
+            where = f"growth {number} (at {growth.when}, to {growth.to}{data})"
+            raise ValueError(f"{where}: {error}") from error

@@ -1,9 +1,10 @@
-"""What is known of a growth once it is done: its record, and its line in the log."""
+"""The record of a growth, and its line in the log."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -11,77 +12,136 @@ from torch import nn
 from lightning_ligo.callbacks.grower import Grown
 from lightning_ligo.callbacks.report import carried_over
 from lightning_ligo.operator.optimizer_state import Policy
-from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Rate
 
-Metric = tuple[str | None, float | None, float | None]
-"""The name of what is reported, and its value before and after."""
+
+class Metric(NamedTuple):
+    """The reported metric, in the small network and in the large one."""
+
+    name: str | None
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class GrowthRecord:
+    """Facts about one growth, as checkpoints and the report hold them.
+
+    Args:
+        step: optimizer step of the growth.
+        reason: why the growth was due.
+        method: name of the method.
+        ramp: number of training steps over which new parts are unmasked.
+        parameters: parameter counts of the networks, `small` and `large`.
+        axes: both lengths of every axis that has grown.
+        stacks: both depths of every stack that has grown.
+        operator: `coefficients`, and the `steps` and `learning_rate` of learning them.
+        optimizer_state: the `policy`, and for how many (`carried`) of all `parameters` the
+            optimizer continues with a state.
+        rate: learning rate after the growth.
+        inexact: reasons why the growth did not keep the function.
+        metric: name of the reported metric, and its values before and after the growth.
+        flops: FLOPs of learning the `operator`.
+        seconds: duration of the growth.
+    """
+
+    step: int
+    reason: str
+    method: str
+    ramp: int
+    parameters: dict[str, int]
+    axes: dict[str, list[int]]
+    stacks: dict[str, list[int]]
+    operator: dict[str, Any]
+    optimizer_state: dict[str, Any]
+    rate: Rate
+    inexact: list[str]
+    metric: Metric
+    flops: dict[str, int]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data; `optimizer_state` has the key `moments`."""
+        fields = asdict(self) | {"metric": self.metric._asdict()}
+        return {_KEYS.get(name, name): value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> GrowthRecord:
+        """Read what `to_dict` has returned."""
+        fields = {name: plain[_KEYS.get(name, name)] for name in cls.__dataclass_fields__}
+        return cls(**fields | {"rate": Rate(**plain["rate"]), "metric": Metric(**plain["metric"])})
+
+
+_KEYS = {"optimizer_state": "moments"}
+"""Fields whose key in checkpoints differs from their name."""
 
 
 def growth_record(
     grown: Grown,
-    plan: Plan,
     step: int,
     reason: str,
-    learning_rate: float,
-    moments: Policy,
     rate: Rate,
+    optimizer_state: Policy,
     metric: Metric,
     seconds: float,
-) -> dict[str, Any]:
-    """The record as plain data, for checkpoints and the report."""
-    operator, steps = grown.operator, len(grown.losses)
-    name, before, after = metric
-    return {
-        "step": step,
-        "reason": reason,
-        "method": operator.method.name,
-        "ramp": operator.method.ramp,
-        "parameters": {"small": count(grown.small), "large": count(grown.large)},
-        "axes": {axis: list(lengths) for axis, lengths in plan.axes.items()},
-        "stacks": {stack: list(depths) for stack, depths in plan.stacks.items()},
-        "operator": {
+) -> GrowthRecord:
+    """Return the record of a growth; see `GrowthRecord` for the arguments."""
+    operator, steps, plan = grown.operator, len(grown.losses), grown.operator.plan
+    return GrowthRecord(
+        step=step,
+        reason=reason,
+        method=operator.method.name,
+        ramp=operator.method.ramp,
+        parameters={"small": count(grown.small), "large": count(grown.large)},
+        axes={axis: list(lengths) for axis, lengths in plan.axes.items()},
+        stacks={stack: list(depths) for stack, depths in plan.stacks.items()},
+        operator={
             "coefficients": operator.coefficients,
             "steps": steps,
-            "learning_rate": learning_rate if steps else None,
+            "learning_rate": operator.method.learning_rate if steps else None,
         },
-        "moments": {"policy": moments, "carried": grown.carried, "parameters": grown.parameters},
-        "rate": asdict(rate),
-        "inexact": list(operator.inexact),
-        "metric": {"name": name, "before": before, "after": after},
-        "flops": {"operator": grown.flops},
-        "seconds": seconds,
-    }
+        optimizer_state={
+            "policy": optimizer_state,
+            "carried": grown.carried,
+            "parameters": grown.parameters,
+        },
+        rate=rate,
+        inexact=list(operator.inexact),
+        metric=metric,
+        flops={"operator": grown.flops},
+        seconds=seconds,
+    )
 
 
-def told(trainer: Trainer, record: dict[str, Any], losses: tuple[float, ...], factor: float) -> str:
-    """What the log says of a growth that has this record.
+def log_line(
+    trainer: Trainer, record: GrowthRecord, losses: tuple[float, ...], factor: float
+) -> str:
+    """Return the line that the log shows after a growth.
 
     Args:
-        trainer: of the run, after the growth.
-        record: of the growth.
-        losses: of every step of learning the operator.
-        factor: of the learning rate, of all growths so far.
+        trainer: Trainer of the run, after the growth.
+        record: record of the growth.
+        losses: loss of every step of learning the operator.
+        factor: product of the learning rate factors of all growths so far.
     """
     steps = len(losses)
     learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
-    reasons = "; ".join(record["inexact"])
+    reasons = "; ".join(record.inexact)
     exact = f"is not kept ({reasons})" if reasons else "is kept"
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))
-    small, large = record["parameters"].values()
-    name, before, after = record["metric"].values()
+    name, before, after = record.metric
     return (
-        f"{small:,} -> {large:,} parameters, method {record['method']} "
-        f"(operator: {record['operator']['coefficients']:,} coefficients, {learned}); at its start "
-        f"the function {exact}; {name or 'no metric'}: {_number(before)} -> {_number(after)}; "
-        f"optimizer state: {carried_over(record['moments'])}; learning rate {rates} "
-        f"({replace(Rate(**record['rate']), factor=factor)})"
+        f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
+        f"{record.method} (operator: {record.operator['coefficients']:,} coefficients, {learned}); "
+        f"at its start the function {exact}; {name or 'no metric'}: {_number(before)} -> "
+        f"{_number(after)}; optimizer state: {carried_over(record.optimizer_state)}; "
+        f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )
 
 
 def count(network: nn.Module) -> int:
-    """The numbers in a network's parameters."""
+    """Return the number of parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -1,7 +1,8 @@
-"""Whether the next growth of a run is due, where the run decides."""
+"""Triggers of growths: steps that are known before the run, and what the run decides."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,39 +12,64 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_ligo.schedule import Growth, Plateau, Validation, Verdict
+from lightning_ligo.callbacks.averaging import extra_epochs
+from lightning_ligo.schedule import Growth, Plateau, Run, Validation, Verdict, resolve
 
 
 class Triggers:
-    """Decides, on all ranks alike, when the growth to come is due, and says so with the reason."""
+    """Tells when the next growth is due, equally on all ranks, and why.
 
-    def __init__(self) -> None:
+    Args:
+        growths: all growths of the run.
+    """
+
+    def __init__(self, growths: Sequence[Growth]) -> None:
+        self._growths = growths
         self._folder = Path()
-        self._forget()
+        self.due: dict[int, int | None] = {}  # by the growths done before: the step, if known
+        self._reset()
 
-    def _forget(self) -> None:
-        """Begin to decide on a growth."""
+    def _reset(self) -> None:
+        """Forget what was seen for the last growth."""
         self.verdict = Verdict(False, "there was nothing to decide by yet")
-        self._validations: list[Validation] = []  # since the growth before
-        self._file: Path | None = None  # that is waited for
+        self._validations: list[Validation] = []  # since the last growth
+        self._file: Path | None = None  # the file to wait for
 
-    def begin(self, trainer: Trainer) -> None:
-        """At the start of training, on all ranks."""
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+    def begin(self, trainer: Trainer, done: int) -> list[int | None]:
+        """Resolve the growths after the first `done`; return their steps, where they are known.
 
-    def watch(self, trainer: Trainer, growth: Growth, value: float, flops: int) -> None:
-        """A validation has ended; what decides is the mean over the ranks."""
-        assert growth.monitored is not None
-        self._validations.append(Validation(*_mean(trainer, value, flops)))
-        if not self.verdict.due:
-            self._decide(trainer, growth.monitored.verdict(self._validations))
+        Called at the start of training, on all ranks.
 
-    def is_due(self, trainer: Trainer, growth: Growth, spent: int) -> bool:
-        """Whether to grow now; asked by all ranks at every step of the optimizer.
-
-        Each rank has counted what it has spent itself, and the first one looks for the file: for
-        these two one number goes around at every step, on one device none.
+        Raises:
+            ValueError: see `resolve` and `check_decisions`.
         """
+        steps = resolve(self._growths, run_of(trainer), done)
+        self.due = dict(enumerate(steps, done))
+        check_decisions(trainer, self._growths, done)
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        return steps
+
+    def watch(self, trainer: Trainer, size: int, metrics: Mapping[str, float], flops: int) -> None:
+        """Decide by the metrics of a validation, averaged over the ranks, if the growth does so."""
+        rule = self._growths[size].monitored if size in self.due else None
+        if rule is None or rule.monitor not in metrics:
+            return
+        value, spent = _mean(trainer, metrics[rule.monitor], flops)
+        self._validations.append(Validation(value, spent))
+        if not self.verdict.due:
+            self._decide(trainer, rule.verdict(self._validations))
+
+    def is_due(self, trainer: Trainer, size: int, spent: int) -> bool:
+        """Whether to grow now; called on all ranks at every optimizer step.
+
+        With `flops` or `file` the ranks exchange one number per step: each counts its own FLOPs,
+        and only rank 0 looks for the file.
+        """
+        growth, step = self._growths[size], self.due[size]
+        if growth.epoch is not None:
+            return trainer.current_epoch >= growth.epoch
+        if not growth.is_decided:
+            return step is not None and trainer.global_step >= step
         if growth.flops is not None:
             (flops,) = _mean(trainer, spent)
             why = f"{flops:.4g} of {growth.flops:g} FLOPs were spent"
@@ -63,11 +89,30 @@ class Triggers:
         if verdict.due:
             rank_zero_info(f"A growth is decided at step {trainer.global_step}: {verdict.why}")
 
+    def reason(self, size: int) -> str:
+        """Return why the network of this size grows now."""
+        growth = self._growths[size]
+        return self.verdict.why if growth.is_decided else growth.when
+
+    def unreached(self, size: int) -> str | None:
+        """Return a warning for a run that has ended before it decided the next growth."""
+        if size not in self.due or not self._growths[size].is_decided:
+            return None
+        return (
+            f"The run has ended before growth {size + 1} of {len(self._growths)}, at "
+            f"{self._growths[size].when}: {self.verdict.why}"
+            + (", after which no batch came" if self.verdict.due else "")
+        )
+
+    def end(self) -> None:
+        """Trigger no more growths."""
+        self.due = {}
+
     def grew(self, trainer: Trainer) -> None:
-        """The network has grown; the file that asked for it is removed."""
+        """Prepare for the next growth; remove the file that has triggered this one."""
         if self._file is not None and trainer.is_global_zero:
             self._file.unlink(missing_ok=True)
-        self._forget()
+        self._reset()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -80,8 +125,29 @@ class Triggers:
         self.verdict = Verdict(*state["verdict"])
 
 
+def run_of(trainer: Trainer) -> Run:
+    """Return how long the run of a Trainer is."""
+    steps: float
+    epochs = trainer.max_epochs
+    last = math.inf if epochs in (None, -1) else epochs - extra_epochs(trainer)
+    if not trainer.lightning_module.automatic_optimization:  # any number of steps in a batch
+        steps = trainer.max_steps
+        return Run(math.inf if steps == -1 else steps, epochs=last, steps_per_epoch=math.inf)
+    steps = trainer.estimated_stepping_batches
+    steps_per_epoch = (
+        math.inf
+        if math.isinf(trainer.num_training_batches)
+        else math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    )
+    return Run(
+        steps=min(math.inf if steps == -1 else steps, steps_per_epoch * last),
+        epochs=last,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
 def _mean(trainer: Trainer, *values: float) -> list[float]:
-    """The mean of every value over the ranks, the same on all of them."""
+    """Return the mean of every value over all ranks."""
     if trainer.world_size == 1:
         return list(values)
     here = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
@@ -90,10 +156,10 @@ def _mean(trainer: Trainer, *values: float) -> list[float]:
 
 
 def check_decisions(trainer: Trainer, growths: Sequence[Growth], done: int) -> None:
-    """Refuse growths that cannot be decided, or not before the run is ended.
+    """Check that the run can decide its growths before it ends.
 
     Raises:
-        ValueError: for a run without validations, and for an EarlyStopping that is as impatient.
+        ValueError: for a run without validation, and for an EarlyStopping with no more patience.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]

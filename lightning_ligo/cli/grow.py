@@ -65,7 +65,7 @@ def grow_command(words: Sequence[str]) -> None:
         command = GrowCLI(["fit", *configs, "--ckpt_path", options.ckpt_path, *rest], options.out)
     except (ValueError, FileExistsError, GrowthFailedError, MisconfigurationException) as error:
         sys.exit(f"lightning-ligo grow: {error}")
-    small, large = command.record["parameters"].values()
+    small, large = (command.record["parameters"][name] for name in ("small", "large"))
     print(f"{options.out}: {small:,} -> {large:,} parameters, at step {command.record['step']}")
 
 

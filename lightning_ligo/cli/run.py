@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.planner import of_growth
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.cli.planned import Planned, cost_of, sized
 from lightning_ligo.trainer.checkpoint import described
@@ -54,33 +53,20 @@ class _Planner(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        growing, examining, self.planned = self.growing, self.growing.examining, []
-        small = find_network(pl_module, growing.attribute)
-        description = described(pl_module, growing.attribute)
-        with sandboxed(trainer, pl_module, growing.seed):
-            batches = examining.batches(trainer, pl_module, batch)
-            first = batches[growing.size(pl_module)]
-            args, kwargs = examining.called_with(trainer, pl_module, first, batch_idx)
-            scalars_read: Sequence[Any] = ()
-            for number, larger in examining.coming(pl_module):
-                growth = growing.growths[number - 1]
-                with of_growth(number, growth):
-                    large = sized(larger)
-                    inputs = None
-                    if number in batches:
-                        changed = trainer, pl_module, number, batches[number]
-                        inputs = examining.large_inputs(*changed)
-                    plan = examining.paired(small, large, args, kwargs, inputs, scalars_read)
-                    settings = {"method": growing.method, "steps": growing.steps}
-                    cost = cost_of(
-                        plan, small, large, *args, **settings, large_inputs=inputs, **kwargs
-                    )
-                args, kwargs = (args, kwargs) if inputs is None else ((), inputs)
-                due = growing.due.get(number - 1)
-                self.planned.append(
-                    Planned(description, larger, plan, *cost, number, growth.when, due)
-                )
-                small, description, scalars_read = large, larger, plan.scalars_read
+        settings, planner, self.planned = self.growing.settings, self.growing.planner, []
+        small, coming = described(pl_module, settings.attribute), planner.coming(pl_module)
+        larger = {number: functools.partial(sized, to) for number, to in coming.items()}
+        with sandboxed(trainer, pl_module, settings.seed):
+            batches, call = planner.first_batch(trainer, pl_module, batch, batch_idx)
+            for each in planner.pairings(trainer, pl_module, larger, batches, call):
+                large, when = coming[each.number], settings.growths[each.number - 1].when
+                due = self.growing.triggers.due.get(each.number - 1)
+                cost = cost_of(
+                    each.plan, each.small, each.large, *each.call.args, method=settings.method,
+                    large_inputs=each.large_inputs, **each.call.kwargs,
+                )  # fmt: skip
+                self.planned.append(Planned(small, large, each.plan, *cost, each.number, when, due))
+                small = large
         raise _TunerExitException
 
 

@@ -361,15 +361,15 @@ def run(folder: Path) -> Result:
         )
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     (noting,) = (each for each in callbacks if isinstance(each, (GrowthCallback, CurveCallback)))
-    spending, device = noting.spending, trainer.strategy.root_device
+    accounting, device = noting.accounting, trainer.strategy.root_device
     batches = trainer.num_training_batches
     result = Result(
         steps=trainer.global_step,
-        grew_at=spending.grew_at,
-        training=spending.training.totals,
-        evaluation=spending.evaluation.totals,
-        operator=spending.operator,
-        curve=[_plain(point) for point in spending.curve],
+        grew_at=accounting.grew_at,
+        training=accounting.training.totals,
+        evaluation=accounting.evaluation.totals,
+        operator=accounting.operator,
+        curve=[_plain(point) for point in accounting.curve],
         batches_per_epoch=batches if isinstance(batches, int) else None,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

@@ -92,7 +92,7 @@ def check_policy(policy: str) -> None:
     Raises:
         ValueError: listing those there are.
     """
-    check_choice("moments", policy, get_args(Policy), "optimizer state can be grown by")
+    check_choice("optimizer_state", policy, get_args(Policy), "optimizer state can be grown by")
 
 
 def _strange(key: str, state: Mapping[str, Any], shape: Size) -> bool:

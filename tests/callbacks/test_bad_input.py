@@ -101,18 +101,22 @@ def test_an_unknown_method_lists_the_known_ones():
     ("settings", "message"),
     [
         ({"growths": []}, "GrowthCallback has no growths; give at least one"),
-        ({"method": "lemon", "steps": 5}, "method 'lemon' learns nothing, found steps=5"),
-        ({"moments": "keep"}, "unknown moments='keep'; .* map, keep-old-zero-new, reset"),
+        ({"method": "lemon", "steps": 5}, "method 'lemon' learns nothing, got steps=5"),
+        (
+            {"optimizer_state": "keep"},
+            "unknown optimizer_state='keep'; .* map, keep-old-zero-new, reset",
+        ),
         ({"early_stopping": "reset"}, "unknown early_stopping='reset'; .* patience, anew, keep"),
         ({"on_failure": "skip"}, "unknown on_failure='skip'; .* a run can: stop, continue"),
-        ({"method": "ligo", "steps": -1}, "cannot be learned for steps=-1"),
+        ({"method": "ligo", "steps": -1}, "needs 0 or more steps .* got steps=-1"),
+        ({"moments": "map"}, "no option moments, .* its new name: optimizer_state='map'"),
         (
             {"method": "ligo", "learning_rate": 0.0},
-            "at learning_rate=0.0; give 0 or more steps and a rate above 0",
+            "needs 0 or more steps and a learning rate above 0, got .* learning_rate=0.0",
         ),
         (
             {"growths": [Growth(LARGE, epoch=1, data={"batch": 16})], "on_failure": "continue"},
-            "on_failure='continue' goes on with the small network, and the data has changed by",
+            "on_failure='continue' trains the small network on the data of the large one if a gr",
         ),
         ({"override": {"head.weight": "(a b"}}, "'head.weight': '.a b' cannot be read: this paren"),
     ],
@@ -198,8 +202,11 @@ class HoldsWeights(Callback):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: ModelPruning("l1_unstructured", amount=0.5), "ModelPruning has chosen what to"),
-        (FinetuningScheduler, "FinetuningScheduler trains parameters by the names in its schedule"),
+        (
+            lambda: ModelPruning("l1_unstructured", amount=0.5),
+            "ModelPruning has chosen parameters of the small network to prune",
+        ),
+        (FinetuningScheduler, "FinetuningScheduler has a schedule of parameter names"),
         (Ema, "Ema keeps a copy of 'network' in its attribute 'copies', which would stay small"),
         (Holds, "Holds holds a part of 'network' in its attribute 'head'"),
         (HoldsWeights, "HoldsWeights holds a part of 'network' in its attribute 'weights'"),

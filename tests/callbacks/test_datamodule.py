@@ -266,7 +266,7 @@ def test_moments_that_have_no_new_loaders_are_refused(settings, message):
 
 
 def test_masks_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="method 'msg' lets new parts in little by little"):
+    with pytest.raises(ValueError, match="method 'msg' unmasks new parts over many steps"):
         fit(module(), tmp_path, growth("msg"))
 
 

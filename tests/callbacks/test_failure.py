@@ -66,7 +66,7 @@ FAILURES = {
     "moments": (Plain, (GROWING, "grow_states"), "can't allocate memory: 9 bytes"),
     "swapping": (Plain, (SURGERY, "check_every_parameter_once"), "can't allocate memory: 9"),
     "loss": (NotANumber, None, "the loss is nan at step 1 of 3 of learning the 'ligo' operator"),
-    "metric": (Worse, None, "val_loss is inf of the grown network, and was 1 of the small one"),
+    "metric": (Worse, None, "val_loss is inf for the grown network, and was 1 for the small one"),
 }
 
 
@@ -244,7 +244,7 @@ def test_steps_of_learning_that_came_to_nothing_were_spent(tmp_path):
     with pytest.warns(UserWarning, match="the loss is nan at step 2 of 3"):
         fit(made(Late), tmp_path, callbacks[0])
     fit(plain(), tmp_path, callbacks[1])
-    assert callbacks[0].spending.operator == callbacks[1].spending.operator > 0
+    assert callbacks[0].accounting.operator == callbacks[1].accounting.operator > 0
 
 
 def test_a_metric_that_was_not_finite_before_says_nothing_of_the_growth(tmp_path):

@@ -147,7 +147,7 @@ def test_a_growth_without_steps_is_the_start_of_the_method(tmp_path):
 )
 def test_what_became_of_the_optimizer_state_is_told(tmp_path, caplog, moments, carried, words):
     with caplog.at_level("INFO"):
-        fit(plain(), tmp_path, growth(moments=moments), epochs=2)
+        fit(plain(), tmp_path, growth(optimizer_state=moments), epochs=2)
     assert f"; optimizer state: {words}" in caplog.text
     assert report(tmp_path)["moments"] == {
         "policy": moments, "carried": carried, "parameters": 30,

@@ -97,7 +97,7 @@ def by_hand(epochs=3, until=8):
 
 
 def test_it_is_a_loop_in_which_the_network_is_replaced(tmp_path):
-    callback = GrowthCallback([Growth(BIGGER, step=16)], method="lemon", moments="reset")
+    callback = GrowthCallback([Growth(BIGGER, step=16)], method="lemon", optimizer_state="reset")
     watch = Watch()
     module, run = fit(tmp_path, callback, watch)
     mine = module.state_dict()
@@ -136,7 +136,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_cut_off(tmp_path, epoch):
 def test_flops_are_those_of_the_whole_step(tmp_path):
     callback = growth(epoch=1)
     fit(tmp_path, callback, epochs=2)
-    small, large = callback.spending.training.totals
+    small, large = callback.accounting.training.totals
 
     # products of one item: forward, and twice as much backward, less what leads to the data
     def generator(width, depth):

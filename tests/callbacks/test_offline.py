@@ -85,7 +85,7 @@ def test_a_run_goes_on_as_if_it_had_grown_by_itself(tmp_path, options):
     asked = growing(Growth(LARGE, fraction=0.9), **options)
     record = grown(tmp_path / "epoch=1.ckpt", out, asked, EMAWeightAveraging(**averages))
     assert (record["step"], record["reason"]) == (2 * EPOCH, f"step {2 * EPOCH}")
-    assert asked.growths[0].when == "fraction 0.9"
+    assert asked.settings.growths[0].when == "fraction 0.9"
 
     ends = []
     for folder, start in (("by itself", tmp_path / "epoch=1.ckpt"), ("offline", out)):
@@ -150,17 +150,17 @@ def test_what_cannot_be_grown_is_refused_and_nothing_is_written(tmp_path):
     for callback, start, end, message in (
         (None, path, out, "the run has no GrowthCallback among its callbacks"),
         (one, path, path, r"there is something at .*epoch=0\.ckpt; give another name"),
-        (one, path, tmp_path / "no" / "folder", "the folder .*no of the checkpoint .* is not ther"),
-        (one, tmp_path, out, "is a folder of shares; make one file of it, with python -m"),
+        (one, path, tmp_path / "no" / "folder", "the folder .*no for the new .* does not exist"),
+        (one, tmp_path, out, "is a folder of shards; make one file with python -m"),
         (one, tmp_path / "none", out, "there is no checkpoint .*none"),
-        (one, tmp_path / "weights", out, "has no optimizer_states, and no run can go on from it"),
+        (one, tmp_path / "weights", out, "has no optimizer_states, and no run can resume from it"),
         (one, tmp_path / "cut", out, "cut is damaged: it is cut off"),
         (data, path, out, "growth 1 changes batch_size of the data, which only a run can"),
         (
             growing(Growth(LARGE, step=17), method="msg"),
             path,
             out,
-            "method 'msg' lets new parts in",
+            "method 'msg' unmasks new parts",
         ),
         (bad, path, out, "growth 1 .*cannot be built"),
     ):
@@ -227,7 +227,7 @@ def test_gradients_that_are_accumulated_are_not_lost(tmp_path):
 
     run = trainer(tmp_path, Save(), accumulate_grad_batches=2, epochs=1)
     run.fit(plain(), *loaders())
-    with pytest.raises(ValueError, match="was written while gradients were accumulated; take one"):
+    with pytest.raises(ValueError, match="was written while gradients were accumulated; use one"):
         grown(path, tmp_path / "grown.ckpt", growing(Growth(LARGE, step=5)), epochs=2,
               accumulate_grad_batches=2)  # fmt: skip
 

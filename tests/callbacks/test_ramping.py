@@ -88,8 +88,8 @@ def test_a_run_that_is_resumed_while_parts_are_let_in_ends_with_the_same_weights
 
 def test_it_goes_on_by_the_method_it_was_begun_by_until_all_parts_are_in(tmp_path):
     run(tmp_path / "msg", growth())
-    lemon = GrowthCallback(growth().growths, method="lemon")
-    with pytest.raises(ValueError, match="method 'msg' let the new parts of the growth at step 8"):
+    lemon = GrowthCallback(growth().settings.growths, method="lemon")
+    with pytest.raises(ValueError, match="method 'msg' unmasked the new parts of the growth at s"):
         run(tmp_path / "resumed", lemon, tmp_path / "msg" / "step=12.ckpt")
     run(tmp_path / "resumed", lemon, tmp_path / "msg" / "step=18.ckpt")
     whole = run(tmp_path / "lemon", lemon)

@@ -122,14 +122,15 @@ def test_a_growth_is_configured_in_yaml_alone(config):
     growth = {"fraction": 0.5, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
     names = {"head.weight": "classes embed", "blocks.*.mlp.fc1.weight": "32 embed"}
     growth["rate"] = {"factor": 0.5, "rewarm": 4}
-    arguments = {"growths": [growth], "override": names, "moments": "reset"}
+    arguments = {"growths": [growth], "override": names, "optimizer_state": "reset"}
     callback = {"class_path": "GrowthCallback", "init_args": arguments}
     settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
     Path(config).write_text(yaml.safe_dump(settings))
     cli = GrowthCLI(["-c", config], run=False)
     (callback,) = [c for c in cli.trainer.callbacks if isinstance(c, GrowthCallback)]
-    assert callback.override == names and callback.moments == "reset"
-    assert callback.growths[0].rate == Rate(0.5, rewarm=4)
+    assert callback.settings.override == names
+    assert callback.settings.optimizer_state == "reset"
+    assert callback.settings.growths[0].rate == Rate(0.5, rewarm=4)
     assert isinstance(cli.model, ImageClassifier)
     assert isinstance(cli.datamodule, DigitsDataModule)
     assert cli.model.hparams["network"] == VIT
@@ -157,7 +158,7 @@ def test_what_decides_a_growth_is_configured_in_yaml(config, when, growth):
     Path(config).write_text(yaml.safe_dump(settings))
     cli = GrowthCLI(["-c", config], run=False)
     (callback,) = [c for c in cli.trainer.callbacks if isinstance(c, GrowthCallback)]
-    assert callback.growths == [Growth(to, **growth)]
+    assert callback.settings.growths == [Growth(to, **growth)]
 
 
 def test_a_run_writes_a_checkpoint_that_every_command_and_python_can_open(config, capsys):

@@ -108,7 +108,7 @@ def test_every_run_has_all_rates_and_the_same_seeds_and_data(recipe):
 
 def test_a_method_without_room_for_its_new_parts_is_refused(recipe):
     budget = Budget(800, COSTS, every=10, steps_per_epoch=19)
-    with pytest.raises(ValueError, match="method 'msg' lets new parts in over 100 steps"):
+    with pytest.raises(ValueError, match="method 'msg' unmasks new parts over 100 steps"):
         trials_of(recipe, budget, ["msg"], 1, [None])
 
 

@@ -79,8 +79,8 @@ def test_the_kind_of_a_batch_is_its_structure_with_shapes_and_dtypes():
 class Keep(Callback):
     def on_train_end(self, trainer, pl_module):
         self.growth = next(c for c in trainer.callbacks if isinstance(c, GrowthCallback))
-        self.totals = list(self.growth.spending.training.totals)
-        self.operator = [record["flops"]["operator"] for record in self.growth._records]
+        self.totals = list(self.growth.accounting.training.totals)
+        self.operator = [record.flops["operator"] for record in self.growth._records]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -1,0 +1,64 @@
+"""The settings of a GrowthCallback that its parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lightning_ligo.axes.override import read
+from lightning_ligo.methods.catalog import method_named
+from lightning_ligo.methods.method import Method
+from lightning_ligo.operator.optimizer_state import Policy, check_policy
+from lightning_ligo.schedule import Growth
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of all growths of a run.
+
+    Args:
+        growths: when to grow, and to what, in order.
+        attribute: name of the network in the LightningModule; may be dotted.
+        method: how to grow, with the steps and the learning rate of learning the operator.
+        optimizer_state: policy for the optimizer state of grown parameters.
+        seed: seed of everything random in a growth.
+        override: names of axes that tracing cannot find.
+
+    Raises:
+        ValueError: if there are no growths, the policy is unknown, or the override cannot be read.
+    """
+
+    growths: list[Growth]
+    attribute: str
+    method: Method
+    optimizer_state: Policy
+    seed: int
+    override: dict[str, str] | None
+
+    def __post_init__(self) -> None:
+        if not self.growths:
+            raise ValueError("GrowthCallback has no growths; give at least one")
+        check_policy(self.optimizer_state)
+        read(self.override)
+
+
+def learning(method: str | Method, steps: int | None, learning_rate: float | None) -> Method:
+    """Return the method with these steps and this learning rate, where they are given.
+
+    Raises:
+        ValueError: for an unknown method, settings of learning for a method that learns nothing,
+            negative steps, and a learning rate that is not above 0.
+    """
+    method = method_named(method) if isinstance(method, str) else method
+    if not method.learns and (steps or learning_rate):
+        raise ValueError(
+            f"method {method.name!r} learns nothing, got steps={steps} and "
+            f"learning_rate={learning_rate}; leave them out, or use a method that learns"
+        )
+    steps = method.steps if steps is None else steps
+    learning_rate = method.learning_rate if learning_rate is None else learning_rate
+    if steps < 0 or (steps > 0 and not learning_rate > 0):
+        raise ValueError(
+            f"learning an operator needs 0 or more steps and a learning rate above 0, got "
+            f"steps={steps} and learning_rate={learning_rate}"
+        )
+    return replace(method, steps=steps, learning_rate=learning_rate)
