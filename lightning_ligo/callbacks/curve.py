@@ -55,4 +55,4 @@ class CurveCallback(Counting):
         self.accounting.load_state_dict(state_dict)
 
     def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        self.accounting.note(trainer.global_step, metrics.get(self.monitor))
+        self.accounting.note(trainer, metrics.get(self.monitor))

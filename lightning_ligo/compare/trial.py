@@ -29,8 +29,8 @@ from lightning.pytorch.callbacks import (
 
 from lightning_ligo.callbacks.accounting import Point
 from lightning_ligo.callbacks.curve import CurveCallback
+from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.report import write_whole
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.networks import is_description
