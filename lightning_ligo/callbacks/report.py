@@ -301,7 +301,7 @@ def heat_maps(matrices: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
         panel.set_axis_off()
     for panel, (title, matrix) in zip(panels, matrices, strict=False):
         (large, small), values = matrix["shape"], matrix["values"]
-        means = "" if len(values) == large and len(values[0]) == small else ", means of blocks"
+        means = "" if len(values) == large and len(values[0]) == small else "\n(means of blocks)"
         most = max(abs(value) for row in values for value in row) or 1.0
         extent = (-0.5, small - 0.5, large - 0.5, -0.5)
         picture = panel.imshow(values, "RdBu_r", vmin=-most, vmax=most, extent=extent,
