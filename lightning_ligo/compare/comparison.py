@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lightning_ligo.callbacks.ramping import check_room
-from lightning_ligo.compare.budget import Costs, cost, moments, passes, steps_within
+from lightning_ligo.compare.budget import Costs, cost, passes, steps_within, triggers
 from lightning_ligo.compare.frontier import Saving, saving
 from lightning_ligo.compare.trial import (
     SCRATCH,
@@ -86,7 +86,7 @@ def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -
     """
     steps = recipe.steps(steps_per_epoch)
     every = math.ceil(steps / VALIDATIONS)
-    grows_at = moments(steps, recipe.growths, steps_per_epoch)
+    grows_at = triggers(steps, recipe.growths, steps_per_epoch)
     return Budget(cost(steps, grows_at, costs[recipe.method], every), costs, every, steps_per_epoch)
 
 
@@ -116,7 +116,7 @@ def trials_of(
     for name in methods:
         growths, epoch = recipe.growths, budget.steps_per_epoch
         steps = steps_within(budget.flops, budget.costs[name], every, growths, epoch)
-        grows_at = moments(steps, growths, epoch)
+        grows_at = triggers(steps, growths, epoch)
         check_room(method_named(name).ramp, name, grows_at, steps)
         runs.append((name, 1.0, steps, recipe.grown(name, grows_at, steps, every)))
     return [

@@ -260,15 +260,16 @@ def plot(comparison: Comparison) -> Figure:
             for entry in finite if entry.method == SCRATCH]  # fmt: skip
     if ends:
         left.plot(*zip(*ends, strict=True), "x-.", color="black", label="scratch frontier")
-        left.annotate("scratch frontier", ends[-1], (0, 8), textcoords="offset points",
-                      ha="right", fontsize="small")  # fmt: skip
+        left.annotate("scratch frontier", ends[0], (8, 2), textcoords="offset points",
+                      fontsize="small")  # fmt: skip
     if drawn:
         spent = [_spent(result.curve[-1]) for entry in drawn for result in entry.results]
         losses = [entry.loss for entry in [*drawn, *finite]]
-        spans = (min(spent) / 5, max(spent) * 2.6), (0.94 * min(losses), 1.15 * max(losses))
-        log_axis(left.xaxis, *spans[0])
-        log_axis(left.yaxis, *spans[1])
-        left.set(xlim=spans[0], ylim=spans[1])
+        across = min(spent) / 5, 1.1 * max([*spent, *(x for x, _ in ends)])
+        upwards = 0.94 * min(losses), 1.15 * max(losses)
+        log_axis(left.xaxis, *across)
+        log_axis(left.yaxis, *upwards)
+        left.set(xlim=across, ylim=upwards)
         _name_ends(left, drawn)
     left.set(xlabel="FLOPs, all counted", ylabel=comparison.metric)
     left.spines[["top", "right"]].set_visible(False)
@@ -305,9 +306,9 @@ def _name_ends(panel: Any, entries: Sequence[Entry]) -> None:
         place = max(min(own, place - 0.05), 0.05 * below)
         end = fmean(_spent(result.curve[-1]) for result in entry.results), entry.loss
         panel.annotate(
-            f"{entry.method} {entry.loss:.3f}", end, xytext=(0.8, place),
+            f"{entry.method} {entry.loss:.3f}", end, xytext=(1.02, place),
             textcoords="axes fraction", va="center", fontsize="small", color=f"C{number}",
-            arrowprops={"arrowstyle": "-", "color": f"C{number}", "linewidth": 0.6},
+            arrowprops={"arrowstyle": "-", "color": f"C{number}", "linewidth": 0.5},
         )  # fmt: skip
 
 
@@ -323,10 +324,12 @@ def _bars(panel: Any, comparison: Comparison, entries: Sequence[Entry]) -> None:
                 continue
             mean, seeds = saving.mean.share, [each.share for each in saving.seeds]
             spread = [[100 * max(0.0, mean - min(seeds))], [100 * max(0.0, max(seeds) - mean)]]
-            panel.barh(row + offset, 100 * mean, 0.38, color=color, xerr=spread, ecolor="gray",
-                       label=label if row == 0 else None)  # fmt: skip
+            bars = panel.barh(row + offset, 100 * mean, 0.38, color=color, xerr=spread,
+                              ecolor="gray", label=label if row == 0 else None)  # fmt: skip
+            panel.bar_label(bars, [str(saving.mean)], padding=3, fontsize="x-small")
     panel.set_yticks(range(len(entries)), [entry.method for entry in entries])
     panel.invert_yaxis()
+    panel.margins(x=0.15)
     if panel.containers:
         panel.legend(frameon=False, fontsize="small", loc="upper center", ncols=2,
                      bbox_to_anchor=(0.5, 1.08))  # fmt: skip
