@@ -234,7 +234,7 @@ def _saved(saving: Saved | None) -> str:
 
 
 def _plain(loss: float) -> float | None:
-    """JSON has no infinity."""
+    """Return the loss, or None for infinity, which JSON cannot hold."""
     return loss if math.isfinite(loss) else None
 
 
