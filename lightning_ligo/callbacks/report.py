@@ -134,7 +134,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     """Return what stands below the table."""
     final = listed({name: _metric(value) for name, value in report["validation"].items()})
     return [
-        *([] if report["failed"] is None else [_failed(report["failed"])]),
+        *_failed(report),
         f"Last validation: {final or 'none'}.",
         f"Checkpoint: {report['checkpoint'] or 'none'}.",
         f"Versions: {listed(report['versions'])}.",
@@ -169,28 +169,27 @@ def html_page(report: dict[str, Any], picture: bytes) -> str:
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
     """Print the report as a table."""
-    failed = [] if report["failed"] is None else [_failed(report["failed"])]
     files = [f"checkpoint: {report['checkpoint'] or 'none'}", f"report: {folder}"]
-    show("Growth report", rows(report), [*failed, *files])
+    show("Growth report", rows(report), [*_failed(report), *files])
 
 
 def _summary(number: int, growth: dict[str, Any]) -> str:
-    metric = growth["metric"]
-    exact = growth["inexact"]
+    metric, inexact = growth["metric"], growth["inexact"]
     return (
         f"Growth {number} at step {growth['step']:,} ({growth['reason']}) by {growth['method']}: "
         f"{_arrow(growth['parameters'].values())} parameters, {metric['name'] or 'metric'} "
         f"{_metric(metric['before'])} before, {_metric(metric['after'])} after and "
         f"{_metric(metric['final'])} at the end. The function "
-        + (f"was not kept exactly: {'; '.join(exact)}." if exact else "was kept.")
+        + (f"was not kept exactly: {'; '.join(inexact)}." if inexact else "was kept.")
     )
 
 
-def _failed(failed: dict[str, Any]) -> str:
-    return (
+def _failed(report: dict[str, Any]) -> list[str]:
+    failed = report["failed"]
+    return [] if failed is None else [
         f"Growth {failed['growth']} by {failed['method']}, due at {failed['reason']}, failed at "
         f"step {failed['step']:,}: {failed['why']}. The run went on with the small network."
-    )
+    ]  # fmt: skip
 
 
 def _operator(growth: dict[str, Any]) -> str:
@@ -246,7 +245,7 @@ def plot(report: dict[str, Any], curve: Sequence[Point]) -> Figure:
     for panel in (left, right):
         panel.set_xlabel("FLOPs of training and validation")
         panel.spines[["top", "right"]].set_visible(False)
-        if spent:
+        if spent and min(spent) > 0:
             log_axis(panel.xaxis, min(spent), max(spent), (1, 2, 5) if panel is left else (1,))
     for number, growth in enumerate(report["growths"], 1):
         _mark(left, right, number, growth, [x for x, p in zip(spent, curve, strict=True)

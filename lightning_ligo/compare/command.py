@@ -178,38 +178,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        required=True,
-        help="configuration of a run with one GrowthCallback, as for fit",
-    )
-    parser.add_argument(
-        "--methods",
-        metavar="METHOD,METHOD",
-        type=lambda text: list(dict.fromkeys(text.split(","))),
-        help=f"{', '.join(METHODS)} or DEPTH+WIDTH (default: that of the configuration)",
-    )
-    parser.add_argument(
-        "--seeds", metavar="N", type=_count, default=1, help="seeds of every run (default: 1)"
-    )
-    parser.add_argument(
-        "--learning_rates",
-        metavar="RATE,RATE",
-        type=_rates,
-        default=[None],
-        help="tried for every method and scratch (default: that of the configuration)",
-    )
-    parser.add_argument(
-        "--jobs",
-        metavar="N",
-        type=_count,
-        help="runs at once (default: one per CUDA device, else 1)",
-    )
-    parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="(default: runs/compare/NAME of the FILE)"
-    )
+    own = "(default: that of the configuration)"
+    for name, metavar, what, options in (
+        ("--config", "FILE", "configuration of a run with one GrowthCallback, as for fit",
+         {"action": "append", "required": True}),
+        ("--methods", "METHOD,METHOD", f"{', '.join(METHODS)} or DEPTH+WIDTH {own}",
+         {"type": lambda text: list(dict.fromkeys(text.split(",")))}),
+        ("--seeds", "N", "seeds of every run (default: 1)", {"type": _count, "default": 1}),
+        ("--learning_rates", "RATE,RATE", f"tried for every method and scratch {own}",
+         {"type": _rates, "default": [None]}),
+        ("--jobs", "N", "runs at once (default: one per CUDA device, else 1)", {"type": _count}),
+        ("--out", "FOLDER", "(default: runs/compare/NAME of the FILE)", {"type": Path}),
+    ):  # fmt: skip
+        parser.add_argument(name, metavar=metavar, help=what, **options)
     return parser
 
 
