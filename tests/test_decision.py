@@ -100,20 +100,29 @@ def test_neither_base_nor_unit_nor_what_has_no_logarithm_changes_a_slope():
     ]
     assert [first(rule, seen) for seen in ([Validation(*p) for p in points], scaled)] == [3, 3]
     assert first(rule, [*holes, *scaled[2:]]) == 6
-    assert rule.verdict(holes[:1]).why == "1 of 2 validations were made that a slope of loss takes"
+    assert rule.verdict(holes[:1]).why == "there were 1 of 2 validations for a slope of loss"
     assert not rule.verdict([scaled[0], scaled[0]]).due
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (lambda: Plateau("loss", patience=0), "give a patience of 1 or more validations"),
-        (lambda: Plateau("loss", min_delta=-0.1), "a difference of 0 or more"),
-        (lambda: Plateau("loss", min_delta=math.nan), "a difference of 0 or more"),
-        (lambda: Plateau("loss", mode="low"), "mode='low' is unknown; give 'min' .* or 'max'"),
-        (lambda: Slope("loss", 0.1), "give a threshold below 0, such as -0.0475"),
-        (lambda: Slope("loss", math.nan), "give a threshold below 0"),
-        (lambda: Slope("loss", -0.05, window=0), "a window of 1 or more"),
+        (
+            lambda: Plateau("loss", patience=0),
+            "patience must be >= 1 .* got patience=0",
+        ),
+        (lambda: Plateau("loss", min_delta=-0.1), "min_delta >= 0, got .* min_delta=-0.1"),
+        (
+            lambda: Plateau("loss", min_delta=math.nan),
+            "min_delta >= 0, got .* min_delta=nan",
+        ),
+        (lambda: Plateau("loss", mode="low"), "mode must be 'min' or 'max', got mode='low'"),
+        (
+            lambda: Slope("loss", 0.1),
+            "threshold must be < 0, such as -0.0475, .* threshold=0.1",
+        ),
+        (lambda: Slope("loss", math.nan), "threshold must be < 0, .* got threshold=nan"),
+        (lambda: Slope("loss", -0.05, window=0), "window >= 1, got threshold=-0.05, window=0"),
     ],
 )
 def test_a_rule_that_decides_nothing_is_refused(rule, message):

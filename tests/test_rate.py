@@ -25,9 +25,9 @@ def test_a_peak_is_reached_after_the_steps_of_the_re_warming_and_left_in_as_many
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"factor": 0.0}, "factor=0.0, rewarm=0, peak=1.0 is none"),
-        ({"rewarm": -1}, "rewarm=-1, peak=1.0 is none; give a factor and a peak above 0"),
-        ({"peak": 1.3}, "peak=1.3 is what new entries are re-warmed to, over rewarm=0 steps"),
+        ({"factor": 0.0}, "must be > 0 .* got factor=0.0, rewarm=0, peak=1.0"),
+        ({"rewarm": -1}, "factor and peak must be > 0 and rewarm >= 0, .* rewarm=-1, peak=1.0"),
+        ({"peak": 1.3}, "peak=1.3 needs rewarm > 0, got rewarm=0"),
     ],
 )
 def test_a_rate_that_is_none_is_refused(settings, message):

@@ -24,7 +24,7 @@ def grow(**when):
         ({"fraction": 0.999}, 99),
     ],
 )
-def test_a_moment_is_an_optimizer_step(when, step):
+def test_a_trigger_is_an_optimizer_step(when, step):
     assert resolve([grow(**when)], RUN) == [step]
 
 
@@ -56,19 +56,19 @@ def test_growths_that_are_done_are_not_checked_again():
 @pytest.mark.parametrize(
     ("when", "message"),
     [
-        ({}, "found none of them; give exactly one of step, epoch, .* flops and file"),
-        ({"step": 1, "epoch": 1}, "found step=1, epoch=1; give exactly one"),
-        ({"fraction": 0.0}, "give a fraction between 0 and 1"),
-        ({"fraction": 1.0}, "give a fraction between 0 and 1"),
-        ({"step": 1, "file": "grow"}, "found step=1, file=grow; give exactly one"),
-        ({"flops": 0.0}, "flops=0.0 is not within a run; give what it may have spent, such as"),
-        ({"flops": math.inf}, "flops=inf is not within a run"),
-        ({"file": " "}, "has no file to wait for; give its name"),
-        ({"step": -1}, "step -1 is before the run"),
-        ({"epoch": -1}, "epoch -1 is before the run"),
+        ({}, "a growth has one trigger, got none; give exactly one of step, epoch, .* flops, file"),
+        ({"step": 1, "epoch": 1}, "got step=1, epoch=1; give exactly one"),
+        ({"fraction": 0.0}, "fraction must be between 0 and 1, exclusive, got 0.0"),
+        ({"fraction": 1.0}, "fraction must be between 0 and 1, exclusive, got 1.0"),
+        ({"step": 1, "file": "grow"}, "got step=1, file=grow; give exactly one"),
+        ({"flops": 0.0}, "flops must be > 0 and finite, such as 2e17, got 0.0"),
+        ({"flops": math.inf}, "flops must be > 0 and finite, such as 2e17, got inf"),
+        ({"file": " "}, "file must be a path, got ' '"),
+        ({"step": -1}, "step and epoch must be >= 0, got step -1"),
+        ({"epoch": -1}, "step and epoch must be >= 0, got epoch -1"),
     ],
 )
-def test_a_growth_without_one_moment_is_refused(when, message):
+def test_a_growth_without_one_trigger_is_refused(when, message):
     with pytest.raises(ValueError, match=message):
         grow(**when)
 
@@ -83,11 +83,19 @@ def test_a_growth_without_one_moment_is_refused(when, message):
         ([grow(step=30), grow(epoch=3)], RUN, r"growth 1 \(step 30\) and growth 2 \(epoch 3\) are"),
         ([grow(step=30), grow(step=20)], RUN, "at step 30, after growth 2 .* in the order"),
         ([grow(step=9), grow(flops=1), grow(step=9)], RUN, "growth 1 .step 9. and growth 3 .step"),
-        ([grow(flops=2e9), grow(flops=1e9)], RUN, r"at 2e\+09, 1e\+09 FLOPs, .*; give each more"),
+        ([grow(flops=2e9), grow(flops=1e9)], RUN, r"at FLOPs 2e\+09, 1e\+09; give each more"),
         ([grow(flops=1e9), grow(flops=1e9)], RUN, "give each more than the one before"),
         ([grow(step=1), grow(slope=Slope("loss", -1))], RUN, "growth 2 .*; give a slope to growth"),
-        ([grow(epoch=3), grow(epoch=3)], ENDLESS, "epochs 3, 3; give each a later epoch"),
-        ([grow(epoch=3), grow(epoch=1)], ENDLESS, "epochs 3, 1; give each a later epoch"),
+        (
+            [grow(epoch=3), grow(epoch=3)],
+            ENDLESS,
+            "epochs 3, 3; give each more than the one",
+        ),
+        (
+            [grow(epoch=3), grow(epoch=1)],
+            ENDLESS,
+            "epochs 3, 1; give each more than the one",
+        ),
     ],
 )
 def test_growths_outside_the_run_or_out_of_order_are_refused(growths, run, message):

@@ -1,4 +1,7 @@
-"""Count the FLOPs of a run, and note its curve of validations."""
+"""Count the FLOPs of a run, and note its curve of validations.
+
+CurveCallback does so in a run that does not grow.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_ligo.operator.flops import StepFlops
+from lightning_ligo.trainer.sandbox import evaluate, sandboxed, validation_metrics
+from lightning_ligo.trainer.sharding import shares
 
 
 class Point(NamedTuple):
@@ -109,6 +114,53 @@ class Counting(Callback):
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.accounting.evaluation.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.accounting.abort()
+
+
+class CurveCallback(Counting):
+    """Count FLOPs and note a validation metric, as GrowthCallback does in a run that grows.
+
+    The metric is also measured at the end of training, if the last step was not validated.
+
+    Args:
+        monitor: the validation metric.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.accounting = Accounting()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.accounting.begin(shares(trainer))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.accounting.training.start(batch, 0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._note(trainer, validation_metrics(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        curve = self.accounting.curve
+        if trainer.enable_validation and (not curve or curve[-1].step != trainer.global_step):
+            with sandboxed(trainer, pl_module, 0):
+                self._note(trainer, evaluate(trainer, self.accounting.of_evaluation(0)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.accounting.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accounting.load_state_dict(state_dict)
+
+    def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.accounting.note(trainer, metrics.get(self.monitor))
 
 
 class _OfEvaluation(Callback):

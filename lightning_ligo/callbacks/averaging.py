@@ -1,4 +1,4 @@
-"""The averages of weights that Lightning's callbacks keep, taken through the growths of a run."""
+"""Grow the weight averages that callbacks of Lightning keep."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.trainer.slot import network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 def averages(trainer: Trainer) -> list[LightningModule]:
-    """The averaged copies of the module, of all callbacks that keep one."""
+    """Return the averaged copies of the module, of all callbacks that keep one."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     found = []
     for callback in callbacks:
@@ -29,35 +29,38 @@ def averages(trainer: Trainer) -> list[LightningModule]:
     return found  # type: ignore[return-value]
 
 
+def slots_of_averages(trainer: Trainer, attribute: str) -> list[Slot]:
+    """Return the place of the network in every average."""
+    return [Slot(average, attribute) for average in averages(trainer)]
+
+
 def grown_averages(
     trainer: Trainer, attribute: str, operator: Operator, large: nn.Module
 ) -> list[nn.Module]:
-    """The network of every average, grown by the operator that has grown the run's to `large`.
+    """Return the network of every average, grown by the operator that has made `large`.
 
-    Operators are linear, but for what they write whatever the small weights are, and the weights of
-    an average have a sum of 1: the map of an average is the average of the maps. What no small
-    parameter goes into is as in `large`.
+    An operator is affine and the weights of an average sum to 1, so the map of an average is the
+    average of the mapped networks. Parameters without a small parent are those of `large`.
     """
     grown = []
-    for average in averages(trainer):
-        small, network = network_at(average, attribute), copy.deepcopy(large)
-        operator.of(small).bake(network)
+    for slot in slots_of_averages(trainer, attribute):
+        network = copy.deepcopy(large)
+        operator.of(slot.network).bake(network)
         grown.append(network)
     return grown
 
 
 def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> None:
-    """Put a network into every average, on the device of the one that was there."""
-    for average, network in zip(averages(trainer), networks, strict=True):
-        small = network_at(average, attribute)
-        device = next((parameter.device for parameter in small.parameters()), None)
-        set_network(average, attribute, network.to(device))
+    """Set the network of every average, on the device of the one before."""
+    for slot, network in zip(slots_of_averages(trainer, attribute), networks, strict=True):
+        device = next((parameter.device for parameter in slot.network.parameters()), None)
+        slot.set(network.to(device))
 
 
 @contextmanager
 def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Put a network into every average, and back what was there afterwards."""
-    before = [network_at(average, attribute) for average in averages(trainer)]
+    """Set the network of every average within the context, and restore it."""
+    before = [slot.network for slot in slots_of_averages(trainer, attribute)]
     set_averages(trainer, attribute, networks)
     try:
         yield
@@ -66,27 +69,27 @@ def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module])
 
 
 def resize_averages(trainer: Trainer, attribute: str, network: nn.Module) -> None:
-    """Have every average hold a network like this one, before its weights are loaded."""
+    """Give every average a copy of this network, before its weights are loaded."""
     set_averages(trainer, attribute, [copy.deepcopy(network) for _ in averages(trainer)])
 
 
 def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Assert that every average has the parameters and buffers of the module, one for one.
+    """Check that every average has the parameters and buffers of the module, in their order.
 
-    Lightning pairs them by position, and leaves off the end of the longer list.
+    Lightning pairs them by position, and drops the end of the longer list.
 
     Raises:
         RuntimeError: naming those that differ.
     """
-    ours = _shapes(pl_module)
+    expected = _shapes(pl_module)
     for average in averages(trainer):
-        theirs = _shapes(average)
-        differ = [name for name, _ in sorted(set(ours) ^ set(theirs))]
-        if ours != theirs:
+        found = _shapes(average)
+        differ = [name for name, _ in sorted(set(expected) ^ set(found))]
+        if expected != found:
             raise RuntimeError(
                 f"an average of {type(pl_module).__name__} has other weights than the module "
                 f"itself: {listed(list(dict.fromkeys(differ))) or 'their order'}; let the callback "
-                "average the whole module, as it is when fit begins"
+                "average the whole module, from the start of fit"
             )
 
 
@@ -96,7 +99,7 @@ def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def averaged_validation(trainer: Trainer) -> list[Callback]:
-    """What has a validation see the averages that the run's own validations see."""
+    """Return callbacks that let a validation use the averages, as the run's own do."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [_Swapping(callback) for callback in callbacks if isinstance(callback, WeightAveraging)]
 
@@ -113,7 +116,7 @@ class _Swapping(Callback):
 
 
 def extra_epochs(trainer: Trainer) -> int:
-    """How many epochs at the end only pass batches for the batch norms of an average."""
+    """Return how many epochs at the end only update the batch norms of an average."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return sum(
         bool(callback._model_contains_batch_norm) and callback._max_epochs != -1

@@ -1,10 +1,12 @@
-"""Checks at the start of `fit` of what would fail when a growth is due."""
+"""Checks at the start of `fit` of what would fail when a growth is due.
+
+Each raises a ValueError that names the cause.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,33 +30,24 @@ from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
-from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import unwrapped
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import listed
 
 
 def check_run(
     trainer: Trainer, pl_module: LightningModule, settings: Settings, kind: type[Callback]
 ) -> None:
-    """Check everything that a run with a GrowthCallback of this kind is made of.
-
-    Raises:
-        ValueError: naming what a growth cannot work with.
-    """
+    """Check everything that a run with a GrowthCallback of this kind is made of."""
     check_trainer(trainer, kind)
     check_module(pl_module, settings.method)
-    check_network(pl_module, settings.attribute)
-    check_callbacks(trainer, pl_module, settings.attribute)
-    check_ramp_and_data(settings.method, settings.growths)
+    check_network(settings.slot(pl_module))
+    check_callbacks(trainer, settings.slot(pl_module))
+    check_masks(trainer, settings)
 
 
 def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
-    """Check that the strategy is supported, and that there is one callback of this kind.
-
-    Raises:
-        ValueError: naming what was found.
-    """
+    """Check that the strategy is supported, and that there is one callback of this kind."""
     strategy = trainer.strategy
     known = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
     if not known or isinstance(strategy, DeepSpeedStrategy):
@@ -83,13 +76,9 @@ def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
         )
 
 
-def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
-    """Check that no callback would keep the small network.
-
-    Raises:
-        ValueError: naming the callback, and its attribute with the network or a copy.
-    """
-    network = find_network(pl_module, attribute)
+def check_callbacks(trainer: Trainer, slot: Slot) -> None:
+    """Check that no callback would keep the small network."""
+    network, attribute = slot.network, slot.attribute
     parts = {*network.modules(), *network.parameters()}
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -147,9 +136,6 @@ def check_searches(trainer: Trainer) -> None:
     """Check that a resumed run does not begin with a search.
 
     A search loads its own checkpoint, and Lightning then loses the one to resume from.
-
-    Raises:
-        ValueError: naming the callback.
     """
     searches = BatchSizeFinder.on_fit_start, LearningRateFinder.on_fit_start
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -163,28 +149,18 @@ def check_searches(trainer: Trainer) -> None:
             )
 
 
-def check_masks(trainer: Trainer, method: Method) -> None:
-    """Check that a method with masks is not used with sharded parameters.
+def check_masks(trainer: Trainer, settings: Settings) -> None:
+    """Check that a method with masks is not used with sharded parameters or with changes of data.
 
-    Raises:
-        ValueError: naming the method.
+    Masks are found with the small network, which a resumed run cannot call on the new data.
     """
-    if method.ramp:
+    method = settings.method
+    if method.ramp and is_sharded(trainer):
         raise ValueError(
             f"method {method.name!r} masks parameters while the network runs, which is not "
             f"supported under {type(trainer.strategy).__name__}; use another method"
         )
-
-
-def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
-    """Check that a method with masks is not used where the data changes.
-
-    Masks are found with the small network, which a resumed run cannot call on the new data.
-
-    Raises:
-        ValueError: naming the growth.
-    """
-    for number, growth in enumerate(growths, 1):
+    for number, growth in enumerate(settings.growths, 1):
         if method.ramp and growth.data:
             raise ValueError(
                 f"growth {number} changes {', '.join(growth.data)} of the data, and method "
@@ -193,36 +169,8 @@ def check_ramp_and_data(method: Method, growths: Sequence[Growth]) -> None:
             )
 
 
-def find_network(pl_module: LightningModule, attribute: str) -> nn.Module:
-    """Return the network to grow, without the wrapper of torch.compile.
-
-    Raises:
-        ValueError: if there is none, or one that cannot be replaced.
-    """
-    modules = dict(pl_module.named_modules(remove_duplicate=False))
-    owner = type(pl_module).__name__
-    if attribute in modules and attribute:
-        return unwrapped(modules[attribute])
-    children = ", ".join(name for name, _ in pl_module.named_children()) or "none"
-    found: object = pl_module
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise ValueError(
-                f"{owner} has no attribute {attribute!r} to grow; its modules are: {children}"
-            )
-        found = getattr(found, name)
-    raise ValueError(
-        f"the attribute {attribute!r} of {owner} is {type(found).__name__} and not a submodule of "
-        f"its own; its modules are: {children}"
-    )
-
-
 def check_outputs(plan: Plan) -> None:
-    """Check that both networks have as many outputs, as the module's loss and metrics expect.
-
-    Raises:
-        ValueError: naming the axis and both lengths.
-    """
+    """Check that both networks have as many outputs, as the module's loss and metrics expect."""
     for name, (small, large) in plan.axes.items():
         if plan.facts[name].pinned == OUTPUT:
             raise ValueError(
@@ -233,13 +181,9 @@ def check_outputs(plan: Plan) -> None:
             )
 
 
-def check_network(pl_module: LightningModule, attribute: str) -> None:
-    """Check that nothing else holds the network, and that compiling has renamed no parameter.
-
-    Raises:
-        ValueError: naming the other place.
-    """
-    network, prefix = find_network(pl_module, attribute), f"{attribute}."
+def check_network(slot: Slot) -> None:
+    """Check that nothing else holds the network, and that compiling has renamed no parameter."""
+    network, attribute, prefix = slot.network, slot.attribute, f"{slot.attribute}."
     wrapped = [name for name, part in network.named_modules() if isinstance(part, OptimizedModule)]
     if wrapped:
         raise ValueError(
@@ -249,8 +193,8 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
         )
     inner = {*network.modules(), *network.parameters()}
     for kind, everywhere in (
-        ("module", pl_module.named_modules(remove_duplicate=False)),
-        ("parameter", pl_module.named_parameters(remove_duplicate=False)),
+        ("module", slot.module.named_modules(remove_duplicate=False)),
+        ("parameter", slot.module.named_parameters(remove_duplicate=False)),
     ):
         outside = [
             name
@@ -259,20 +203,14 @@ def check_network(pl_module: LightningModule, attribute: str) -> None:
         ]
         if outside:
             raise ValueError(
-                f"{listed(outside)} of {type(pl_module).__name__} is a {kind} of {attribute!r} "
+                f"{listed(outside)} of {type(slot.module).__name__} is a {kind} of {attribute!r} "
                 "too, and would keep the small network; access it through "
                 f"self.{attribute} only"
             )
 
 
 def check_module(pl_module: LightningModule, method: Method) -> None:
-    """Check that the training step can be run without side effects.
-
-    Raises:
-        ValueError: for a step that takes the data iterator; if an operator is learned, also for a
-            step that optimizes and for reentrant activation checkpointing (only networks of
-            transformers show it).
-    """
+    """Check that the training step can be run without side effects."""
     if method.steps > 0 and not pl_module.automatic_optimization:
         raise ValueError(
             f"{type(pl_module).__name__} has automatic_optimization = False, so that its "

@@ -1,4 +1,4 @@
-"""The arguments of a run's datamodule at every size of its network."""
+"""Change the datamodule of a run with the size of its network."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from lightning_ligo.trainer.sandbox import at_device
 
 
 class DataStages:
-    """Sets attributes of the datamodule as the growths say, and has its loaders made anew."""
+    """Sets attributes of the datamodule as the growths say, and rebuilds its loaders."""
 
     def __init__(self, growths: Sequence[Growth]) -> None:
         self._growths = growths
         self._names = list(dict.fromkeys(name for each in growths for name in each.data or ()))
-        self._base: dict[LightningDataModule, dict[str, Any]] = {}  # as they were at first
-        self.size = 0  # how many growths the data is that of
+        self._base: dict[LightningDataModule, dict[str, Any]] = {}  # first values
+        self.size = 0  # number of growths that the data has followed
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse changes of data that there is not.
+        """Refuse attributes that the datamodule does not have.
 
         Raises:
-            ValueError: for a run without a datamodule, and for attributes that it does not have.
+            ValueError: for a run without a datamodule, and for an attribute that it does not have.
         """
         data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
         if self._names and data is None:
             raise ValueError(
-                f"the growths change {', '.join(self._names)} of the data, and the Trainer was "
-                "given loaders, which are made; give it a LightningDataModule"
+                f"the growths change {', '.join(self._names)} of the data, and the Trainer got "
+                "loaders; give it a LightningDataModule"
             )
         for name in self._names:
             if name not in _values(data, name):
                 raise ValueError(
                     f"a growth changes {name!r} of the data, and {type(data).__name__} has no such "
-                    "attribute; give it one, and read it in train_dataloader and val_dataloader"
+                    "attribute; add it, and read it in train_dataloader and val_dataloader"
                 )
 
     def to(self, trainer: Trainer, size: int) -> None:
-        """Let the data be that of this size; loaders are made when they are next needed."""
+        """Set the data for this size; loaders are rebuilt when they are next needed."""
         data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
         if data is None or not self._names:
             return
@@ -58,15 +58,14 @@ class DataStages:
     def batches(
         self, trainer: Trainer, pl_module: LightningModule, done: int, batch: Any
     ) -> dict[int, Any]:
-        """A batch for the network of size `done`, by that number, and one for every change to come.
+        """Return batches by size: of the present network (`done`) and of every change to come.
 
-        This is `batch`, if the data is of that size. All are cut to as many items as the shortest
-        has, so that they differ in nothing else.
+        The first is `batch`, if the data has that size. All are cut to the same number of items.
         """
         changes = [n for n, growth in enumerate(self._growths, 1) if growth.data and n > done]
         if not changes:
             return {done: batch}
-        if self.size != done:  # a run that is resumed where the data changes
+        if self.size != done:  # a run that resumes where the data changes
             batch = self._first_batch(trainer, pl_module, done)
         found = {done: batch}
         found |= {number: self._first_batch(trainer, pl_module, number) for number in changes}
@@ -88,7 +87,7 @@ class DataStages:
 
     @contextmanager
     def of_small(self, trainer: Trainer) -> Iterator[None]:
-        """Within it the data is that of the small network, with which a run has begun."""
+        """Set the data of the small network within the context."""
         size = self.size
         self.to(trainer, 0)
         try:
@@ -109,7 +108,7 @@ class DataStages:
 
 
 def _values(data: Any, name: str) -> Mapping[str, Any]:
-    """What holds the attribute: the datamodule itself, or its hyperparameters."""
+    """Return the mapping that holds the attribute: of the datamodule, or its hyperparameters."""
     return {name: getattr(data, name)} if hasattr(data, name) else data.hparams
 
 

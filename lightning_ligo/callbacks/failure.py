@@ -46,7 +46,7 @@ def alike(trainer: Trainer) -> Iterator[None]:
                 f"there was not enough memory ({where}); use smaller batches, a method that learns "
                 "less (ligo-low-rank) or nothing (lemon), or a smaller network"
             ) from error
-        raise GrowthFailedError(str(error or "see the error of another rank")) from error
+        raise GrowthFailedError(str(error or "another rank has failed; see its error")) from error
 
 
 def stopping_error(number: int, growth: Growth, step: int, why: str) -> GrowthFailedError:

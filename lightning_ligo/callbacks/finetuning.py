@@ -1,4 +1,4 @@
-"""The groups that Lightning's finetuning callbacks add to optimizers while a run goes on."""
+"""Parameter groups that Lightning's finetuning callbacks add to optimizers during a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning_ligo.trainer.swap import finetunes
 
 
 def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Have the callbacks know the groups by the names of the large network's parameters.
+    """Tell the callbacks the names of the large network's parameters in the groups.
 
-    They write them into checkpoints, and a resumed run has its groups from there.
+    The callbacks write them into checkpoints, from which a resumed run makes its groups.
     """
     name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -28,10 +28,7 @@ def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def freeze_statistics(trainer: Trainer, network: nn.Module) -> None:
-    """Stop the statistics of batch norms that are frozen, as the callbacks do that freeze them.
-
-    For a network that was built again, where a run goes on.
-    """
+    """Freeze the statistics of frozen batch norms of a network that was built again."""
     for module in network.modules() if finetunes(trainer) else ():
         if isinstance(module, _BatchNorm):
             own = list(module.parameters(recurse=False))
@@ -40,7 +37,7 @@ def freeze_statistics(trainer: Trainer, network: nn.Module) -> None:
 
 
 def add_groups(trainer: Trainer, groups: list[list[list[str]]]) -> None:
-    """Give the optimizers of a resumed run as many groups as they had; their state is loaded."""
+    """Give the optimizers of a resumed run as many groups as the checkpoint has."""
     if finetunes(trainer):
         for optimizer, names in zip(trainer.optimizers, groups, strict=False):
             for _ in names[len(optimizer.param_groups) :]:

@@ -15,13 +15,12 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import (
     averaged_validation,
-    averages,
     averages_of,
     check_averages,
     grown_averages,
     set_averages,
+    slots_of_averages,
 )
-from lightning_ligo.callbacks.checks import find_network
 from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.settings import Settings
@@ -49,7 +48,6 @@ from lightning_ligo.trainer.sandbox import (
     training_output,
 )
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import network_at, set_network
 from lightning_ligo.trainer.swap import conform, swap, undone
 
 
@@ -63,18 +61,11 @@ class Grown(NamedTuple):
     losses: tuple[float, ...]  # of every step of learning
     flops: int  # of learning
     metrics: dict[str, float]  # of the large network, if it was validated
-    parameters: int  # tensors of the large network
-    carried: int  # those of them with optimizer state from the small network
+    optimizer_state: dict[str, int]  # large parameters, and those `carried` over
 
 
 class Grower:
-    """Swaps a network for a grown one, or restores everything if that fails.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        accounting: where FLOPs are counted.
-    """
+    """Swaps a network for a grown one, or restores everything if that fails."""
 
     def __init__(self, settings: Settings, sharding: Sharding, accounting: Accounting) -> None:
         self._settings = settings
@@ -98,41 +89,42 @@ class Grower:
         Raises:
             GrowthFailedError: on all ranks if the growth fails on one; everything is restored.
         """
-        attribute, growths = self._settings.attribute, self._settings.growths
+        slot, growths = self._settings.slot(pl_module), self._settings.growths
         size = size_of(pl_module)
         description = sizes_of(pl_module, growths)[size + 1]
         seed = self._settings.seed * 65537 + size
         bar_is_shown = _shows_progress(trainer)
         with alike(trainer):
-            small = self._sharding.plain(pl_module, find_network(pl_module, attribute))
+            small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
-                set_network(pl_module, attribute, large)
+                slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
-                averaged = grown_averages(trainer, attribute, operator, large)
+                averaged = grown_averages(trainer, slot.attribute, operator, large)
                 ramp = Ramp(operator, large) if self._settings.method.ramp else None
             watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]
             with (
                 sandboxed(trainer, pl_module, seed),
-                averages_of(trainer, attribute, averaged),
+                averages_of(trainer, slot.attribute, averaged),
             ):
-                set_network(pl_module, attribute, large)
+                slot.set(large)
                 metrics = evaluate(trainer, *watching) if trainer.enable_validation else {}
             check(metrics)
         states = functools.partial(grow_states, operator, policy=self._settings.optimizer_state)
         with self._undone(trainer, pl_module, small), alike(trainer):
             if is_sharded(trainer):
                 self._sharding.see(pl_module, large)
-            carried = swap(trainer, pl_module, attribute, large, parents, states)
-            set_averages(trainer, attribute, averaged)
+            carried = swap(trainer, slot, large, parents, states)
+            set_averages(trainer, slot.attribute, averaged)
             check_averages(trainer, pl_module)
             remember_groups(trainer, pl_module)
             remember_growth(pl_module, growths)
-        return Grown(small, large, operator, ramp, *learned, metrics, len(parents), carried)
+        state = {"carried": carried, "parameters": len(parents)}
+        return Grown(small, large, operator, ramp, *learned, metrics, state)
 
     def _learn(
         self,
@@ -165,7 +157,7 @@ class Grower:
                 first_step.enter_context(counter)
                 fit(
                     operator,
-                    find_network(pl_module, self._settings.attribute),
+                    self._settings.slot(pl_module).network,
                     loss,
                     numbered,
                     steps=method.steps,
@@ -184,17 +176,18 @@ class Grower:
         self, trainer: Trainer, pl_module: LightningModule, small: nn.Module
     ) -> Iterator[None]:
         """Restore everything if the swap fails, the record for checkpoints too."""
-        record, entry = record_of(pl_module), described(pl_module, self._settings.attribute)
-        averaged = [network_at(average, self._settings.attribute) for average in averages(trainer)]
+        slot, record = self._settings.slot(pl_module), record_of(pl_module)
+        entry, places = described(slot), slots_of_averages(trainer, slot.attribute)
+        averaged = [each.network for each in places]
         assert record is not None
         try:
-            with undone(trainer, pl_module, self._settings.attribute):
+            with undone(trainer, slot):
                 yield
         except BaseException:
             set_record(pl_module, record)
-            set_averages(trainer, self._settings.attribute, averaged)
+            set_averages(trainer, slot.attribute, averaged)
             if entry is not None:
-                pl_module.hparams[self._settings.attribute] = entry
+                pl_module.hparams[slot.attribute] = entry
             if is_sharded(trainer):
                 self._sharding.see(pl_module, small)
             raise

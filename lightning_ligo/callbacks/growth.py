@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, get_args
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -11,22 +14,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ligo.callbacks.accounting import Accounting, Counting
+from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
-from lightning_ligo.callbacks.checks import check_masks, check_run, find_network
+from lightning_ligo.callbacks.checks import check_run
 from lightning_ligo.callbacks.datamodule import DataStages
-from lightning_ligo.callbacks.events import log_growths, log_parameters
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
-from lightning_ligo.callbacks.patches import Patches
 from lightning_ligo.callbacks.planner import Planner
-from lightning_ligo.callbacks.ramping import Ramping, check_ramp_goes_on, check_room
-from lightning_ligo.callbacks.rates import Rates
 from lightning_ligo.callbacks.record import (
     GrowthRecord,
     Metric,
     count,
     growth_record,
+    log_growths,
     log_line,
+    log_parameters,
 )
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
@@ -53,7 +55,6 @@ from lightning_ligo.trainer.checkpoint import (
 )
 from lightning_ligo.trainer.sandbox import isolated_random, read_again, validation_metrics
 from lightning_ligo.trainer.sharding import is_sharded, reshard, shares
-from lightning_ligo.trainer.slot import unwrapped
 from lightning_ligo.trainer.swap import (
     check_every_parameter_once,
     check_optimizers_can_change,
@@ -154,7 +155,7 @@ class GrowthCallback(Counting):
                 "growth changes the data; leave out on_failure, or the data of the growths"
             )
         self._data = DataStages(self.settings.growths)
-        self._patches = Patches()
+        self._wrapped = ExitStack()  # unwraps methods of the strategy
         self._reset()
 
     def _reset(self) -> None:
@@ -175,9 +176,9 @@ class GrowthCallback(Counting):
     # Before training ------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._patches.undo()
-        attribute = self.settings.attribute
-        record, small = record_of(pl_module), described(pl_module, attribute)
+        self._wrapped.close()
+        slot = self.settings.slot(pl_module)
+        record, small = record_of(pl_module), described(slot)
         if stage == "fit" and trainer.global_step == 0:
             self._reset()
             if record is not None and record["size"] > 0:
@@ -186,25 +187,29 @@ class GrowthCallback(Counting):
                 self._data.to(trainer, 0)
             record = None
         if record is None:
-            record = {"attribute": attribute, "size": 0, "networks": [small]}
+            record = {"attribute": slot.attribute, "size": 0, "networks": [small]}
         set_record(pl_module, record)
         if is_sharded(trainer):
-            network = dict(pl_module.named_modules()).get(attribute)
-            self._sharding.see(pl_module, None if network is None else unwrapped(network))
-        self._patches.wrap(trainer, "load_checkpoint", self._resume.load_checkpoint)
+            self._sharding.see(pl_module, slot.find())
+        self._wrap(trainer, "load_checkpoint", self._resume.load_checkpoint)
         if stage == "fit":
-            self._patches.wrap(trainer, "setup_optimizers", self._resume.setup_optimizers)
-            self._patches.wrap(trainer, "optimizer_step", self._rates.step)
+            self._wrap(trainer, "setup_optimizers", self._resume.setup_optimizers)
+            self._wrap(trainer, "optimizer_step", self._rates.step)
+
+    def _wrap(self, trainer: Trainer, name: str, wrapper: Callable[..., Any]) -> None:
+        """Call `wrapper(original, trainer, ...)` in place of a method of the strategy."""
+        original = getattr(trainer.strategy, name)
+        setattr(trainer.strategy, name, functools.partial(wrapper, original, trainer))
+        self._wrapped.callback(vars(trainer.strategy).pop, name, None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settings = self.settings
         check_run(trainer, pl_module, settings, type(self))
         self._data.check(trainer)
         if is_sharded(trainer):
-            check_masks(trainer, settings.method)
             with isolated_random(settings.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
-                self._sharding.check(pl_module, settings.attribute, description)
+                self._sharding.check(settings.slot(pl_module), description)
         self.planner.begin(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,7 +235,7 @@ class GrowthCallback(Counting):
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = self.triggers.begin(trainer, size)
             check_room(method.ramp, method.name, steps, run_of(trainer).steps)
-        log_parameters(trainer, count(find_network(pl_module, self.settings.attribute)))
+        log_parameters(trainer, count(self.settings.slot(pl_module).network))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _plan(
@@ -249,7 +254,7 @@ class GrowthCallback(Counting):
         plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.settings.method), self._records[-1]
-            network = find_network(pl_module, self.settings.attribute)
+            network = self.settings.slot(pl_module).network
             if masks:
                 self._ramping.begin(Ramp(operator, network), record.step)
             if entries:
@@ -321,13 +326,10 @@ class GrowthCallback(Counting):
         report = growth_report(records, self._failed, totals, metrics, best_checkpoint(trainer))
         show_report(report, write_report(report, self.accounting.curve, folder))
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, _: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.accounting.abort()
+        super().teardown(trainer, pl_module, stage)
         self._ramping.end()
-        self._patches.undo()
+        self._wrapped.close()
 
     # Growth ---------------------------------------------------------------------------------------
 

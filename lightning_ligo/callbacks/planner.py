@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_ligo.callbacks.checks import check_outputs, find_network
+from lightning_ligo.callbacks.checks import check_outputs
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
@@ -23,7 +23,6 @@ from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import called_with, isolated_random, sandboxed, training_loss
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import set_network
 
 
 class Call(NamedTuple):
@@ -45,13 +44,7 @@ class Pairing(NamedTuple):
 
 
 class Planner:
-    """Plans all growths to come, on the inputs that the run's first batch gives to the network.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        stages: the data at every size.
-    """
+    """Plans all growths to come, on the inputs that the run's first batch gives to the network."""
 
     def __init__(self, settings: Settings, sharding: Sharding, stages: DataStages) -> None:
         self._settings = settings
@@ -78,7 +71,7 @@ class Planner:
                 self._larger[number] = build(description, device="meta")
                 if is_sharded(trainer):
                     trial = build(description, device="meta")
-                    self._sharding.try_out(trainer, pl_module, self._settings.attribute, trial)
+                    self._sharding.try_out(trainer, self._settings.slot(pl_module), trial)
 
     def skip(self, done: int) -> None:
         """Plan no growth up to this number."""
@@ -102,12 +95,11 @@ class Planner:
         Raises:
             ValueError: naming the growth that is not possible.
         """
-        settings, again = self._settings, None
-        network = find_network(pl_module, settings.attribute)
-        network = self._sharding.plain(pl_module, network)
+        settings, slot, again = self._settings, self._settings.slot(pl_module), None
+        network = self._sharding.plain(pl_module, slot.network)
         larger = {number: lambda large=large: large for number, large in self._larger.items()}
         with sandboxed(trainer, pl_module, settings.seed):
-            set_network(pl_module, settings.attribute, network)
+            slot.set(network)
             batches, call = self.first_batch(trainer, pl_module, batch, batch_idx)
             for pairing in self.pairings(trainer, pl_module, larger, batches, call):
                 self.plans[pairing.number] = pairing.plan
@@ -148,7 +140,7 @@ class Planner:
         Raises:
             ValueError: naming the growth that is not possible.
         """
-        small = find_network(pl_module, self._settings.attribute)
+        small = self._settings.slot(pl_module).network
         scalars_read: Sequence[Any] = ()
         for number, build_large in larger.items():
             with self._of_growth(number):
@@ -180,8 +172,7 @@ class Planner:
         description = sizes_of(pl_module, self._settings.growths)[number]
         assert description is not None
         large = trainer.precision_plugin.convert_module(build(description))
-        large = large.to(trainer.strategy.root_device)
-        set_network(pl_module, self._settings.attribute, large)
+        self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
         try:
             call = self._call(trainer, pl_module, batch, 0)
         except ValueError:
@@ -197,9 +188,8 @@ class Planner:
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> Call:
         """Return how training calls the network; check its loss if an operator is learned."""
-        attribute = self._settings.attribute
-        network = find_network(pl_module, attribute)
-        args, kwargs, output = called_with(trainer, attribute, network, batch, batch_idx)
+        slot = self._settings.slot(pl_module)
+        args, kwargs, output = called_with(trainer, slot, batch, batch_idx)
         if self._settings.method.steps > 0:
             training_loss(output)
         return Call(args, kwargs)

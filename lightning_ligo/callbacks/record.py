@@ -1,8 +1,8 @@
-"""The record of a growth, and its line in the log."""
+"""The record of a growth, in checkpoints, the log and the loggers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -104,11 +104,7 @@ def growth_record(
             "steps": steps,
             "learning_rate": operator.method.learning_rate if steps else None,
         },
-        optimizer_state={
-            "policy": optimizer_state,
-            "carried": grown.carried,
-            "parameters": grown.parameters,
-        },
+        optimizer_state={"policy": optimizer_state, **grown.optimizer_state},
         rate=rate,
         inexact=list(operator.inexact),
         metric=metric,
@@ -143,6 +139,40 @@ def log_line(
         f"{_number(after)}; optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )
+
+
+def log_parameters(trainer: Trainer, number: int) -> None:
+    """Log the parameter count of the network, at the step at which the next batch is logged."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        logger.log_metrics({"growth/parameters": number}, step=step)
+
+
+def log_growths(
+    trainer: Trainer, records: Sequence[GrowthRecord], networks: Sequence[dict[str, Any] | None]
+) -> None:
+    """Log every growth as a new hyperparameter, with the description of the large network.
+
+    Existing hyperparameters do not change, as some trackers refuse that.
+
+    Args:
+        trainer: Trainer of the run.
+        records: records of the growths.
+        networks: descriptions of the small network and of the larger ones.
+    """
+    growths = {
+        f"growth_{number}": {
+            "step": record.step,
+            "reason": record.reason,
+            "method": record.method,
+            "parameters": dict(record.parameters),
+            "network": networks[number],
+        }
+        for number, record in enumerate(records, 1)
+    }
+    for logger in trainer.loggers if growths else ():
+        logger.log_hyperparams(growths)
+        logger.save()
 
 
 def count(network: nn.Module) -> int:

@@ -10,28 +10,29 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_ligo.callbacks.averaging import resize_averages
-from lightning_ligo.callbacks.checks import check_searches, find_network
+from lightning_ligo.callbacks.checks import check_searches
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
-from lightning_ligo.trainer.checkpoint import KEY, check_record, rebuild, record_of, sizes
+from lightning_ligo.trainer.checkpoint import (
+    KEY,
+    check_record,
+    rebuild,
+    record_of,
+    sizes,
+    sizes_of,
+)
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.sandbox import isolated_random
 from lightning_ligo.trainer.sharding import check_same_shapes, is_sharded, peek, shard
-from lightning_ligo.trainer.slot import set_network
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import regroup
 
 
 class Resume:
-    """Gives a module the network of the size that a checkpoint holds, and its optimizers.
-
-    Args:
-        settings: settings of the growths.
-        sharding: plain forms of sharded networks.
-        stages: the data at every size.
-    """
+    """Gives a module the network of the size that a checkpoint holds, and its optimizers."""
 
     def __init__(self, settings: Settings, sharding: Sharding, stages: DataStages) -> None:
         self._settings = settings
@@ -54,63 +55,57 @@ class Resume:
             return original(path, weights_only=weights_only)
         with intact(path, weights_only):
             checkpoint = original(path, weights_only=weights_only)
-        self._resize(trainer.lightning_module, checkpoint)
-        network = find_network(trainer.lightning_module, self._settings.attribute)
-        resize_averages(trainer, self._settings.attribute, network)
+        slot = self._settings.slot(trainer.lightning_module)
+        self._resize(slot, checkpoint)
+        resize_averages(trainer, slot.attribute, slot.network)
         return checkpoint
 
     def _resize_sharded(self, trainer: Trainer, path: str | Path, weights_only: bool) -> None:
         """Resize before the strategy loads weights and optimizer state, which it does at once."""
-        pl_module = trainer.lightning_module
-        network = find_network(pl_module, self._settings.attribute)
-        path = Path(trainer.strategy.broadcast(path))
+        slot = self._settings.slot(trainer.lightning_module)
+        network, path = slot.network, Path(trainer.strategy.broadcast(path))
         with intact(path, weights_only):
             checkpoint = peek(path, weights_only)
-        self._resize(pl_module, checkpoint)
-        resized = find_network(pl_module, self._settings.attribute)
-        if resized is not network:
-            self._sharding.see(pl_module, resized)
-            plain = trainer.precision_plugin.convert_module(resized)
+        self._resize(slot, checkpoint)
+        is_resized = slot.network is not network
+        if is_resized:
+            self._sharding.see(slot.module, slot.network)
+            plain = trainer.precision_plugin.convert_module(slot.network)
             plain.to(trainer.strategy.root_device)
-            shard(trainer, pl_module, self._settings.attribute)
-        check_same_shapes(pl_module, checkpoint)
+            shard(trainer, slot)
+        check_same_shapes(slot.module, checkpoint)
         if trainer.state.fn != "fit":
-            if resized is not network:  # what an earlier fit has left would be loaded too
+            if is_resized:  # the optimizers of an earlier fit would be loaded too
                 trainer.strategy._reset_optimizers_and_schedulers()
-        elif resized is not network or self._groups is not None:
+        elif is_resized or self._groups is not None:
             trainer.strategy.setup_optimizers(trainer)
 
-    def _resize(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def _resize(self, slot: Slot, checkpoint: dict[str, Any]) -> None:
         """Give the module the network that the checkpoint holds the weights of."""
-        record = check_record(checkpoint, self._settings.attribute, self._settings.growths)
-        network, standing = find_network(pl_module, self._settings.attribute), record_of(pl_module)
-        assert standing is not None
+        module, growths = slot.module, self._settings.growths
+        record, current = check_record(checkpoint, slot.attribute, growths), record_of(module)
+        assert current is not None
         if record is None:
-            if standing["size"] == 0:
-                self._stages.to(pl_module.trainer, 0)
+            if current["size"] == 0:
+                self._stages.to(module.trainer, 0)
                 return
-            record = {**standing, "size": 0, "networks": standing["networks"][:1], "frozen": []}
-        base, all_sizes = (
-            standing["networks"][0],
-            sizes(record["networks"][0], self._settings.growths),
-        )
+            record = {**current, "size": 0, "networks": current["networks"][:1], "frozen": []}
+        base, all_sizes = current["networks"][0], sizes(record["networks"][0], growths)
         if base not in all_sizes:
             raise ValueError(
-                f"the network {self._settings.attribute!r} of the module is {base}, which is no "
-                f"size of the run that wrote the checkpoint: {all_sizes}; make the module as in "
-                "that run"
+                f"the network {slot.attribute!r} of the module is {base}, which is no size of the "
+                f"run that wrote the checkpoint: {all_sizes}; make the module as in that run"
             )
-        if record["size"] == 0 and pl_module in self.kept:
-            set_network(pl_module, self._settings.attribute, self.kept.pop(pl_module))
-        rebuild(pl_module, {**checkpoint, KEY: record})
-        resized = find_network(pl_module, self._settings.attribute)
-        replaced = resized is not network
-        if replaced and standing["size"] == 0 and record["networks"][0] is None:
-            self.kept[pl_module] = self._sharding.plain(pl_module, network)
-        if replaced:
-            freeze_statistics(pl_module.trainer, resized)
+        network = slot.network
+        if record["size"] == 0 and module in self.kept:
+            slot.set(self.kept.pop(module))
+        rebuild(module, {**checkpoint, KEY: record})
+        if slot.network is not network:
+            if current["size"] == 0 and record["networks"][0] is None:
+                self.kept[module] = self._sharding.plain(module, network)
+            freeze_statistics(module.trainer, slot.network)
         self._groups = record.get("groups")
-        self._stages.to(pl_module.trainer, record["size"])
+        self._stages.to(module.trainer, record["size"])
 
     def setup_optimizers(
         self, original: Callable[[Trainer], None], trainer: Trainer, *_: Any
@@ -135,19 +130,18 @@ class Resume:
         pl_module = trainer.lightning_module
         if groups is None:
             return original(trainer)
-        large, small = find_network(pl_module, self._settings.attribute), self.kept.get(pl_module)
+        slot = self._settings.slot(pl_module)
+        large, small = slot.network, self.kept.get(pl_module)
         if small is None:
-            record = record_of(pl_module)
-            assert record is not None
-            description = sizes(record["networks"][0], self._settings.growths)[0]
+            description = sizes_of(pl_module, self._settings.growths)[0]
             assert description is not None
             with isolated_random(self._settings.seed):
                 small = build(description)
-        set_network(pl_module, self._settings.attribute, small.to(pl_module.device))
+        slot.set(small.to(pl_module.device))
         try:
             original(trainer)
         finally:
-            set_network(pl_module, self._settings.attribute, large)
+            slot.set(large)
             small.cpu()
         add_groups(trainer, groups)
         regroup(trainer, pl_module, groups)

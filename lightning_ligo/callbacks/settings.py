@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lightning.pytorch import LightningModule
+
 from lightning_ligo.axes.override import read
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.optimizer_state import Policy, check_policy
 from lightning_ligo.schedule import Growth
+from lightning_ligo.trainer.slot import Slot
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Settings:
     optimizer_state: Policy
     seed: int
     override: dict[str, str] | None
+
+    def slot(self, module: LightningModule) -> Slot:
+        """Return the place of the network in a module, or in an averaged copy."""
+        return Slot(module, self.attribute)
 
     def __post_init__(self) -> None:
         if not self.growths:

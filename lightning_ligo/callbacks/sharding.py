@@ -1,4 +1,4 @@
-"""Plain copies of the networks that a run has sharded."""
+"""Plain copies of sharded networks."""
 
 from __future__ import annotations
 
@@ -10,64 +10,61 @@ from torch.distributed.tensor import DTensor
 
 from lightning_ligo.networks import build
 from lightning_ligo.trainer.sharding import blank, check_sharded, gathered, shard
-from lightning_ligo.trainer.slot import name_at, network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 
 
 class Sharding:
-    """Knows what the network of a module is like where it is not sharded.
+    """Keeps the plain form of a module's network.
 
-    It has seen it before `configure_model`, or builds it by its description.
+    The form is seen before `configure_model`, or built from the description.
     """
 
     def __init__(self) -> None:
         self._forms: dict[LightningModule, nn.Module] = {}
 
     def see(self, pl_module: LightningModule, network: nn.Module | None) -> None:
-        """Remember what the network is like, if it is there and not sharded by now."""
+        """Remember the form of the network, if it exists and is not yet sharded."""
         if network is not None and not any(isinstance(p, DTensor) for p in network.parameters()):
             self._forms[pl_module] = blank(network)
 
-    def check(
-        self, pl_module: LightningModule, attribute: str, description: dict[str, Any] | None
-    ) -> None:
-        """Refuse a network that is not sharded, or wrapped, or that cannot be copied plainly.
+    def check(self, slot: Slot, description: dict[str, Any] | None) -> None:
+        """Check that the network is sharded, not wrapped, and has a plain form.
 
         Raises:
             ValueError: naming what was found.
         """
-        if name_at(pl_module, attribute) != attribute:
+        attribute, owner = slot.attribute, type(slot.module).__name__
+        if slot.prefix != attribute:
             raise ValueError(
-                f"torch.compile has wrapped {attribute!r}, and the checkpoints that "
-                "ModelParallelStrategy writes of it cannot be loaded, as they leave out the "
-                f"wrapper's name; compile it in place, with self.{attribute}.compile()"
+                f"torch.compile has wrapped {attribute!r}, and ModelParallelStrategy writes "
+                "checkpoints without the wrapper's name, which cannot be loaded; compile it in "
+                f"place, with self.{attribute}.compile()"
             )
-        check_sharded(pl_module, attribute)
-        if pl_module in self._forms:
+        check_sharded(slot)
+        if slot.module in self._forms:
             return
         if description is None:
             raise ValueError(
                 f"self.{attribute} was sharded before GrowthCallback saw it, and a growth needs a "
-                f"copy that is not; make self.{attribute} in the __init__ of a new "
-                f"{type(pl_module).__name__}, or have an argument that describes it"
+                f"plain copy; make self.{attribute} in the __init__ of a new {owner}, or give that "
+                "an argument that describes it"
             )
-        self.see(pl_module, build(description))
+        self.see(slot.module, build(description))
 
-    def try_out(
-        self, trainer: Trainer, pl_module: LightningModule, attribute: str, large: nn.Module
-    ) -> None:
-        """See whether the module shards a large network, which may be on the meta device.
+    def try_out(self, trainer: Trainer, slot: Slot, large: nn.Module) -> None:
+        """Check that the module shards a large network, which may be on the meta device.
 
         Raises:
             ValueError: see `shard`.
         """
-        network = network_at(pl_module, attribute)
-        set_network(pl_module, attribute, large)
+        network = slot.network
+        slot.set(large)
         try:
-            shard(trainer, pl_module, attribute)
+            shard(trainer, slot)
         finally:
-            set_network(pl_module, attribute, network)
+            slot.set(network)
 
     def plain(self, pl_module: LightningModule, network: nn.Module) -> nn.Module:
-        """A copy that is whole on each rank; the network itself where nothing is sharded."""
+        """Return a copy that is whole on each rank; the network itself if nothing is sharded."""
         form = self._forms.get(pl_module)
         return network if form is None else gathered(form, network)

@@ -1,4 +1,4 @@
-"""EarlyStopping at a growth."""
+"""Restart EarlyStopping at a growth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Stopping = Literal["patience", "anew", "keep"]
 
 
 def restart_stopping(trainer: Trainer, what: Stopping) -> None:
-    """Give every EarlyStopping its whole patience for the large network, and say so.
+    """Restart every EarlyStopping, and log it.
 
     Args:
-        trainer: whose network has grown.
-        what: "patience" counts from zero again and keeps the best value as the one to beat;
-            "anew" forgets that too; "keep" leaves it as it is.
+        trainer: Trainer whose network has grown.
+        what: "patience" restarts the count, "anew" also forgets the best value, "keep" does
+            neither.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -28,7 +28,7 @@ def restart_stopping(trainer: Trainer, what: Stopping) -> None:
         best = f"the best is {float(callback.best_score):.4g}"
         if what != "keep":
             callback.wait_count = 0
-            waited = f"{waited} and begins to wait anew"
+            waited = f"{waited} and restarts"
         if what == "anew":
             worst = torch.tensor(torch.inf)
             callback.best_score = worst if callback.monitor_op is torch.lt else -worst

@@ -17,11 +17,7 @@ from lightning_ligo.schedule import Growth, Plateau, Run, Validation, Verdict, r
 
 
 class Triggers:
-    """Tells when the next growth is due, equally on all ranks, and why.
-
-    Args:
-        growths: all growths of the run.
-    """
+    """Tells when the next growth is due, equally on all ranks, and why."""
 
     def __init__(self, growths: Sequence[Growth]) -> None:
         self._growths = growths

@@ -43,8 +43,9 @@ class Validations:
         if not trainer.enable_validation:
             return {}
         counting = self._accounting.of_evaluation(size_of(pl_module))
+        watching = [*averaged_validation(trainer), counting]  # before the sandbox hides callbacks
         with sandboxed(trainer, pl_module, self._seed):
-            metrics = evaluate(trainer, *averaged_validation(trainer), counting)
+            metrics = evaluate(trainer, *watching)
         self.note(trainer, metrics)
         return metrics
 

@@ -54,7 +54,7 @@ class _Planner(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         settings, planner, self.planned = self.growing.settings, self.growing.planner, []
-        small, coming = described(pl_module, settings.attribute), planner.coming(pl_module)
+        small, coming = described(settings.slot(pl_module)), planner.coming(pl_module)
         larger = {number: functools.partial(sized, to) for number, to in coming.items()}
         with sandboxed(trainer, pl_module, settings.seed):
             batches, call = planner.first_batch(trainer, pl_module, batch, batch_idx)

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 
-from lightning_ligo.callbacks.ramping import check_room
+from lightning_ligo.callbacks.after_growth import check_room
 from lightning_ligo.compare.budget import Costs, cost, passes, steps_within, triggers
 from lightning_ligo.compare.frontier import Saving, saving
 from lightning_ligo.compare.trial import (

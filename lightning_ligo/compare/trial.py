@@ -27,8 +27,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 
-from lightning_ligo.callbacks.accounting import Point
-from lightning_ligo.callbacks.curve import CurveCallback
+from lightning_ligo.callbacks.accounting import CurveCallback, Point
 from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lightning_ligo.networks import build, is_description, merge
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.sandbox import isolated_random
-from lightning_ligo.trainer.slot import name_at, network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 
 KEY = "lightning_ligo"
 VERSION = 1
@@ -46,13 +46,14 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     _check_version(record)
     attribute, size = record["attribute"], record["size"]
     description = record["networks"][size]
-    network = network_at(module, attribute)
+    slot = Slot(module, attribute)
+    network = slot.network
     if "state_dict" not in checkpoint:  # a strategy that shards has loaded what fits of it
         _check_size(network, attribute, description)
         set_record(module, record)
         return
-    wanted = _shapes(checkpoint["state_dict"], f"{name_at(module, attribute)}.")
-    entry = described(module, attribute)
+    wanted = _shapes(checkpoint["state_dict"], f"{slot.prefix}.")
+    entry = described(slot)
     if _shapes(network.state_dict()) != wanted or entry not in (None, description):
         if description is None:
             raise ValueError(
@@ -71,7 +72,7 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
             )
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in record["frozen"])
-        set_network(module, attribute, network)
+        slot.set(network)
         if entry is not None:
             module.hparams[attribute] = description
     set_record(module, record)
@@ -88,9 +89,9 @@ def _check_size(network: nn.Module, attribute: str, description: dict[str, Any] 
         )
 
 
-def described(module: LightningModule, attribute: str) -> dict[str, Any] | None:
-    """The description of the module's network in its hyperparameters, if there is one."""
-    entry = module.hparams.get(attribute)
+def described(slot: Slot) -> dict[str, Any] | None:
+    """The description of a network in the hyperparameters of its module, if there is one."""
+    entry = slot.module.hparams.get(slot.attribute)
     return entry if is_description(entry) else None
 
 
@@ -201,7 +202,7 @@ def remember_growth(module: LightningModule, growths: Sequence[Growth]) -> None:
     assert record is not None
     size = record["size"] + 1
     networks = sizes_of(module, growths)[: size + 1]
-    if described(module, record["attribute"]) is not None:
+    if described(Slot(module, record["attribute"])) is not None:
         module.hparams[record["attribute"]] = networks[size]
     set_record(module, {**record, "size": size, "networks": networks})
 
@@ -213,7 +214,7 @@ def _save(
     checkpoint: dict[str, Any],
 ) -> None:
     hook(checkpoint)
-    network = network_at(module, record["attribute"])
+    network = Slot(module, record["attribute"]).network
     frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **record, "frozen": frozen}
 

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
 from lightning_ligo.trainer.sharding import at_rest
+from lightning_ligo.trainer.slot import Slot
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def training_output(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
 
 
 def called_with(
-    trainer: Trainer, attribute: str, network: nn.Module, batch: Any, batch_idx: int
+    trainer: Trainer, slot: Slot, batch: Any, batch_idx: int
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """What the training step first calls the network with, and what the step returns.
 
@@ -153,7 +154,7 @@ def called_with(
     Raises:
         ValueError: if the step does not call the network, or steps an optimizer before it does.
     """
-    pl_module = trainer.lightning_module
+    pl_module, network = trainer.lightning_module, slot.network
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     calls: list[Any] = []
 
@@ -169,8 +170,8 @@ def called_with(
 
     def refuse(*_: Any) -> None:
         raise ValueError(
-            f"training_step steps an optimizer before it calls self.{attribute}(...), so it cannot "
-            "be seen without training what the network is called with; call the network first"
+            f"training_step steps an optimizer before it calls self.{slot.attribute}(...), "
+            "so the inputs of the network cannot be seen without training; call the network first"
         )
 
     output = None
@@ -185,8 +186,8 @@ def called_with(
         pl_module.zero_grad()  # of what the step has begun with; no step was before it
     if not calls:
         raise ValueError(
-            f"training_step never calls self.{attribute}(...), so it cannot be seen what the "
-            "network is called with; call the network itself, not its forward or its parts"
+            f"training_step never calls self.{slot.attribute}(...), so the inputs of the network "
+            "cannot be seen; call the network itself, not its forward or its parts"
         )
     return *calls[0], output
 

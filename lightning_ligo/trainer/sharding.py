@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ligo.trainer.integrity import METADATA
-from lightning_ligo.trainer.slot import network_at
+from lightning_ligo.trainer.slot import Slot
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -106,55 +106,55 @@ def gathered(form: nn.Module, network: nn.Module) -> nn.Module:
 # Sharding again -----------------------------------------------------------------------------------
 
 
-def shard(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
-    """Have the LightningModule's `configure_model` shard the plain network at `attribute`.
+def shard(trainer: Trainer, slot: Slot) -> None:
+    """Have the LightningModule's `configure_model` shard the plain network in the slot.
 
     Raises:
         ValueError: if `configure_model` cannot be called again, or does not shard the network, or
             gives its parameters other names.
     """
-    owner, network = type(pl_module).__name__, network_at(pl_module, attribute)
+    owner, at, network = type(slot.module).__name__, slot.attribute, slot.network
     names = {name for name, _ in network.named_parameters()}
     try:
         call._call_configure_model(trainer)
     except Exception as error:
         raise ValueError(
             f"configure_model of {owner} is called again for a large network, and failed "
-            f"({type(error).__name__}: {error}); let it shard self.{attribute} whatever its size, "
+            f"({type(error).__name__}: {error}); let it shard self.{at} whatever its size, "
             "and leave what is sharded already, an FSDPModule, as it is"
         ) from error
-    check_sharded(pl_module, attribute)
-    found = {name for name, _ in network_at(pl_module, attribute).named_parameters()}
+    check_sharded(slot)
+    found = {name for name, _ in slot.network.named_parameters()}
     if found != names:
         raise ValueError(
-            f"configure_model of {owner} changes the names of parameters of self.{attribute}, such "
+            f"configure_model of {owner} changes the names of parameters of self.{at}, such "
             f"as {min(found ^ names)}, so that they cannot be told from those of the network as it "
             "is built; shard it with fully_shard only"
         )
 
 
-def check_sharded(pl_module: LightningModule, attribute: str) -> None:
+def check_sharded(slot: Slot) -> None:
     """Refuse a network that `configure_model` has left whole, or shards with all that is around it.
 
     Raises:
         ValueError: naming the parameters, or the module.
     """
-    owner = type(pl_module).__name__
-    outer = [name for name, module in pl_module.named_modules() if isinstance(module, FSDPModule)]
-    around = [name for name in outer if not name or attribute.startswith(f"{name}.")]
+    owner, at = type(slot.module).__name__, slot.attribute
+    outer = [name for name, module in slot.module.named_modules() if isinstance(module, FSDPModule)]
+    around = [name for name in outer if not name or at.startswith(f"{name}.")]
     if around:
         raise ValueError(
             f"configure_model of {owner} calls fully_shard on {around[0] or 'self'}, which holds "
-            f"the network {attribute!r}, and so cannot shard a large network in its place; let "
-            f"self.{attribute} be the outermost that it shards"
+            f"the network {at!r}, and so cannot shard a large network in its place; let "
+            f"self.{at} be the outermost that it shards"
         )
-    network = network_at(pl_module, attribute)
+    network = slot.network
     plain = [name for name, p in network.named_parameters() if not isinstance(p, DTensor)]
     if plain:
         raise ValueError(
-            f"after configure_model of {owner}, {len(plain)} parameters of self.{attribute} are "
+            f"after configure_model of {owner}, {len(plain)} parameters of self.{at} are "
             f"not sharded, such as {plain[0]}; let it call fully_shard on the network at "
-            f"self.{attribute} that there is, of any size, each time that it is called"
+            f"self.{at} that there is, of any size, each time that it is called"
         )
 
 

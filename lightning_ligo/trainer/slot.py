@@ -12,8 +12,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch._dynamo import OptimizedModule
 
@@ -22,55 +24,93 @@ SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpoin
 of timm's, and of Hugging Face's with the function that does it."""
 
 
-def network_at(module: nn.Module, attribute: str) -> nn.Module:
-    """The network at a dotted name, without what torch.compile has wrapped around it."""
-    return unwrapped(module.get_submodule(attribute))
+@dataclass(frozen=True)
+class Slot:
+    """Holds the place of a network in a LightningModule.
+
+    Args:
+        module: the LightningModule, or an averaged copy.
+        attribute: where the network is in the module; may be dotted.
+    """
+
+    module: LightningModule
+    attribute: str
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, without the wrapper of torch.compile.
+
+        Raises:
+            ValueError: if there is no module, or one that cannot be replaced.
+        """
+        network = self.find()
+        if network is not None:
+            return network
+        owner = type(self.module).__name__
+        children = ", ".join(name for name, _ in self.module.named_children()) or "none"
+        found: object = self.module
+        for name in self.attribute.split("."):
+            if not hasattr(found, name):
+                raise ValueError(
+                    f"{owner} has no attribute {self.attribute!r} to grow; its modules are: "
+                    f"{children}"
+                )
+            found = getattr(found, name)
+        raise ValueError(
+            f"the attribute {self.attribute!r} of {owner} is {type(found).__name__} and not a "
+            f"submodule of its own; its modules are: {children}"
+        )
+
+    def find(self) -> nn.Module | None:
+        """Return the network, or None if there is no module in the place."""
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        is_there = self.attribute in modules and self.attribute
+        return _unwrapped(modules[self.attribute]) if is_there else None
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the names of the network's parameters in a state dict of the module."""
+        wrapped = isinstance(self.module.get_submodule(self.attribute), OptimizedModule)
+        return f"{self.attribute}._orig_mod" if wrapped else self.attribute
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch.compile has compiled any part of the module."""
+        return any(
+            isinstance(part, OptimizedModule) or part._compiled_call_impl is not None
+            for part in self.module.modules()
+        )
+
+    def set(self, network: nn.Module) -> None:
+        """Put a network into the place, and run it as the network that is there is run.
+
+        A module is compiled in place, or recomputes its activations, if a module of the same name
+        does so in any layer.
+        """
+        parent, _, name = self.attribute.rpartition(".")
+        owner = self.module.get_submodule(parent)
+        standing = owner.get_submodule(name)
+        in_place: dict[str, Callable[[Any], Any]] = {}
+        switched: dict[str, dict[str, Any]] = {}
+        for each, part in _unwrapped(standing).named_modules():
+            if part._compiled_call_impl is not None:
+                in_place[_pattern(each)] = _context(part._compiled_call_impl)
+            on = {switch: value for switch in SWITCHES if (value := vars(part).get(switch))}
+            switched.setdefault(_pattern(each), {}).update(on)
+        for each, part in network.named_modules():
+            vars(part).update(switched.get(_pattern(each), {}))
+            if _pattern(each) in in_place and part._compiled_call_impl is None:
+                part._compiled_call_impl = in_place[_pattern(each)](part._call_impl)
+        if isinstance(standing, OptimizedModule):
+            network = standing.dynamo_ctx(network)
+        setattr(owner, name, network)
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """What torch.compile was called with; a network that it has not wrapped as it is."""
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Return the module that torch.compile was called with, or the network itself."""
     inner = network._orig_mod if isinstance(network, OptimizedModule) else network
     assert isinstance(inner, nn.Module)
     return inner
-
-
-def name_at(module: nn.Module, attribute: str) -> str:
-    """What the names of the network's parameters begin with in a state dict of `module`."""
-    wrapped = isinstance(module.get_submodule(attribute), OptimizedModule)
-    return f"{attribute}._orig_mod" if wrapped else attribute
-
-
-def set_network(module: nn.Module, attribute: str, network: nn.Module) -> None:
-    """Set the network at a dotted name, to be run as the one that is there.
-
-    A module is compiled in place, or computes activations again, where one of the same name does,
-    in any layer.
-    """
-    parent, _, name = attribute.rpartition(".")
-    owner = module.get_submodule(parent)
-    standing = owner.get_submodule(name)
-    in_place: dict[str, Callable[[Any], Any]] = {}
-    switched: dict[str, dict[str, Any]] = {}
-    for each, part in unwrapped(standing).named_modules():
-        if part._compiled_call_impl is not None:
-            in_place[_pattern(each)] = _context(part._compiled_call_impl)
-        on = {switch: value for switch in SWITCHES if (value := vars(part).get(switch))}
-        switched.setdefault(_pattern(each), {}).update(on)
-    for each, part in network.named_modules():
-        vars(part).update(switched.get(_pattern(each), {}))
-        if _pattern(each) in in_place and part._compiled_call_impl is None:
-            part._compiled_call_impl = in_place[_pattern(each)](part._call_impl)
-    if isinstance(standing, OptimizedModule):
-        network = standing.dynamo_ctx(network)
-    setattr(owner, name, network)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile has compiled a module in it."""
-    return any(
-        isinstance(part, OptimizedModule) or part._compiled_call_impl is not None
-        for part in module.modules()
-    )
 
 
 def _pattern(name: str) -> str:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Optimizer
 
 from lightning_ligo.trainer.sharding import is_sharded, placed, shard, whole
-from lightning_ligo.trainer.slot import is_compiled, name_at, network_at, set_network
+from lightning_ligo.trainer.slot import Slot
 
 Parents = Mapping[str, Sequence[str]]
 """Large parameter name -> the small ones it comes from; the first is the one it takes after."""
@@ -29,13 +29,12 @@ Parents = Mapping[str, Sequence[str]]
 
 def swap(
     trainer: Trainer,
-    pl_module: LightningModule,
-    attribute: str,
+    slot: Slot,
     large: nn.Module,
     parents: Parents,
     grow_states: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> int:
-    """Replace the network at `attribute` by `large`; return how many parameters have state.
+    """Replace the network in the slot by `large`; return how many parameters have state.
 
     A large parameter joins the optimizer group that the first of its parents was in; groups are in
     the order of `named_parameters()`. Its optimizer state is what `grow_states` makes of that of
@@ -48,17 +47,17 @@ def swap(
         RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards, or
             ranks have other weights, or under DDP another optimizer state, than rank 0.
     """
-    small, at = network_at(pl_module, attribute), name_at(pl_module, attribute)
+    pl_module, small, at = slot.module, slot.network, slot.prefix
     groups = group_names(trainer, pl_module)
     outer, inner = dict(pl_module.named_parameters()), dict(small.named_parameters())
-    set_network(pl_module, attribute, large)
+    slot.set(large)
     first = {f"{at}.{name}": f"{at}.{names[0]}" for name, names in parents.items()}
     order = [name for name, _ in pl_module.named_parameters()]
     groups = [
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
         for held in groups
     ]
-    _wrap_again(trainer, pl_module, attribute)
+    _wrap_again(trainer, slot)
     grown, carried = dict(large.named_parameters()), 0
     for optimizer in trainer.optimizers:
         states = grow_states(
@@ -80,7 +79,7 @@ def swap(
         parameter.grad = None
     if isinstance(trainer.strategy, DDPStrategy):
         check_ranks_are_alike(trainer, {**pl_module.state_dict(), **_moments(trainer, pl_module)})
-    if is_compiled(pl_module) or pl_module._compiler_ctx is not None:
+    if slot.is_compiled or pl_module._compiler_ctx is not None:
         torch.compiler.reset()  # the small network's programs count against the recompile limit
     pl_module._metric_attributes = None  # the names of torchmetrics, which Lightning caches
     check_every_parameter_once(trainer, pl_module)
@@ -91,17 +90,17 @@ def swap(
 
 
 @contextmanager
-def undone(trainer: Trainer, pl_module: LightningModule, attribute: str) -> Iterator[None]:
+def undone(trainer: Trainer, slot: Slot) -> Iterator[None]:
     """If `swap` or what follows it fails, put the small network and the optimizers back."""
-    small, strategy = network_at(pl_module, attribute), dict(vars(trainer.strategy))
+    small, strategy = slot.network, dict(vars(trainer.strategy))
     groups = [[dict(group) for group in o.param_groups] for o in trainer.optimizers]
     states = [dict(optimizer.state) for optimizer in trainer.optimizers]
     try:
         yield
     except BaseException:  # an interrupt too: callbacks may save a checkpoint on it
-        set_network(pl_module, attribute, small)
+        slot.set(small)
         vars(trainer.strategy).update(strategy)  # the wrapper of DDP
-        pl_module._metric_attributes = None
+        slot.module._metric_attributes = None
         for optimizer, held, state in zip(trainer.optimizers, groups, states, strict=True):
             for group, before in zip(optimizer.param_groups, held, strict=True):
                 group.update(before)
@@ -110,16 +109,16 @@ def undone(trainer: Trainer, pl_module: LightningModule, attribute: str) -> Iter
         raise
 
 
-def _wrap_again(trainer: Trainer, pl_module: LightningModule, attribute: str) -> None:
+def _wrap_again(trainer: Trainer, slot: Slot) -> None:
     """Let DDP reduce the gradients of the parameters that there are now, or share them out."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
-        strategy.model = pl_module  # the old wrapper, and its buckets, are freed
+        strategy.model = slot.module  # the old wrapper, and its buckets, are freed
         strategy._pl_static_graph_delay_done = False
         strategy.configure_ddp()  # rank 0's parameters and buffers are for all
     elif is_sharded(trainer):  # afterwards each rank has a part only; buffers stay its own
-        check_ranks_are_alike(trainer, dict(network_at(pl_module, attribute).named_parameters()))
-        shard(trainer, pl_module, attribute)
+        check_ranks_are_alike(trainer, dict(slot.network.named_parameters()))
+        shard(trainer, slot)
 
 
 def restart_compression(trainer: Trainer) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_ligo import Growth, GrowthCallback
 from lightning_ligo.callbacks.averaging import averages
 from lightning_ligo.callbacks.checks import check_callbacks
+from lightning_ligo.trainer.slot import Slot
 from runs import (
     BATCH,
     LARGE,
@@ -273,4 +274,4 @@ def test_an_average_of_sharded_weights_is_refused(tmp_path):
     run = trainer(tmp_path, growth(), WeightAveraging())
     run.strategy.__class__ = ModelParallelStrategy  # a real one would start processes
     with pytest.raises(ValueError, match="WeightAveraging keeps an average of whole parameters"):
-        check_callbacks(run, plain(), "network")
+        check_callbacks(run, Slot(plain(), "network"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_ligo import GrowthCallback
-from lightning_ligo.callbacks.curve import CurveCallback
+from lightning_ligo.callbacks.accounting import CurveCallback
 from lightning_ligo.schedule import Growth
 from runs import ITEMS, LARGE, STEPS_PER_EPOCH, fit, of_net, plain
 

@@ -122,7 +122,7 @@ def test_images_and_batches_are_larger_from_the_epoch_of_the_growth_on(tmp_path,
     assert model.network.pos_embed.shape == (1, 17, 32)
 
 
-def test_a_growth_after_one_that_changed_the_data_is_at_its_own_moment(tmp_path):
+def test_a_growth_after_one_that_changed_the_data_has_its_own_trigger(tmp_path):
     class Widths(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             widths[trainer.global_step] = pl_module.network.embed_dim, batch[0].shape[-1]
@@ -219,8 +219,8 @@ def test_it_is_planned_on_the_data_to_come(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Images, "changes 'image_siz' of the data, and Images has no such attribute; give it one"),
-        (None, "the growths change image_siz of the data, and the Trainer was given loaders"),
+        (Images, "changes 'image_siz' of the data, and Images has no such attribute; add it"),
+        (None, "the growths change image_siz of the data, and the Trainer got loaders"),
     ],
 )
 def test_data_that_cannot_change_is_refused(tmp_path, data, message):
@@ -256,11 +256,11 @@ def test_a_size_that_does_not_fit_the_network_is_refused_at_the_start(tmp_path, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"step": 5}, "a growth at step 5 changes image_size of the data, and loaders can be made"),
+        ({"step": 5}, "a growth at step 5 changes image_size of the data, and loaders are rebuilt"),
         ({"epoch": 1, "rate": Rate(rewarm=3)}, "re-warms new entries"),
     ],
 )
-def test_moments_that_have_no_new_loaders_are_refused(settings, message):
+def test_triggers_without_new_loaders_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Growth(LARGE, data={"image_size": 16}, **settings)
 

@@ -211,10 +211,10 @@ def test_after_the_run_module_and_trainer_have_no_patches_and_can_be_copied(tmp_
 def test_the_learning_rate_and_steps_are_the_methods_unless_given():
     default = GrowthCallback([Growth(LARGE, step=1)], method="ligo")
     given = growth(method="ligo", steps=7)
-    assert (default.steps, default.learning_rate) == (
+    assert (default.settings.method.steps, default.settings.method.learning_rate) == (
         METHODS["ligo"].steps, METHODS["ligo"].learning_rate,
     )  # fmt: skip
-    assert given.steps == 7
+    assert given.settings.method.steps == 7
 
 
 def test_a_loss_that_is_not_finite_leaves_the_run_as_it_was(tmp_path):

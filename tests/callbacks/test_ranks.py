@@ -169,7 +169,7 @@ def test_a_metric_that_is_not_finite_on_one_rank_is_the_failure_of_all(results):
     for key, weight in tensors(first).items():
         assert torch.equal(weight, tensors(second)[key]), key
         torch.testing.assert_close(weight, tensors(expected)[key])
-    assert first["failed"]["why"] == "another rank has failed, and says why"
+    assert first["failed"]["why"] == "another rank has failed; see its error"
     assert second["failed"]["why"].startswith("val_loss is inf of the grown network, and was 1 of")
 
 

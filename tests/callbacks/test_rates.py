@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 import lightning_ligo as ligo
 from lightning_ligo import GrowthCallback
-from lightning_ligo.callbacks.rates import Rates, scaled
+from lightning_ligo.callbacks.after_growth import Rates, scaled
 from lightning_ligo.schedule import Growth, Rate
 from runs import LARGE, MIDDLE, SMALL, Described, Net, Plain, fit, items, plain, trainer, val_loader
 

@@ -50,8 +50,8 @@ def test_how_long_it_waits_after_a_growth(tmp_path, what, epochs, wait_count, be
     ("what", "line"),
     [
         ("keep", "EarlyStopping of val_loss has waited for 2 of 3 checks; the best is 3"),
-        ("patience", "waited for 2 of 3 checks and begins to wait anew; the best is 3"),
-        ("anew", "2 of 3 checks and begins to wait anew; the best was 3 and is forgotten"),
+        ("patience", "waited for 2 of 3 checks and restarts; the best is 3"),
+        ("anew", "2 of 3 checks and restarts; the best was 3 and is forgotten"),
     ],
 )
 def test_a_line_says_what_became_of_it(tmp_path, caplog, what, line):

@@ -136,6 +136,16 @@ def test_a_growth_is_configured_in_yaml_alone(config):
     assert cli.model.hparams["network"] == VIT
 
 
+def test_the_former_name_of_an_option_is_refused_with_the_new_one(config):
+    growth = {"fraction": 0.5, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
+    callback = {"class_path": "GrowthCallback"}
+    callback["init_args"] = {"growths": [growth], "moments": "reset"}
+    settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
+    Path(config).write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=r"no option moments, .* its new name: optimizer_state='r"):
+        GrowthCLI(["-c", config], run=False)
+
+
 @pytest.mark.parametrize(
     ("when", "growth"),
     [

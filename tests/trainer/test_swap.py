@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lightning_ligo.networks import build
+from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.swap import (
     check_every_parameter_once,
     check_optimizers_can_change,
@@ -45,7 +46,7 @@ class Swap(Callback):
         large = build(MIDDLE)
         parents = parents_of(large)
         large = conform(trainer, pl_module.network, large, parents)
-        self.carried = swap(trainer, pl_module, "network", large, parents, self.grown)
+        self.carried = swap(trainer, Slot(pl_module, "network"), large, parents, self.grown)
         self.after = self.remember(trainer, pl_module)
 
     def remember(self, trainer, pl_module):
