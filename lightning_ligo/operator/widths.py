@@ -10,6 +10,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -132,7 +133,7 @@ class Widths(nn.Module):
                 for span in uses_of(spans)
                 if span.small != span.large
             }
-            x = change_along(x, dim, spans, _small, changes)
+            x = change_along(x, dim, spans, attrgetter("small"), changes)
         return x
 
     def _change(self, x: Tensor, dim: int, span: Span, widen: Widen) -> Tensor:
@@ -388,16 +389,13 @@ class Widths(nn.Module):
         return tuple(
             Sum(tuple(map(self._factors, node.segments)))
             if isinstance(node, Sum)
-            else Span(
-                *self.plan.lengths[node.axis],
-                node.axis,
-                node.form,
-                node.power,
-                node.axis,
-                node.role,
-            )
+            else self._span(node)
             for node in product
         )
+
+    def _span(self, use: Use) -> Span:
+        lengths = self.plan.lengths[use.axis]
+        return Span(*lengths, use.axis, use.form, use.power, use.axis, use.role)
 
     def _whole(self, product: Product[Use]) -> Iterator[Span]:
         """A map for a flow, over all of a dimension from its first axis that grows."""
@@ -410,7 +408,7 @@ class Widths(nn.Module):
             yield Span(*lengths, use.flow, "produces", 0, use.axis, use.role)
 
     def _lengths(self, span: Span | Sum[Span]) -> tuple[int, int]:
-        return length((span,), _small), length((span,), _large)
+        return length((span,), attrgetter("small")), length((span,), attrgetter("large"))
 
     def _maps(self, span: Span) -> bool:
         """Whether a span grows by a map."""
@@ -469,14 +467,6 @@ class Widths(nn.Module):
             self.maps[f"{span.name}:V"] = learned(
                 [torch.randn(rank, small, generator=generator) / small**0.5 for _ in forms]
             )
-
-
-def _small(span: Span) -> int:
-    return span.small
-
-
-def _large(span: Span) -> int:
-    return span.large
 
 
 def _upper(form: Copies | Tensor, small: int) -> Copies | Tensor:
