@@ -137,7 +137,7 @@ class Flows:
                 self._written.setdefault(leaf.factor, self._names[self.flow(leaf)])
 
     def _tables(self, writable: set[Flow]) -> dict[Flow, set[Flow]]:
-        """What tied tables read, with the flows that they write; others are `tied`."""
+        """The flows that tied tables read, with the flows that they write; others are `tied`."""
         tables: dict[Flow, set[Flow]] = defaultdict(set)
         for leaf, uses in self._uses.items():
             roles = {use.role for use in uses} - {"consumes"}
@@ -157,7 +157,7 @@ class Flows:
     def _is_nonlinear(self, leaf: Item) -> bool:
         """Whether copies do not pass a nonlinear function: a norm or a reduction is behind it.
 
-        Norms without a gain are followed: what comes out of them is the same flow for a reader.
+        Norms without a gain are followed: their output is the same flow for a reader.
         """
         followed = [self.flow(leaf)]
         for flow in followed:  # which grows
@@ -176,7 +176,7 @@ class Flows:
         )
 
     def _of(self, leaf: Item) -> list[Observed]:
-        """What was observed of a factor of a parameter's dimension."""
+        """The observed roles of a factor of a parameter's dimension."""
         owner, inside = _owner(leaf), {*end_factors([leaf])}
         return [
             use

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Graph:
         # The roles of parameters; and products of parameters, whose roles follow from other uses.
         self.uses: list[Observed] = []
         self.opposed: list[tuple[Dim, Dim]] = []
-        # What is taken over which dimension, see `Reduction`.
+        # The kind and the dimension of every reduction, see `Reduction`.
         self.reductions: list[tuple[str, Dim]] = []
         # The writers of each term of a sum of activations; those of terms that are the output of
         # a nonlinear function, with its name; and (parameters that scale a term, its writers).
@@ -154,7 +154,7 @@ class Graph:
     def unknown(self, tensor: Tensor, *, pinned: str | None = None) -> list[Dim]:
         return [self.new(length, pinned=pinned) for length in tensor.shape]
 
-    # What is seen of parameters --------------------------------------------------------------
+    # The roles of parameters -----------------------------------------------------------------
 
     def observe(self, item: Item, role: str, reads: Flow | None = None) -> None:
         """Note that the owners of an item are used in ``role``."""
@@ -177,7 +177,8 @@ class Graph:
     def consume(self, weights: Dim, inputs: Dim) -> None:
         """Contract a weight's dimension with an input."""
         unite(weights, inputs, flow=False)
-        for item, read in zip_longest(ends(weights), [end.flow for end in ends(inputs)]):
+        reads = chain((end.flow for end in ends(inputs)), repeat(None))
+        for item, read in zip(ends(weights), reads, strict=False):
             self.observe(item, "consumes", read)
 
     def release(self, tensor: Tensor) -> None:

@@ -275,7 +275,7 @@ def _by_factor(words: Iterable[tuple[str, Dim]]) -> dict[Factor, set[str]]:
 def _axes(
     graph: Graph, places: _Places, shared: set[str]
 ) -> tuple[dict[Factor, str], dict[str, Axis]]:
-    """The name of every factor that is an axis, and what is known of it.
+    """Name every factor that is an axis, and collect its facts.
 
     Names come from the ``shared`` places, which are also in the other network; an axis that stands
     in no such place is named last.

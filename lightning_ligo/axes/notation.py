@@ -1,8 +1,8 @@
 """The notation of axes, ``(3 heads head_dim) embed``: read, written, and matched to parameters.
 
 A line names the dimensions of a parameter, in order. A word is an axis, a number a length that
-stays; parentheses hold what a dimension is the product of, slowest first, or with ``+`` what stands
-in it one after the other. ``blocks.*.attn.qkv.weight`` is a parameter of every layer of a list,
+stays. Parentheses hold the factors of a dimension, slowest first, or, with ``+``, its segments in
+order. ``blocks.*.attn.qkv.weight`` is a parameter of every layer of a list,
 ``blocks.{0,2}``, ``blocks.{1..5}`` and ``blocks.{1..}`` of some layers.
 """
 
@@ -32,7 +32,7 @@ def parse(text: str) -> tuple[Product[Term], ...]:
     """Read the dimensions that a text names.
 
     Raises:
-        Unreadable: with what was found where.
+        Unreadable: with the position of the mistake.
 
     >>> parse("(3 heads head_dim) embed")
     ((3, 'heads', 'head_dim'), ('embed',))
@@ -117,7 +117,7 @@ def solve(product: Product[Term], size: int, word: str, lengths: Mapping[str, in
 
 
 def last_word(name: str) -> str:
-    """The last word of an axis's name: ``heads`` of ``blocks.*.attn.heads``.
+    """Return the last word of an axis's name: ``heads`` of ``blocks.*.attn.heads``.
 
     >>> last_word("blocks.*.attn.heads"), last_word("blocks.*.mlp.hidden.2")
     ('heads', 'hidden.2')
@@ -127,7 +127,7 @@ def last_word(name: str) -> str:
 
 
 def labels(names: Collection[str]) -> dict[str, str]:
-    """As many last words of every name as tell it from all others.
+    """Shorten every name to as many last words as tell it from all others.
 
     >>> list(labels(["embed", "stem.embed", "blocks.*.attn.heads"]).values())
     ['embed', 'stem.embed', 'heads']
@@ -150,7 +150,7 @@ def _label(name: str, names: Collection[str]) -> str:
 
 
 def split(pattern: str) -> tuple[str, ...]:
-    """The parts of a pattern between its dots.
+    """Split a pattern at its dots.
 
     Raises:
         Unreadable: for braces that hold anything but numbers.
@@ -174,7 +174,7 @@ def is_hole(part: str) -> bool:
 
 
 def match(parts: tuple[str, ...], name: str) -> tuple[int, ...] | None:
-    """The numbers in a parameter's name where the pattern has holes; None if it is another.
+    """Find the numbers in a parameter's name at the holes of a pattern; None if it does not match.
 
     >>> match(("blocks", "*", "mlp", "fc1", "weight"), "blocks.3.mlp.fc1.weight")
     (3,)
@@ -202,7 +202,7 @@ def _allows(part: str, number: int) -> bool:
 
 
 def hole(layers: Collection[int], others: Collection[int]) -> str:
-    """What stands in a pattern for these layers and not for the others of a list.
+    """Write the part of a pattern for these layers of a list and not for the others.
 
     >>> hole([0, 1, 2], []), hole([1, 2, 3], [0]), hole([1, 2, 3], [0, 4]), hole([0, 2], [1])
     ('*', '{1..}', '{1..3}', '{0,2}')

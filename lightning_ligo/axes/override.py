@@ -1,8 +1,9 @@
-"""What the user says of the axes of a network, where tracing cannot read it or says otherwise."""
+"""Axes that the user names, where tracing cannot find them or finds others."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class _Line(NamedTuple):
 class _Dimension(NamedTuple):
     """A dimension of a parameter that a line names.
 
-    A word of its product that every layer has an axis of its own by ends in the layer's number.
+    A word ends in the layer's number where every layer has an axis of its own by this word.
     """
 
     line: _Line
@@ -68,10 +69,10 @@ class _Dimension(NamedTuple):
 
 
 def read(override: Override | None) -> list[_Line]:
-    """The lines of an override.
+    """Read the lines of an override.
 
     Raises:
-        ValueError: showing where one cannot be read.
+        ValueError: showing where a line cannot be read.
     """
     if not isinstance(override or {}, Mapping):
         raise ValueError(
@@ -99,16 +100,16 @@ def read(override: Override | None) -> list[_Line]:
 
 
 def check(override: Override | None, *networks: nn.Module) -> None:
-    """Refuse an override that does not fit networks; each of its lines must name something in one.
+    """Check that an override fits networks, and that each of its lines matches in one of them.
 
     Raises:
-        ValueError: naming the line, what was found, and what to do.
+        ValueError: naming the line, the cause and the remedy.
     """
     lines = read(override)
     shapes = [{name: tuple(t.shape) for name, t in carriers(network)} for network in networks]
-    for theirs in shapes:
-        _solve(_dimensions(lines, theirs), {}, {})
-    names = list({name: None for theirs in shapes for name in theirs})
+    for each in shapes:
+        _solve(_dimensions(lines, each), {}, {})
+    names = list(dict.fromkeys(name for each in shapes for name in each))
     for line in lines:
         if all(match(line.parts, name) is None for name in names):
             raise ValueError(
@@ -118,7 +119,7 @@ def check(override: Override | None, *networks: nn.Module) -> None:
 
 
 def _instead(line: _Line, names: Sequence[str], networks: Sequence[nn.Module]) -> str:
-    """What a line that matches nothing may have meant."""
+    """Suggest parameters for a line that matches none."""
     for network in networks:
         first = {id(tensor): name for name, tensor in carriers(network)}
         for name, parameter in network.named_parameters(remove_duplicate=False):
@@ -131,7 +132,7 @@ def _instead(line: _Line, names: Sequence[str], networks: Sequence[nn.Module]) -
 
 
 class Naming:
-    """The axes that an override names in one forward: united before it, and finished after it."""
+    """Name axes by an override: most before the forward, the rest after it."""
 
     def __init__(self, override: Override | None, graph: Graph) -> None:
         self._graph = graph
@@ -145,10 +146,10 @@ class Naming:
         self._unite()
 
     def finish(self) -> None:
-        """Name what has its length from the forward only, such as the heads of a fused qkv.
+        """Name axes whose length is known from the forward only, such as the heads of a fused qkv.
 
         Raises:
-            ValueError: where the forward does not tell.
+            ValueError: if the forward does not show their length.
         """
         while self._left:
             for dimension in self._left:
@@ -192,8 +193,8 @@ class Naming:
         self._left = left
 
     def _built(self, product: Product[Term]) -> Dim:
-        """A dimension made of the named axes."""
-        return fold(product, self._item, _chained, concatenate)
+        """Make a dimension of the named axes."""
+        return fold(product, self._item, lambda dims: [*itertools.chain(*dims)], concatenate)
 
     def _item(self, node: Term) -> Dim:
         if isinstance(node, int):
@@ -205,12 +206,8 @@ class Naming:
         return [Item(self._axes.setdefault(node, Factor(self._lengths[node], facts)), None)]
 
 
-def _chained(dims: Sequence[Dim]) -> Dim:
-    return [item for dim in dims for item in dim]
-
-
 def _dimensions(lines: Sequence[_Line], shapes: Mapping[str, tuple[int, ...]]) -> list[_Dimension]:
-    """Every dimension that the lines name in a network."""
+    """List every dimension that the lines name in a network."""
     holes = {
         word: _holes([line.parts for line in lines if word in _all_words(line)])
         for line in lines
@@ -236,7 +233,7 @@ def _dimensions(lines: Sequence[_Line], shapes: Mapping[str, tuple[int, ...]]) -
                 _Dimension(line, name, dim, shape[dim], _keyed(product, layers, holes))
                 for dim, product in enumerate(line.dims)
             ]
-    return [dimension for theirs in found.values() for dimension in theirs]
+    return list(itertools.chain(*found.values()))
 
 
 def _all_words(line: _Line) -> list[str]:
@@ -244,10 +241,10 @@ def _all_words(line: _Line) -> list[str]:
 
 
 def _holes(patterns: Sequence[tuple[str, ...]]) -> int:
-    """How many layers' numbers tell apart the axes of a word that stands under these patterns.
+    """Count the layer numbers that tell apart the axes of a word under these patterns.
 
-    One that stands in one list of layers only is an axis of its own in every layer (unless the
-    forward unites them); one that stands elsewhere as well is the same axis everywhere.
+    A word in a single list of layers is an axis of its own in every layer, unless the forward
+    unites them. A word in several places is the same axis everywhere.
     """
     number = 0
     for parts in zip(*(pattern[:-1] for pattern in patterns), strict=False):
@@ -273,7 +270,7 @@ def _word(key: str) -> str:
 def _solve(
     dimensions: Sequence[_Dimension], lengths: dict[str, int], told: dict[str, _Dimension]
 ) -> None:
-    """Add what the shapes tell of the lengths of words, and by which dimension."""
+    """Add the lengths of words that follow from shapes, each with the dimension that tells."""
     before = -1
     while len(lengths) > before:
         before = len(lengths)
@@ -310,7 +307,7 @@ def _sizes(items: Dim) -> str:
 
 
 def _measured(product: Product[Term], items: Dim, lengths: Mapping[str, int]) -> dict[str, int]:
-    """The lengths of words as the forward takes a dimension apart, if it does so as the product."""
+    """Measure words in the factors of a dimension, if the forward splits it like the product."""
     nodes = [node for node in product if node != 1 and lengths.get(str(node)) != 1]
     found = leaves(items)
     if len(nodes) != len(found):
@@ -321,8 +318,8 @@ def _measured(product: Product[Term], items: Dim, lengths: Mapping[str, int]) ->
         if known != leaf.factor.size:
             return {}
         if isinstance(node, Sum):
-            for segment, theirs in zip(node.segments, leaf.factor.segments, strict=False):
-                measured |= _measured(segment, [Item(theirs, None)], lengths)
+            for segment, factor in zip(node.segments, leaf.factor.segments, strict=False):
+                measured |= _measured(segment, [Item(factor, None)], lengths)
         elif isinstance(node, str):
             measured[node] = leaf.factor.size
     return measured

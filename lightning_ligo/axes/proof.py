@@ -1,4 +1,4 @@
-"""Permute an axis, compare outputs: an axis may grow only if nothing depends on its order."""
+"""Permute an axis and compare outputs: it may grow only if nothing depends on its order."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def prove(
     override: Override | None = None,
     **kwargs: Any,
 ) -> dict[str, float]:
-    """The relative change of the outputs when an axis is permuted, for every axis.
+    """Measure the relative change of the outputs when an axis is permuted, for every axis.
 
-    Permuting an axis in every parameter and buffer that carries it leaves the output as it is, to
-    rounding, exactly where its entries are exchangeable; only then can the axis grow. Two orders
-    are tried, a cycle through all entries and a swap of two of them, of which every other order is
-    made. The proof runs in evaluation mode, in float64 where it can be, on a copy of ``network``
-    with noise on all weights and random numbers for inputs that are zero (so that what starts at
-    zero or one hides nothing). Of several outputs the one that changes most counts; those behind
-    the first may carry the axis, so that their entries are compared in order of size. It needs no
-    knowledge of the network but its axes, and is the test of every tracing rule.
+    An axis can grow only if its entries are exchangeable: permuting it in every parameter and
+    buffer that carries it leaves the outputs equal, to rounding. Two orders are tried, a cycle
+    through all entries and a swap of two, which together generate every other order.
 
-    Axes that are called growable are permuted all at once, each in an order of its own; they share
-    the error of those forwards, and only where it is no rounding are they told apart.
+    The proof runs in evaluation mode, in float64 where the device allows it, on a copy of
+    ``network``. Noise on all weights, and random numbers for inputs that are zero, keep weights
+    that start at zero or one from hiding a difference. Of several outputs the largest change
+    counts. Outputs behind the first may carry the axis: their entries are sorted first.
+
+    Axes without a reason to stay are permuted all at once, each in its own order, and share the
+    error. They are tested apart only if it is larger than rounding.
 
     Args:
-        axes: the names to prove; all that are longer than 1, and that a parameter has, if None.
+        axes: the names to prove; by default all axes of parameters that are longer than 1.
         override: names axes that tracing cannot find, see `trace`; a wrong name fails here.
 
     Example:
@@ -66,10 +66,10 @@ def prove_axes(
     *,
     quick: bool = False,
 ) -> dict[str, float]:
-    """What `prove` does, for a network whose axes are known.
+    """Prove axes of a network that is traced already, see `prove`.
 
-    ``quick`` takes float32, in half the memory and time, and float64 only for those axes that are
-    not within its rounding.
+    ``quick`` uses float32, in half the memory and time, and float64 only for axes whose error is
+    larger than rounding.
     """
 
     def run(dtype: torch.dtype, axes: Iterable[str] | None) -> dict[str, float]:
@@ -83,7 +83,7 @@ def prove_axes(
     if left != []:
         try:
             errors |= run(torch.float64, left)
-        except (RuntimeError, TypeError):  # an operation, or a device, that knows no float64
+        except (RuntimeError, TypeError):  # an operation or a device without float64
             errors |= run(torch.float32, left)
     return errors
 
@@ -154,9 +154,9 @@ def _errors(
 def prepared(
     network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype
 ) -> tuple[nn.Module, Sequence[Any], Mapping[str, Any]]:
-    """A copy of a network in ``dtype``, with noise, and what it is called with.
+    """Copy a network in ``dtype`` with noise on its weights, and prepare its inputs.
 
-    What is zero of that is random, on the device of the network.
+    Inputs that are zero become random. All are moved to the device of the network.
     """
 
     def cast(tensor: Tensor) -> Tensor:
@@ -179,10 +179,10 @@ def prepared(
 
 @torch.no_grad()
 def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """The outputs, after the weights were made smaller until rounding does not change them.
+    """Scale the weights down until rounding does not change the outputs, and return these.
 
-    Deep networks whose norms do not hold what they add up let any difference grow by each layer,
-    until nothing can be told from what they put out.
+    In a deep network without norms on its stream every layer enlarges a difference, until rounding
+    dominates the outputs.
     """
     for _ in range(20):
         before = outputs()
@@ -199,7 +199,7 @@ def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Ten
 
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """How much the output that changes most does, relative to itself."""
+    """Return the largest relative change of an output."""
     return max(map(_difference, before, after), default=math.inf)
 
 
@@ -215,7 +215,7 @@ def _difference(before: Tensor, after: Tensor) -> float:
 
 @torch.no_grad()
 def noisy(network: nn.Module) -> nn.Module:
-    """Noise on every parameter and on the statistics of norms, the same at every call."""
+    """Add noise to every parameter and to the statistics of norms, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     kept = network.state_dict(keep_vars=True)
     buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
@@ -230,10 +230,10 @@ def noisy(network: nn.Module) -> nn.Module:
 
 
 def _order(axis: str, length: int, layer: int | None, swap: bool) -> Tensor:
-    """A cycle, or a swap, of its own for every axis, and for every layer of one that is inside it.
+    """Draw a cycle, or a swap, for an axis, or for an axis of one layer.
 
-    Of an axis of two entries both are the same; the swap then leaves half of such axes as they are,
-    so that two of them that are one in truth do not pass for two.
+    An axis of two entries has only one order beside its own. The swap leaves half of these axes as
+    they are, to detect two axes that are one in truth.
     """
     seed = zlib.crc32(f"{axis} {layer}".encode())
     entries = torch.randperm(length, generator=torch.Generator().manual_seed(seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Size
@@ -228,15 +228,10 @@ def _even(sides: Sequence[list[_Class]]) -> list[list[_Class]]:
     sides = [list(classes) for classes in sides]
     most = max(map(len, sides))
     longest = next(classes for classes in sides if len(classes) == most)
-    ends: tuple[Callable[[_Class], tuple[_Class, _Class]], ...] = (
-        lambda layers: (layers[:1], layers[1:]),
-        lambda layers: (layers[:-1], layers[-1:]),
-    )
     for classes in sides:
         for position in range(most):
-            if len(classes) == most:
-                break
-            if position < len(classes) and len(classes[position]) > 1:
-                divide = ends[len(longest[position]) > 1]
-                classes[position : position + 1] = divide(classes[position])
+            if len(classes) < most and position < len(classes) and len(classes[position]) > 1:
+                layers = classes[position]
+                cut = -1 if len(longest[position]) > 1 else 1
+                classes[position : position + 1] = layers[:cut], layers[cut:]
     return sides

@@ -39,10 +39,10 @@ def trace(network: nn.Module, *args: Any, override: Override | None = None, **kw
     The forward runs once, in evaluation mode and without gradients, on whatever device the network
     is on; on the meta device it costs neither memory nor time.
 
-    What it cannot follow can be named in ``override``, in the notation in which axes are printed,
-    with ``*`` for the layers of a stack: ``{"blocks.*.mlp.fc1.weight": "hidden embed"}``. Equal
-    words are the same axis, ``(3 heads head_dim)`` is a product and ``(a + b)`` is one after the
-    other. A number is a length that stays; a word may grow, whatever the forward says.
+    Axes that tracing cannot follow are named in ``override``, in the notation in which axes are
+    printed, with ``*`` for the layers of a stack: ``{"blocks.*.mlp.fc1.weight": "hidden embed"}``.
+    Equal words are the same axis, ``(3 heads head_dim)`` is a product and ``(a + b)`` a
+    concatenation. A number is a length that stays. A word may grow, even if tracing says otherwise.
 
     Raises:
         ValueError: if an operation without a rule, or a reshape that cuts across axes, touches axes
@@ -71,12 +71,12 @@ def watch(
 ) -> Tracer:
     """Run the forward under a `Tracer`, without values where the network allows it.
 
-    ``answers`` are the values that another network of the same architecture read from its tensors;
-    a network on the meta device, whose tensors hold none, is told them in the same order.
+    ``scalars_read`` are the values that another network of the same architecture read from its
+    tensors; a network on the meta device, which has no values, gets them in the same order.
     """
     try:
         return _watch(copied(network, without_values), args, kwargs, scalars_read, override)
-    except Exception:  # what a network cannot do without values it may do with them
+    except Exception:  # such as a branch on a value
         return _watch(network, args, kwargs, scalars_read, override)
 
 
@@ -114,7 +114,7 @@ def _watch(
 
 @contextmanager
 def _asking(graph: Graph) -> Iterator[None]:
-    """Ask for the names of what cannot be followed, also where the rest fails because of it."""
+    """Ask for the names of axes that cannot be followed, also if the forward then fails."""
     failure = None
     try:
         yield
@@ -143,9 +143,9 @@ def _asking(graph: Graph) -> Iterator[None]:
 
 
 class _Whole(TorchFunctionMode):
-    """Follow attention and recurrent networks whole: every device takes them apart in its own way.
+    """Follow attention and recurrent networks whole: every device decomposes them differently.
 
-    And keep the values of a list that indexes a tensor without values.
+    Also keep the values of a list that indexes a tensor without values.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -157,7 +157,7 @@ class _Whole(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             known = (torch.tensor(i) if isinstance(i, list) and i else i for i in index)
             return func(args[0], tuple(known))
-        if func is functional.multi_head_attention_forward:  # it calls attention past this mode
+        if func is functional.multi_head_attention_forward:  # calls both past this mode
             with patch.multiple(
                 functional, scaled_dot_product_attention=self.attention, linear=self.linear
             ):
@@ -171,7 +171,7 @@ class _Whole(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def linear(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Its input is no weight, even where it is made of parameters."""
+        """Take the input for an activation, even if it is made of parameters."""
         self.tracer.graph.release(input)
         return _LINEAR(input, *args, **kwargs)
 
@@ -191,7 +191,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, network: nn.Module, scalars_read: Sequence[Any] = ()) -> None:
         super().__init__()
         self.graph = Graph(network)
-        self.scalars_read: list[Any] = []  # the values that the network read from tensors
+        self.scalars_read: list[Any] = []  # values that the network read from tensors
         self.outputs: list[Tensor] = []
         self._told = list(scalars_read)
 
@@ -201,7 +201,7 @@ class Tracer(TorchDispatchMode):
         if name == "_local_scalar_dense":
             return self._read(func, args, kwargs)
         before = args
-        if torch.Tag.inplace_view in func.tags:  # it changes the shape of the tensor itself
+        if torch.Tag.inplace_view in func.tags:  # it changes the shape of its input in place
             before = (args[0].detach(), *args[1:])
         out = func(*args, **kwargs)
         self.follow(name, func, before, kwargs, out)
@@ -228,13 +228,13 @@ class Tracer(TorchDispatchMode):
         if not outputs:
             return
         self.graph.use(inputs)
-        if name != "mean":  # which makes a norm of it
+        if name != "mean":  # of squares, which is a step of a norm
             for tensor in inputs:
                 mark_nonlinear(
                     self.graph.dims(tensor) if self.graph.marked(tensor, "square") else []
                 )
         uniform = name in UNIFORM
-        if uniform:  # which takes the shape of another tensor at most
+        if uniform:  # it uses at most the shape of another tensor
             args, kwargs, inputs = (), {}, []
         static = all(self.graph.static(tensor) for tensor in inputs)
         rule = RULES.get(name) or RULES.get(name.rstrip("_"))
@@ -262,13 +262,13 @@ class Tracer(TorchDispatchMode):
 
 
 def _numbers(name: str, args: Any, kwargs: Any) -> list[Any]:
-    """What an operation was told beside tensors, where that is no shape."""
+    """List the arguments of an operation that are neither tensors nor shapes."""
     if name == "convolution":
         return list(args[3:8])  # stride, padding, dilation, transposed
     if name == "roll":
         return list(args[1])
     if name == "scaled_dot_product_attention":
         return [tensor.shape[-2] for tensor in args[:2]]
-    if name.rstrip("_") in ("mul", "div", "baddbmm"):  # see `Ledger.multiply`
+    if name.rstrip("_") in ("mul", "div", "baddbmm"):  # see `Graph.multiply`
         return []
     return [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]

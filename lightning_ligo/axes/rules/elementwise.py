@@ -17,12 +17,12 @@ LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where"
 IDEMPOTENT = {"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "abs"}  # twice is once
 
 
-@rule("masked_fill_", "hardswish",  # and what older versions of torch do not call pointwise
+@rule("masked_fill_", "hardswish",  # not tagged pointwise in older versions of torch
       "celu", "elu", "hardsigmoid", "hardtanh", "leaky_relu", "selu")  # fmt: skip
 def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """Broadcast, unite position by position; adding writes a flow, multiplying scales it.
+    """Broadcast and unite position by position: a sum writes a flow, a product scales it.
 
-    What multiplies a single entry, as frequencies do a time, writes as well.
+    A parameter that multiplies a single entry, such as frequencies a time, also writes.
     """
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
     name = func._schema.name.removeprefix("aten::").rstrip("_")
@@ -31,11 +31,11 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     if name not in LINEAR and not graph.marked(out, "square"):
         mark_nonlinear(graph.dims(tensors[0]))
     moving = [tensor for tensor in tensors if not graph.static(tensor)]
-    bends = name not in LINEAR and len(moving) == 1 and values(moving) == moving
+    nonlinear = name not in LINEAR and len(moving) == 1 and values(moving) == moving
     gates = name in ("mul", "div") and len(moving) > 1
-    curves = bends and name not in IDEMPOTENT
-    graph.apply(out, "a product of activations" if gates else name if curves else None)
-    if bends:
+    function = nonlinear and name not in IDEMPOTENT
+    graph.apply(out, "a product of activations" if gates else name if function else None)
+    if nonlinear:
         graph.compute((), [name])
     if gates:
         for first, second in zip(*(graph.dims(tensor)[::-1] for tensor in moving), strict=False):
@@ -62,7 +62,7 @@ def _number(graph: Graph, x: Any) -> float | None:
 
 
 def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
-    """``x * rsqrt(mean(x²) + eps) * gain``, step by step; None but for the last two products."""
+    """``x * rsqrt(mean(x²) + eps) * gain`` in steps: None except for the last two products."""
     first, second = (*args, None)[:2]
     if (name == "pow" and isinstance(second, (int, float)) and second == 2) or (
         name == "mul" and first is second

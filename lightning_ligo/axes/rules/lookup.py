@@ -33,13 +33,13 @@ def embedding_bag(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out
 
 @rule("index", "_unsafe_index")
 def index(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """``x[:, i, j]``: what is indexed is told apart; the indices' dimensions stand in its place."""
+    """``x[:, i, j]``: the indexed dimensions are replaced by those of the indices."""
     return _indexed(graph, args[0], args[1], out.shape[0])
 
 
 @rule("index_put", "_index_put_impl_")
 def index_put(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """``x[:, i, j] = values``: these have the dimensions that ``x[:, i, j]`` has."""
+    """``x[:, i, j] = values``: the values have the dimensions of ``x[:, i, j]``."""
     into, indices, values = args[:3]
     masked = any(entries is not None and entries.dtype == torch.bool for entries in indices)
     length = values.shape[0] if masked and values.dim() else 1
@@ -50,16 +50,16 @@ def index_put(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
 
 @rule("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
 def write_at(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """What is written goes to where an index says along one dimension, elsewhere to its place."""
+    """Entries are written at an index along one dimension, and to their own place elsewhere."""
     dims, axis = list(graph.dims(args[0])), position(args[1], out.dim())
     pin(dims[axis], TABLE)
     if len(args) < 4 or not isinstance(args[3], Tensor):
         return dims
     written = list(graph.dims(args[3]))
     graph.write([args[0], args[3]])
-    for number, (mine, theirs) in enumerate(zip(dims, written, strict=True)):
-        if number == axis or size(mine) != size(theirs):
-            pin([*mine, *theirs], TABLE)
+    for number, (into, values) in enumerate(zip(dims, written, strict=True)):
+        if number == axis or size(into) != size(values):
+            pin([*into, *values], TABLE)
             written[number] = []
     if func._schema.name == "aten::scatter_reduce":
         mark_nonlinear([*dims, *written])
@@ -68,14 +68,14 @@ def write_at(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
 
 @rule("nonzero")
 def nonzero(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """Where a mask is true, as ``torch.where`` of it: its entries are told apart."""
+    """The positions at which a mask is true: all its dimensions are pinned."""
     for items in graph.dims(args[0]):
         pin(items, TABLE)
     return graph.unknown(out, pinned=MASKED)
 
 
 def _indexed(graph: Graph, x: Tensor, indices: Sequence[Any], selected: int) -> list[Dim]:
-    """The dimensions of ``x[indices]``, of which masks select so many."""
+    """The dimensions of ``x[indices]``, of which masks select ``selected`` entries."""
     dims = list(graph.dims(x))
     indexed = [axis for axis, entries in enumerate(indices) if entries is not None]
     if len(indexed) == 1 and (start := _first(indices[indexed[0]])) is not None:
@@ -96,7 +96,7 @@ def _indexed(graph: Graph, x: Tensor, indices: Sequence[Any], selected: int) -> 
 
 
 def _first(index: Tensor) -> int | None:
-    """Where a constant index starts that selects neighbours, as a slice would."""
+    """The start of a constant index that selects neighbours, as a slice would."""
     if index.is_meta or index.dtype != torch.long or index.dim() != 1 or not 0 < len(index) <= 4:
         return None
     entries = index.tolist()

@@ -28,7 +28,7 @@ def rms_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any
 
 @rule("native_group_norm")
 def group_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """The groups stay; what is in a group is normed like a layer, at all positions at once."""
+    """Groups stay; the channels of a group are normed as a layer, over all positions."""
     dims, groups = list(graph.dims(args[0])), args[6]
     group, rest = regroup([dims[1]], (groups, size(dims[1]) // groups))
     parts = [group, rest]
@@ -49,7 +49,7 @@ def norm(
     parameters: dict[str, Tensor | None],
     kind: str,
 ) -> Flow | None:
-    """A norm ends the flow that it reads and begins one that its gain and bias write."""
+    """End the flow that a norm reads and begin the flow that its gain and shift write."""
     written, read = Flow(), None
     graph.reduce(kind, [dims[axis] for axis in axes])
     normed = [axis % len(dims) for axis in axes]
@@ -62,10 +62,8 @@ def norm(
         dims[axis] = [Item(leaf.factor, written) for leaf in leaves(dims[axis])]
     for role, parameter in parameters.items():
         if parameter is not None:
-            for mine, other in zip(
-                [dims[axis] for axis in axes], graph.dims(parameter), strict=True
-            ):
-                unite(mine, other)
+            for axis, own in zip(axes, graph.dims(parameter), strict=True):
+                unite(dims[axis], own)
             graph.record(parameter, role, reads=read)
     return read
 
@@ -85,16 +83,16 @@ def weight_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
       "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm")  # fmt: skip
 def batch_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """Each channel on its own: the statistics are those of a flow, gain and bias write another.
+    """Every channel is normed on its own: it scales one flow, and gain and shift write another.
 
-    As an instance norm it has no statistics but those of what flows: it passes as a function.
+    An instance norm has no statistics of its own: it is a nonlinear function.
     """
     dims = list(graph.dims(args[0]))
     for parameter in args[3:5]:
         if isinstance(parameter, Tensor):
             graph.record(parameter, "scales")
             unite(dims[1], graph.dims(parameter)[0])
-    weighs = graph.static(args[0])  # a weight is normed over all that it sums over
+    weighs = graph.static(args[0])  # a weight is normed over all dimensions that it sums over
     for items in (dims[0], *dims[2:]) if weighs else ():
         for end in ends(items):
             end.factor.facts.unit = True
@@ -136,7 +134,7 @@ REDUCTIONS = {"mean": "mean", "var": "spread", "std": "spread", "var_mean": "spr
 
 @rule(*REDUCTIONS)
 def reduction(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """The dimensions that are reduced go; what was averaged no longer has its own length."""
+    """Drop the reduced dimensions; if they are kept, they have length 1."""
     dims = list(graph.dims(args[0]))
     name = func._schema.name.removeprefix("aten::")
     kind = REDUCTIONS[name]

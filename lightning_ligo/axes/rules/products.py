@@ -13,7 +13,7 @@ from lightning_ligo.axes.rules.table import SPACE, rule
 
 
 def contract(graph: Graph, left: Tensor, lefts: Dim, right: Tensor, rights: Dim) -> None:
-    """A sum of products over one dimension: the parameter's side consumes what flows in."""
+    """Sum products over one dimension: the parameter's side consumes the activation."""
     unite(lefts, rights, flow=False)
     if graph.static(left) and graph.static(right):
         graph.opposed.append((lefts, rights))
@@ -75,12 +75,11 @@ def _product(graph: Graph, left: Tensor, right: Tensor, out: Tensor) -> list[Dim
             graph.record(tensor, "produces", [item for dim in dims for item in dim])
     batch: list[Dim] = []
     if left.dim() == 3:
-        for mine, other in zip(lefts[:1], rights[:1], strict=True):
-            if mine and other:
-                unite(mine, other, flow=static)
-            batch.append(other or mine)
-            if not static:
-                graph.reduce("attention", batch)
+        if lefts[0] and rights[0]:
+            unite(lefts[0], rights[0], flow=static)
+        batch.append(rights[0] or lefts[0])
+        if not static:
+            graph.reduce("attention", batch)
         lefts, rights = lefts[1:], rights[1:]
     if not static:
         graph.contracted(out, inner_left)
@@ -102,15 +101,15 @@ def attention(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     query, key, value = (list(graph.dims(tensor)) for tensor in args[:3])
     mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
     for other in (key, value):
-        for mine, theirs in zip(query[:-3], other[:-3], strict=True):
-            unite(mine, theirs, flow=False)
+        for first, second in zip(query[:-3], other[:-3], strict=True):
+            unite(first, second, flow=False)
     if len(query) > 3:
         shared, group = regroup([query[-3]], (size(key[-3]), size(query[-3]) // size(key[-3])))
         hint(shared, "heads")
         hint(group, "group")
         for other in (key, value):
             unite(shared, other[-3], flow=False)
-        value[-3] = [*value[-3], *group]  # what comes out is made of values
+        value[-3] = [*value[-3], *group]  # the output is made of values
         graph.reduce("attention", [value[-3]])
     unite(query[-1], key[-1], flow=False)
     unite(key[-2], value[-2], flow=False)

@@ -19,7 +19,7 @@ def view(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor)
 
 @rule("as_strided")
 def as_strided(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """Other strides for the same shape, as for another memory format, are the same tensor."""
+    """The same shape and strides, such as of another memory format, are the same tensor."""
     if out.shape == args[0].shape and [
         step for step, length in zip(out.stride(), out.shape, strict=True) if length > 1
     ] == [step for step, length in zip(args[0].stride(), out.shape, strict=True) if length > 1]:
@@ -113,9 +113,9 @@ def cat(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) 
     parts = [part for part in args[0] if part.numel()]
     graph.write(parts)
     dims = [list(graph.dims(part)) for part in parts]
-    joined = concatenate([theirs[axis] for theirs in dims])
-    for theirs in dims:
-        theirs[axis] = []
+    joined = concatenate([part[axis] for part in dims])
+    for part in dims:
+        part[axis] = []
     return [joined if i == axis else dim for i, dim in enumerate(broadcast(dims))]
 
 

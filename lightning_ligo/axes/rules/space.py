@@ -1,4 +1,4 @@
-"""Rules of pooling, interpolation and what else moves pixels."""
+"""Rules of pooling, interpolation and other operations that move pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_ligo.axes.rules.table import SPACE, position, rule
       "upsample_nearest3d", "upsample_trilinear3d", "max_unpool2d", "max_unpool3d",
       "grid_sampler_2d", "grid_sampler_3d")  # fmt: skip
 def resample(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """Pooling, padding, interpolation: all but batch and channels are positions in space."""
+    """Pooling, padding, interpolation: dimensions behind the channels are positions in space."""
     dims = list(graph.dims(args[0]))
     tensors = [out] if isinstance(out, Tensor) else list(out)
     spatial = re.search(r"([123])_?d", func.__name__)

@@ -1,4 +1,4 @@
-"""The table of rules, by the name of the operation, and what stands in it for all others.
+"""The table of rules by the name of the operation, and the rule for all others.
 
 A rule is called as ``rule(graph, func, args, kwargs, out)`` after the operation has run. It unites
 the factors that the operation forces together, records which parameters are read or written, and
@@ -32,24 +32,24 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def position(dim: int, rank: int) -> int:
-    """A dimension counted from the front."""
+    """Count a dimension from the front."""
     return dim % rank if rank else 0
 
 
 def untouched(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """An operation without a rule is harmless only where no parameter's axis goes in."""
+    """Follow an operation without a rule: it is harmless only if no parameter's axis enters it."""
     return unread(graph, func, args, kwargs, out, "for which there is no rule")
 
 
 def unread(
     graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any, problem: str
 ) -> Any:
-    """An operation that cannot be followed: what comes out has dimensions of its own.
+    """Give the output of an operation that cannot be followed dimensions of its own.
 
-    That is enough where the user has named the axes that go in, and those that read what comes out.
-    Its weights are then taken to produce their first dimension and to consume the others. Where
-    names are missing the forward goes on as if every dimension stayed where it is, only to find
-    what to ask for.
+    This is enough if the user has named the axes of its inputs, and of the readers of its output.
+    Its weights are then taken to produce their first dimension and to consume the others. If names
+    are missing, the forward continues as if every dimension kept its place, to find which names to
+    ask for.
     """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -76,7 +76,7 @@ def unread(
 
 
 def _weights(graph: Graph, tensors: Sequence[Tensor]) -> list[Dim]:
-    """Note what an unknown operation does with parameters, and return what it produces by them."""
+    """Note the roles of an unknown operation's parameters; return the dimensions they produce."""
     fixed = [dim for tensor in tensors if graph.static(tensor) for dim in graph.dims(tensor)]
     moving = [dim for tensor in tensors if not graph.static(tensor) for dim in graph.dims(tensor)]
     flows = {end.factor: end.flow for items in moving for end in ends(items)}
@@ -95,11 +95,11 @@ def _weights(graph: Graph, tensors: Sequence[Tensor]) -> list[Dim]:
 
 
 def _unmoved(graph: Graph, tensors: Sequence[Tensor], out: Tensor, dims: list[Dim]) -> list[Dim]:
-    """The dimensions of a tensor that goes in, where they are as long as those that come out."""
+    """Take the dimensions of an input where they are as long as those of the output."""
     like = next((tensor for tensor in tensors if tensor.dim() == out.dim()), None)
     if like is None:
         return dims
     return [
-        theirs if size(theirs) == size(mine) else mine
-        for mine, theirs in zip(dims, graph.dims(like), strict=True)
+        into if size(into) == size(own) else own
+        for own, into in zip(dims, graph.dims(like), strict=True)
     ]
