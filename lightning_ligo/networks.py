@@ -6,8 +6,8 @@ A description is jsonargparse's notation for a class with its arguments:
 
 It holds plain data only (dict, list, str, int, float, bool, None), so it fits in a YAML file, in
 hyperparameters and in a checkpoint that is loaded with `weights_only=True`. A value in `init_args`
-that has a `class_path` itself is built first, such as the configuration of a Hugging Face model. A
-string is never resolved: a class that is passed as an argument needs a function around it.
+with a `class_path` is built first, such as the configuration of a Hugging Face model. A string is
+never resolved; to pass a class as an argument, write a function that does so.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ _KEYS = {"class_path", "init_args"}
 
 
 def is_description(value: object) -> bool:
-    """Whether `value` names a class or function: a dict with a `class_path`."""
+    """Return whether `value` is a dict with a `class_path`."""
     return isinstance(value, Mapping) and isinstance(value.get("class_path"), str)
 
 
 def describe(constructor: Callable[..., Any], **init_args: Any) -> dict[str, Any]:
     """Describe the call `constructor(**init_args)`; an argument may be a description itself.
 
-    Raises: ValueError for a constructor that cannot be imported by its name (local ones, lambdas,
-    methods) and for arguments that are not plain data.
+    Raises:
+        ValueError: for a constructor that cannot be imported by its name (local ones, lambdas,
+            methods), and for arguments that are not plain data.
 
     >>> describe(nn.Linear, in_features=2, out_features=3)["class_path"]
     'torch.nn.modules.linear.Linear'
@@ -63,11 +64,12 @@ def describe(constructor: Callable[..., Any], **init_args: Any) -> dict[str, Any
 
 
 def merge(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The description with `changes` laid over it, dict by dict; neither argument is changed.
+    """Return the description updated with `changes`, dict by dict; both arguments stay as they are.
 
-    Changes that name a `class_path`, at the top or in an argument, replace what was there.
+    Changes with a `class_path`, at the top or in an argument, replace the whole dict.
 
-    Raises: ValueError for changes that are no part of a description.
+    Raises:
+        ValueError: for changes that do not fit a description.
 
     >>> small = describe(nn.Linear, in_features=2, out_features=3)
     >>> merge(small, {"init_args": {"out_features": 6}})["init_args"]
@@ -91,17 +93,18 @@ def merge(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def build(description: Mapping[str, Any], device: torch.device | str | None = None) -> nn.Module:
-    """Build the network of a description, on `device` where one is given.
+    """Build the network of a description, on `device` if one is given.
 
-    On `"meta"` its weights take no memory, or for a moment only, if its constructor needs values.
+    On `"meta"` its weights take no memory, or only briefly if its constructor reads values.
 
-    A description can come out of a checkpoint that somebody else wrote, so not everything that can
-    be imported is called: at the top a subclass of `nn.Module` or a function annotated to return
-    one; in the arguments a subclass of `nn.Module`, a dataclass, or a class of the package that the
-    network comes from. Building still runs that package's code with the given arguments.
+    A description may come from an untrusted checkpoint, so only these are called: at the top a
+    subclass of `nn.Module` or a function annotated to return one; in the arguments a subclass of
+    `nn.Module`, a dataclass, or a class of the package of the network. Building still runs code of
+    that package with the given arguments.
 
-    Raises: ValueError for a description that is malformed, cannot be imported, names something
-    else, or whose constructor fails.
+    Raises:
+        ValueError: for a description that is malformed, cannot be imported or names something else,
+            and for a constructor that fails.
 
     >>> build(describe(nn.Linear, in_features=2, out_features=3))
     Linear(in_features=2, out_features=3, bias=True)
@@ -112,7 +115,7 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
     if not _makes_module(constructor):
         raise ValueError(
             f"{class_path} cannot be built: a network is a subclass of torch.nn.Module or a "
-            f"function annotated to return one, found {constructor!r}"
+            f"function annotated to return one, got {constructor!r}"
         )
     package = class_path.partition(".")[0]
     on_meta = device is not None and torch.device(device).type == "meta"
@@ -132,7 +135,7 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
 
 
 def _to_meta(network: nn.Module) -> None:
-    """Move what is not there yet to the meta device; `Module.to` would untie tied weights."""
+    """Move all tensors to the meta device; unlike `Module.to`, keep tied weights tied."""
     moved: dict[Tensor, Tensor] = {}
     for module in network.modules():
         held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -179,7 +182,7 @@ def _build_argument(value: Any, package: str) -> Any:
     ):
         raise ValueError(
             f"{class_path} cannot be built as an argument: it must be a subclass of "
-            f"torch.nn.Module, a dataclass, or a class of {package}, found {constructor!r}"
+            f"torch.nn.Module, a dataclass, or a class of {package}, got {constructor!r}"
         )
     return _call(constructor, value, package)
 
@@ -200,7 +203,7 @@ def _check_description(description: object) -> None:
     if not isinstance(description, Mapping) or not is_description(description):
         raise ValueError(
             "a network description is a dict {'class_path': ..., 'init_args': {...}}, "
-            f"found {description!r}"
+            f"got {description!r}"
         )
     if unknown := sorted(map(str, description.keys() - _KEYS)):
         raise ValueError(
@@ -210,25 +213,25 @@ def _check_description(description: object) -> None:
     if not isinstance(description.get("init_args", {}), Mapping):
         raise ValueError(
             f"the init_args of {description['class_path']} must be a dict of arguments by name, "
-            f"found {description['init_args']!r}"
+            f"got {description['init_args']!r}"
         )
     _plain(description, description["class_path"])
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy of plain data in dicts and lists; `where` names the place in an error."""
+    """Return a copy of plain data; `where` names the place in an error."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
         for key in value:
             if type(key) is not str:
-                raise ValueError(f"{where}: keys must be strings, found {key!r}")
+                raise ValueError(f"{where}: keys must be strings, got {key!r}")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if type(value) is list:
         return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
     raise ValueError(
         f"{where} must be plain data (dict, list, str, int, float, bool or None), "
-        f"found {value!r} of type {type(value).__name__}"
+        f"got {value!r} of type {type(value).__name__}"
     )
 
 
@@ -258,12 +261,12 @@ def _import(class_path: str) -> Any:
 
 
 BATCH, TOKENS, PIXELS, SAMPLES = 2, 8, 224, 16_000
-"""Two examples; tokens of a text, pixels where a network takes any number, a second of sound."""
+"""Examples in a batch; length of a text, side of an image, samples in a second of sound."""
 
 _Inputs = dict[str, Callable[[], Tensor]]
 _PREFERRED = (
-    "MASKED_LM",  # before causal ones, which every encoder of texts can be as well
-    "SEQ_TO_SEQ_CAUSAL_LM",  # before causal ones, which are their decoders
+    "MASKED_LM",  # before causal ones: encoders have causal versions too
+    "SEQ_TO_SEQ_CAUSAL_LM",  # before causal ones: those are only the decoders
     "SPEECH_SEQ_2_SEQ",
     "CAUSAL_LM",
     "IMAGE_CLASSIFICATION",
@@ -271,19 +274,19 @@ _PREFERRED = (
     "AUDIO_CLASSIFICATION",
     "SEQUENCE_CLASSIFICATION",
 )
-"""Tasks whose models are taken, in this order; the output of a bare model would become wider."""
+"""Tasks in the order in which models are looked for; a bare model would change its output."""
 
 
 def named(name: str, /, **overrides: Any) -> dict[str, Any]:
-    """The description of a network by its short name, with some of its settings replaced.
+    """Describe a network by its short name, with some of its settings replaced.
 
     `timm:NAME` is `timm.create_model(NAME, **overrides)`. `hf:MODEL_TYPE` is a configuration of
-    transformers with `overrides`, and the first model class that there is for masked, sequence to
-    sequence or causal language modelling, for classifying images, for CTC, for classifying sounds
-    or texts, or else the bare model. Weights are random.
+    transformers with `overrides`, and the first model class that exists for masked, sequence to
+    sequence or causal language modelling, image classification, CTC, audio or text classification,
+    or else the bare model. Weights are random.
 
     Raises:
-        ValueError: for a name that is not known, with those nearest to it; for an override that a
+        ValueError: for an unknown name, with the nearest known ones; for an override that the
             configuration does not have; if timm or transformers is not installed.
 
     >>> named("timm:vit_tiny_patch16_224", depth=6)["init_args"]
@@ -305,12 +308,13 @@ def named(name: str, /, **overrides: Any) -> dict[str, Any]:
 def inputs_of(
     description: Mapping[str, Any], network: nn.Module, names: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """What a network that `named` has described is called with: a small random batch, by name.
+    """Return a small random batch, by name, for a network that `named` has described.
 
-    It is tried out, unless ``names`` tell the inputs, those of another network of the family.
+    The network is called with it, unless ``names`` holds the inputs of another network of the
+    family.
 
     Raises:
-        ValueError: if it is not known what the network takes.
+        ValueError: if no inputs are found that the network takes.
     """
     if description["class_path"] == "timm.create_model":
         known = _images(description["init_args"], network)
@@ -327,11 +331,11 @@ def inputs_of(
             with evaluating(network), torch.no_grad():
                 network(**{name: tensor.to(device) for name, tensor in inputs.items()})
             return inputs
-        except Exception as error:  # whatever its code raises for an input that it lacks
+        except Exception as error:  # a network may raise anything for a missing input
             reason = f"{type(error).__name__}: {error}"
     where = " on the meta device (it is large)" if device.type == "meta" else ""
     raise ValueError(
-        f"{type(network).__name__} cannot be called: it is not known what it takes, and with "
+        f"{type(network).__name__} cannot be called: its inputs are not known, and with "
         f"{', '.join(tried)} it fails{where}: {reason}; plan a run of it, or pair it in Python"
     )
 
@@ -344,7 +348,7 @@ def _timm(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}{_nearest(name, timm.list_models())}")
     if "pretrained" in overrides:
-        raise ValueError(f"timm:{name} has random weights, and pretrained cannot be set")
+        raise ValueError(f"timm:{name} has random weights; leave pretrained out")
     return {"class_path": "timm.create_model", "init_args": {"model_name": name, **overrides}}
 
 
@@ -364,8 +368,8 @@ def _hugging_face(model_type: str, overrides: Mapping[str, Any]) -> dict[str, An
     known = auto.MODEL_MAPPING_NAMES
     if model_type not in known:
         raise ValueError(
-            f"transformers has no model type {model_type!r} (a type is what configurations call "
-            f"model_type, not a name on the hub){_nearest(model_type, known)}"
+            f"transformers has no model type {model_type!r} (the model_type of a configuration, "
+            f"not a name on the hub){_nearest(model_type, known)}"
         )
     mappings = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in _PREFERRED]
     model = next(found[model_type] for found in (*mappings, known) if model_type in found)
@@ -395,7 +399,7 @@ def _texts_and_more(network: Any) -> _Inputs:
 
 
 def _ids(config: Any) -> Tensor:
-    """Token ids; the first few of a vocabulary are special."""
+    """Return token ids, without the first few of a vocabulary, which are special."""
     ids = torch.arange(BATCH * TOKENS).reshape(BATCH, TOKENS)
     return (4 + ids) % config.get_text_config().vocab_size
 
@@ -414,7 +418,7 @@ def _noise(*lengths: int) -> Tensor:
 
 
 def _pair(side: Any) -> list[int]:
-    """Height and width of a square, or of what lists both."""
+    """Return height and width, of a square or as listed."""
     return [side, side] if isinstance(side, int) else list(side)
 
 
@@ -429,7 +433,7 @@ def _installed(package: str) -> ModuleType:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    """The names that a misspelled one may stand for, as the end of a sentence."""
+    """Return the end of a message: known names that a misspelled one may mean."""
     longer = [other for other in known if other.startswith(name)]
     shorter = sorted((other for other in known if name.startswith(other)), key=len)
     near = longer[:3] or difflib.get_close_matches(name, list(known), n=3) or shorter[-1:]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 import lightning_ligo.callbacks.grower
 from lightning_ligo import Growth, GrowthCallback, Rate
-from lightning_ligo.callbacks.report import write_whole
+from lightning_ligo.callbacks.document import write_whole
 from runs import BATCH, ITEMS, LARGE, MIDDLE, EpochOrder, Plain, items, trainer, val_loader
 
 WORDS = ("step", "growing", "operator", "swap", "grown", "write", "written")
@@ -111,6 +111,7 @@ def run(folder: Path, within_epochs: bool, words: Connection) -> None:
     (optimizer,) = fit.optimizers
     rates = [group["lr"] for group in optimizer.param_groups]
     states = {name: optimizer.state[p] for name, p in module.named_parameters()}
-    spent = [growing.accounting.total, [point[:-1] for point in growing.accounting.curve]]
+    curve = [(*point[:4], point.learning_rate) for point in growing.accounting.curve]
+    spent = [growing.accounting.total, curve]
     end = [fit.global_step, rates, module.state_dict(), states, spent]
     write_whole(folder / "end.pt", lambda path: torch.save(end, path))

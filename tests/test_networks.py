@@ -161,9 +161,9 @@ def test_arguments_forgotten_to_be_put_under_init_args_are_refused():
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        ((8, 8), r"init_args\.size must be plain data .* found \(8, 8\) of type tuple"),
-        ({"a": [torch.float32]}, r"init_args\.size\.a\[0\] .* found torch.float32 of type dtype"),
-        ({1: 2}, r"init_args\.size: keys must be strings, found 1"),
+        ((8, 8), r"init_args\.size must be plain data .* got \(8, 8\) of type tuple"),
+        ({"a": [torch.float32]}, r"init_args\.size\.a\[0\] .* got torch.float32 of type dtype"),
+        ({1: 2}, r"init_args\.size: keys must be strings, got 1"),
         (nn.ReLU, r"init_args\.size .* of type type"),
     ],
 )
@@ -194,10 +194,10 @@ def test_a_name_that_imports_something_else_cannot_be_described():
 @pytest.mark.parametrize(
     ("description", "found"),
     [
-        ("timm.models.VisionTransformer", "a network description is a dict .* found 'timm"),
+        ("timm.models.VisionTransformer", "a network description is a dict .* got 'timm"),
         ({"init_args": {}}, "a network description is a dict"),
         ({"class_path": "torch.nn.Linear", "args": {}}, r"unknown keys \['args'\]"),
-        ({"class_path": "torch.nn.Linear", "init_args": [1]}, r"must be a dict .* found \[1\]"),
+        ({"class_path": "torch.nn.Linear", "init_args": [1]}, r"must be a dict .* got \[1\]"),
         ({"class_path": "no_such_package.Net"}, "no module named 'no_such_package'"),
         ({"class_path": "torch.nn.NoSuchLayer"}, "has no attribute 'NoSuchLayer'"),
         ({"class_path": "Linear"}, "'Linear' cannot be imported"),

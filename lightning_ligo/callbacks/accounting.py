@@ -24,6 +24,7 @@ class Point(NamedTuple):
     training: int  # FLOPs of training, and of learning operators
     evaluation: int  # FLOPs of all validations, including this one
     seconds: float
+    learning_rate: float | None = None  # largest of all groups, without the factors of growths
 
 
 class Accounting:
@@ -51,11 +52,15 @@ class Accounting:
         """Note a growth at this optimizer step."""
         self.grew_at.append(step)
 
-    def note(self, step: int, metric: float | None) -> None:
-        """Note the metric of a validation at this optimizer step."""
+    def note(self, trainer: Trainer, metric: float | None) -> None:
+        """Note the metric of a validation at the present optimizer step."""
         seconds = time.monotonic() - self._began if self._began is not None else 0.0
-        training = sum(self.training.totals) + self.operator
-        self.curve.append(Point(step, metric, training, sum(self.evaluation.totals), seconds))
+        training, evaluation = sum(self.training.totals), sum(self.evaluation.totals)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rate = max((float(group["lr"]) for group in groups), default=None)
+        self.curve.append(
+            Point(trainer.global_step, metric, training + self.operator, evaluation, seconds, rate)
+        )
 
     def of_evaluation(self, size: int) -> Callback:
         """Return a callback that counts a validation of the network of this size."""
@@ -155,7 +160,7 @@ class CurveCallback(Counting):
         self.accounting.load_state_dict(state_dict)
 
     def _note(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        self.accounting.note(trainer.global_step, metrics.get(self.monitor))
+        self.accounting.note(trainer, metrics.get(self.monitor))
 
 
 class _OfEvaluation(Callback):

@@ -72,7 +72,7 @@ class GrowthCallback(Counting):
     `training_step`. Optimizers and schedulers stay the same objects. The optimizer state grows by
     the maps of the weights. Logged values, counters and random states of the module do not change.
     At the end of `fit` a report is printed and written into the log folder: `growth_report.json`,
-    `growth_report.md`, `growth.png`.
+    `growth_report.md`, `growth_report.html`, `growth.png`.
 
     Under ModelParallelStrategy the module's `configure_model` is called again to shard the large
     network: it must shard the network at `attribute`, and skip modules that are sharded already.

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
+from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.report import write_whole
 from lightning_ligo.schedule import DECIDED, KNOWN
 from lightning_ligo.trainer.checkpoint import KEY
 from lightning_ligo.trainer.integrity import intact

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_ligo.callbacks.grower import Grown
+from lightning_ligo.callbacks.learned import learned
 from lightning_ligo.callbacks.report import carried_over
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.schedule import Rate
@@ -43,6 +44,7 @@ class GrowthRecord:
         metric: name of the reported metric, and its values before and after the growth.
         flops: FLOPs of learning the `operator`.
         seconds: duration of the growth.
+        learned: matrices of the learned operator, see `learned`.
     """
 
     step: int
@@ -59,6 +61,7 @@ class GrowthRecord:
     metric: Metric
     flops: dict[str, int]
     seconds: float
+    learned: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data; `optimizer_state` has the key `moments`."""
@@ -68,6 +71,7 @@ class GrowthRecord:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> GrowthRecord:
         """Read what `to_dict` has returned."""
+        plain = {"learned": {}, **plain}  # older checkpoints have none
         fields = {name: plain[_KEYS.get(name, name)] for name in cls.__dataclass_fields__}
         return cls(**fields | {"rate": Rate(**plain["rate"]), "metric": Metric(**plain["metric"])})
 
@@ -106,6 +110,7 @@ def growth_record(
         metric=metric,
         flops={"operator": grown.flops},
         seconds=seconds,
+        learned=learned(operator) if steps else {},
     )
 
 

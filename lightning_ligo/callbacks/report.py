@@ -1,24 +1,38 @@
-"""The growth report: what a run with growths did and spent, as JSON, Markdown, plot and table."""
+"""The growth report of a run, as JSON, Markdown, HTML, plot and table."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import lightning
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from lightning_ligo.callbacks.accounting import Point
+from lightning_ligo.callbacks.document import (
+    blank,
+    html_table,
+    image,
+    listed,
+    log_axis,
+    markdown_table,
+    page,
+    paragraph,
+    png,
+    show,
+    versions,
+    write_files,
+)
+from lightning_ligo.operator.cost import short
 from lightning_ligo.schedule import Rate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTE = """\
+A metric at the end is the last one before the next growth or before the end of the run; \
+FLOPs are of the steps between growths, forward and backward."""
 
 
 def growth_report(
@@ -28,14 +42,14 @@ def growth_report(
     metrics: dict[str, float],
     checkpoint: str | None,
 ) -> dict[str, Any]:
-    """The report as plain data.
+    """Return the report as plain data.
 
     Args:
-        records: of the growths, as GrowthCallback writes them.
-        failed: the growth after which the run has gone on with the network that it had.
-        training: the operations spent on training at each size.
-        metrics: of the last validation.
-        checkpoint: the path of the run's best or last checkpoint.
+        records: the records of the growths, as plain data.
+        failed: the growth that failed, if the run continued with the small network.
+        training: FLOPs of training at each size.
+        metrics: metrics of the last validation.
+        checkpoint: path of the best or last checkpoint of the run.
     """
     growths = []
     for position, record in enumerate(records):
@@ -57,69 +71,45 @@ def growth_report(
     }
 
 
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "lightning_ligo": _own_version(),
-    }
-
-
-def _own_version() -> str:
-    try:
-        return version("lightning-ligo")
-    except PackageNotFoundError:  # it is on the path, but was not installed
-        return "not installed"
-
-
 def write_report(
     report: dict[str, Any], curve: Sequence[Point], folder: str | os.PathLike[str]
 ) -> Path:
-    """Write `growth_report.json`, `growth_report.md` and `growth.png` into the folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = plot(report, curve)
-    for name, write in (
-        ("growth_report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n")),
-        ("growth_report.md", lambda path: path.write_text(markdown(report))),
-        ("growth.png", lambda path: figure.savefig(path, format="png", dpi=150)),
-    ):
-        write_whole(folder / name, write)
-    return folder
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Nobody finds half a file, and a failure leaves the one before."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    """Write `growth_report.json`, `.md` and `.html`, and `growth.png` into the folder."""
+    brief = [{k: v for k, v in g.items() if k != "learned"} for g in report["growths"]]
+    picture = png(plot(report, curve))
+    write_files(Path(folder), {
+        "growth_report.json": json.dumps({**report, "growths": brief}, indent=2) + "\n",
+        "growth_report.md": markdown(report),
+        "growth_report.html": html_page(report, picture),
+        "growth.png": picture,
+    })  # fmt: skip
+    return Path(folder)
 
 
 # Words --------------------------------------------------------------------------------------------
 
 
-def rows(report: dict[str, Any]) -> list[list[str]]:
-    """The report as a table: a first column of what, and a column for every growth."""
+def plan_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return what grows: a column for every growth, below its head."""
     growths = report["growths"]
-    axes = dict.fromkeys(name for growth in growths for name in growth["axes"])
-    stacks = dict.fromkeys(name for growth in growths for name in growth["stacks"])
+    rows = [["", *(f"growth {number}" for number, _ in enumerate(growths, 1))],
+            ["parameters", *(_arrow(g["parameters"].values()) for g in growths)]]  # fmt: skip
+    for part, what in (("stacks", "depth of"), ("axes", "axis")):
+        for name in dict.fromkeys(name for growth in growths for name in growth[part]):
+            rows.append([f"{what} {name}", *(_arrow(g[part].get(name)) for g in growths)])
+    return rows if growths else []
+
+
+def run_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return how the run grew and what it spent: a column for every growth."""
 
     def line(what: str, say: Callable[[dict[str, Any]], str]) -> list[str]:
-        return [what, *(say(growth) for growth in growths)]
+        return [what, *(say(growth) for growth in report["growths"])]
 
     return [
         line("step", lambda g: f"{g['step']:,}"),
         line("reason", lambda g: g["reason"]),
         line("method", lambda g: g["method"]),
-        line("parameters", lambda g: _arrow(g["parameters"].values())),
-        *(line(f"depth of {n}", lambda g, n=n: _arrow(g["stacks"].get(n))) for n in stacks),  # type: ignore[misc]
-        *(line(f"axis {n}", lambda g, n=n: _arrow(g["axes"].get(n))) for n in axes),  # type: ignore[misc]
         line("operator", _operator),
         line("learning rate", lambda g: str(Rate(**g["rate"]))),
         line("optimizer state", lambda g: carried_over(g["moments"])),
@@ -134,46 +124,66 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown, with the plot beside it."""
-    heads = ["", *(f"growth {number}" for number, _ in enumerate(report["growths"], 1))]
-    table = [heads, ["---"] * len(heads), *rows(report)] if report["growths"] else []
-    lines = [f"| {' | '.join(cell.strip() for cell in line)} |" for line in table]
-    used = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    final = ", ".join(f"{name} {_metric(value)}" for name, value in report["validation"].items())
-    return "\n".join([
-        "# Growth report",
-        "",
-        *lines,
-        *([] if report["failed"] is None else ["", _failed(report["failed"])]),
-        "",
-        "A metric at the end is the last one before the next growth or before the end of the run; "
-        "FLOPs are of the steps between growths, forward and backward.",
-        "",
+def rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return the whole report as a table; empty without a growth."""
+    plan = plan_rows(report)
+    return [*plan, *run_rows(report)] if plan else []
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Return what stands below the table."""
+    final = listed({name: _metric(value) for name, value in report["validation"].items()})
+    return [
+        *([] if report["failed"] is None else [_failed(report["failed"])]),
         f"Last validation: {final or 'none'}.",
         f"Checkpoint: {report['checkpoint'] or 'none'}.",
-        f"Versions: {used}.",
-        "",
-        "![the run](growth.png)",
-        "",
-    ])  # fmt: skip
+        f"Versions: {listed(report['versions'])}.",
+    ]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown, with the plot beside it."""
+    lines = ["# Growth report", "", *markdown_table(rows(report)), "", NOTE, ""]
+    lines += [line for note in notes(report) for line in (note, "")]
+    return "\n".join([*lines, "![the run](growth.png)", ""])
+
+
+def html_page(report: dict[str, Any], picture: bytes) -> str:
+    """Return the report as one self-contained HTML page."""
+    plan, matrices = plan_rows(report), [
+        (f"growth {number}: {title}", matrix)
+        for number, growth in enumerate(report["growths"], 1)
+        for title, matrix in growth["learned"].items()
+    ]  # fmt: skip
+    parts = [paragraph(_summary(number, g)) for number, g in enumerate(report["growths"], 1)]
+    parts.append(image(picture, "the run"))
+    if plan:
+        parts += [paragraph("Plan", "h2"), html_table(plan)]
+        parts += [paragraph("Run", "h2"), html_table([plan[0], *run_rows(report)]), paragraph(NOTE)]
+    if matrices:
+        parts += [paragraph("What the operator learned", "h2"),
+                  image(png(heat_maps(matrices)), "what the operator learned")]  # fmt: skip
+    foot = "\n".join(paragraph(note) for note in notes(report))
+    return page("Growth report", *parts, f"<footer>\n{foot}\n</footer>")
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
     """Print the report as a table."""
-    table = Table(title="Growth report")
-    table.add_column("")
-    for number, _ in enumerate(report["growths"], 1):
-        table.add_column(f"growth {number}", justify="right")
-    for row in rows(report):
-        table.add_row(*row)
-    console = Console()
-    if report["growths"]:
-        console.print(table)
-    if report["failed"] is not None:
-        console.print(_failed(report["failed"]), highlight=False, markup=False)
-    console.print(f"checkpoint: {report['checkpoint'] or 'none'}", soft_wrap=True, highlight=False)
-    console.print(f"report: {folder}", soft_wrap=True, highlight=False)
+    failed = [] if report["failed"] is None else [_failed(report["failed"])]
+    files = [f"checkpoint: {report['checkpoint'] or 'none'}", f"report: {folder}"]
+    show("Growth report", rows(report), [*failed, *files])
+
+
+def _summary(number: int, growth: dict[str, Any]) -> str:
+    metric = growth["metric"]
+    exact = growth["inexact"]
+    return (
+        f"Growth {number} at step {growth['step']:,} ({growth['reason']}) by {growth['method']}: "
+        f"{_arrow(growth['parameters'].values())} parameters, {metric['name'] or 'metric'} "
+        f"{_metric(metric['before'])} before, {_metric(metric['after'])} after and "
+        f"{_metric(metric['final'])} at the end. The function "
+        + (f"was not kept exactly: {'; '.join(exact)}." if exact else "was kept.")
+    )
 
 
 def _failed(failed: dict[str, Any]) -> str:
@@ -194,7 +204,8 @@ def _operator(growth: dict[str, Any]) -> str:
 
 
 def carried_over(moments: dict[str, Any]) -> str:
-    """
+    """Return how much of the optimizer's state was carried over.
+
     >>> carried_over({"policy": "map", "carried": 50, "parameters": 55})
     'mapped for 50 of 55 parameters, fresh for the others'
     """
@@ -212,50 +223,91 @@ def _metric(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-# Plot ---------------------------------------------------------------------------------------------
+# Plots --------------------------------------------------------------------------------------------
 
 
 def plot(report: dict[str, Any], curve: Sequence[Point]) -> Figure:
-    """The validation metric and the operations spent over the steps, with the growths marked."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    measured = [(point.step, point.metric) for point in curve if point.metric is not None]
+    """Draw the metric and the learning rate over the FLOPs, with the growths marked."""
+    figure = blank(10, 4.5)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    spent = [point.training + point.evaluation for point in curve]
+    measured = [(x, p.metric) for x, p in zip(spent, curve, strict=True) if p.metric is not None]
     names = [growth["metric"]["name"] for growth in report["growths"] if growth["metric"]["name"]]
-    if measured:
-        above.plot(*zip(*measured, strict=True), marker=".", color="tab:blue")
-        above.set_ylabel(names[0] if names else "metric")
-    else:
-        above.text(0.5, 0.5, "no validation", ha="center", transform=above.transAxes)
-    below.plot(
-        [point.step for point in curve], [point.training for point in curve], color="tab:orange"
-    )
-    below.set_ylabel("training FLOPs")
-    below.set_xlabel("optimizer step")
+    left.set_ylabel(names[0] if names else "metric")
+    right.set_ylabel("learning rate")
+    _line(left, measured, "tab:blue", "no validation")
+    values = [value for _, value in measured if math.isfinite(value)]
+    if values and min(values) > 0:
+        log_axis(left.yaxis, min(values), max(values))
+    rates = [(x, p.learning_rate * _factor(report, curve, number))
+             for number, (x, p) in enumerate(zip(spent, curve, strict=True))
+             if p.learning_rate is not None]  # fmt: skip
+    _line(right, rates, "tab:orange", "not recorded")
+    for panel in (left, right):
+        panel.set_xlabel("FLOPs of training and validation")
+        panel.spines[["top", "right"]].set_visible(False)
+        if spent:
+            log_axis(panel.xaxis, min(spent), max(spent), (1, 2, 5) if panel is left else (1,))
     for number, growth in enumerate(report["growths"], 1):
-        small, large = growth["parameters"]["small"], growth["parameters"]["large"]
-        for axes in (above, below):
-            axes.axvline(growth["step"], color="gray", linestyle="--", linewidth=1)
-        above.annotate(
-            f"growth {number}: {_short(small)} → {_short(large)}",
-            (growth["step"], 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -4),
-            textcoords="offset points",
-            va="top",
-            fontsize="small",
-        )
+        _mark(left, right, number, growth, [x for x, p in zip(spent, curve, strict=True)
+                                            if p.step == growth["step"]])  # fmt: skip
     return figure
 
 
-def _short(count: int) -> str:
+def _line(panel: Any, points: Sequence[tuple[float, float]], color: str, none: str) -> None:
+    """Draw a line, or say why there is none."""
+    if not points:
+        panel.text(0.5, 0.5, none, ha="center", transform=panel.transAxes)
+        return
+    panel.plot(*zip(*points, strict=True), marker=".", color=color)
+
+
+def _factor(report: dict[str, Any], curve: Sequence[Point], number: int) -> float:
+    """Return the factor of the learning rate at a point, of all growths before it.
+
+    The first point at the step of a growth is before it, the others are after it.
     """
-    >>> _short(25354), _short(1200000)
-    ('25k', '1.2M')
-    """
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return (
-                f"{count / size:.2g}{letter}" if count < 10 * size else f"{count // size}{letter}"
-            )
-    return str(count)
+    step, again = curve[number].step, number and curve[number - 1].step == curve[number].step
+    return math.prod(growth["rate"]["factor"] for growth in report["growths"]
+                     if growth["step"] < step or (growth["step"] == step and again))  # fmt: skip
+
+
+def _mark(left: Any, right: Any, number: int, growth: dict[str, Any], spent: list[float]) -> None:
+    """Mark a growth, and the metric before and after it."""
+    if not spent:
+        return
+    metric, (small, large) = growth["metric"], growth["parameters"].values()
+    label = f"growth {number}: {short(small).strip()} → {short(large).strip()} parameters"
+    ends = [(spent[0], metric["before"]), (spent[-1], metric["after"])]
+    if None not in (metric["before"], metric["after"]):
+        label += f"\n{metric['name']} {_metric(metric['before'])} → {_metric(metric['after'])}"
+        left.plot(*zip(*ends, strict=True), "o", color="tab:red", fillstyle="none", markersize=8)
+    for panel in (left, right):
+        panel.axvline(spent[0], color="gray", linestyle="--", linewidth=1, zorder=0)
+    across, _ = left.transAxes.inverted().transform(left.transData.transform((spent[0], 1)))
+    side, side_of_text = (4, "left") if across < 0.6 else (-4, "right")
+    left.annotate(label, (spent[0], 1), xycoords=("data", "axes fraction"),
+                  xytext=(side, 26 - 30 * number), textcoords="offset points", va="top",
+                  ha=side_of_text, fontsize="small")  # fmt: skip
+
+
+def heat_maps(matrices: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
+    """Draw matrices by title, red above zero and blue below."""
+    columns = min(3, len(matrices))
+    lines = math.ceil(len(matrices) / columns)
+    figure = blank(4 * columns, 3.6 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel in panels[len(matrices) :]:
+        panel.set_axis_off()
+    for panel, (title, matrix) in zip(panels, matrices, strict=False):
+        (large, small), values = matrix["shape"], matrix["values"]
+        means = "" if len(values) == large and len(values[0]) == small else "\n(means of blocks)"
+        most = max(abs(value) for row in values for value in row) or 1.0
+        extent = (-0.5, small - 0.5, large - 0.5, -0.5)
+        picture = panel.imshow(values, "RdBu_r", vmin=-most, vmax=most, extent=extent,
+                               aspect="auto")  # fmt: skip
+        figure.colorbar(picture, ax=panel)
+        panel.set_title(title + means, fontsize="small")
+        panel.locator_params(integer=True)
+        panel.set(xlabel=f"small ({small})", ylabel=f"large ({large})")
+    return figure

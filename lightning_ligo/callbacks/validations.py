@@ -53,7 +53,7 @@ class Validations:
         """Note metrics of the present step, for the curve of the report."""
         self.last = trainer.global_step, metrics
         value = metrics.get(self.reported(trainer, metrics) or "")
-        self._accounting.note(trainer.global_step, value)
+        self._accounting.note(trainer, value)
 
     def reported(self, trainer: Trainer, metrics: dict[str, float]) -> str | None:
         """Return the name of the metric to report."""

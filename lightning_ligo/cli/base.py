@@ -1,15 +1,20 @@
-"""The command line: `lightning-ligo fit | validate | test | predict | plan | grow | ...`."""
+"""The commands `lightning-ligo fit`, `validate`, `test` and `predict`."""
 
 import pydoc
-from argparse import RawDescriptionHelpFormatter
+import re
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 
-# imported so that a configuration can name them shortly
+# imported so that a configuration can use their short names
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.tasks.digits import DigitsDataModule
 from lightning_ligo.tasks.images import ImageFolderDataModule
@@ -27,41 +32,7 @@ SHORT_NAMES = (
     ImageFolderDataModule,
     TextDataModule,
 )
-
-DESCRIPTION = f"""\
-Train a network that grows while it trains. A run is one YAML file, as in recipes/;
-this prints one with every option and its default:
-
-    lightning-ligo fit --model ImageClassifier --data DigitsDataModule --print_config
-
-What a growth would be and cost is shown, without training, by lightning-ligo plan, of a run or of
-any two networks of timm and transformers: lightning-ligo plan --help. What a checkpoint holds grows
-between two runs by lightning-ligo grow: lightning-ligo grow --help. The ways to grow are listed
-by lightning-ligo methods, and compared with training from scratch, at equal FLOPs, by
-lightning-ligo compare: lightning-ligo compare --help.
-
-Growth is a callback of the Trainer; `to` holds what changes in the network:
-
-    trainer:
-      callbacks:
-        - class_path: GrowthCallback
-          init_args:
-            growths:
-              - fraction: 0.4
-                to: {{init_args: {{embed_dim: 64, depth: 4, num_heads: 4}}}}
-
-In place of the fraction of the run: step: 1000, epoch: 3, or what the run decides:
-
-    plateau: {{monitor: val_loss, patience: 3}}           it has not got better for so long
-    slope: {{monitor: val_loss, threshold: -0.0475}}      it falls too slowly for its FLOPs
-    flops: 2e17                                         so many are spent
-    file: grow.now                                      touched in the log folder, by hand
-
-Classes with a short name: {", ".join(known.__name__ for known in SHORT_NAMES[:4])},
-{", ".join(known.__name__ for known in SHORT_NAMES[4:])}, and Lightning's and PyTorch's.
-Your own are named by their import path. Their options: lightning-ligo fit --model.help NAME,
---data.help NAME, --trainer.callbacks.help NAME.
-"""
+PATHS = {f"lightning_ligo.{known.__name__}" for known in SHORT_NAMES}
 
 QUIET = {
     "strategy": "auto",
@@ -76,15 +47,21 @@ QUIET = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-"""Arguments of the Trainer, which is to write nothing and to use one device."""
+"""Arguments of a Trainer that writes nothing and uses one device."""
 
 
-class RawDescription(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the description."""
+class Parser(LightningArgumentParser):
+    """Names the new class path where a configuration has one of an earlier version."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        paths = re.findall(r"lightning_ligo(?:\.\w+)+", message)
+        moved = {path: f"lightning_ligo.{path.rpartition('.')[2]}" for path in paths}
+        new = [f"{path} is now {to}" for path, to in moved.items() if path != to and to in PATHS]
+        super().error("\n".join([message, *new]), ex)
 
 
 class KeepConfig(SaveConfigCallback):
-    """Saves the configuration as Lightning does; one that is already there is renamed, not lost."""
+    """Saves the configuration as Lightning does, after renaming one that exists."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = trainer.log_dir
@@ -96,7 +73,7 @@ class KeepConfig(SaveConfigCallback):
 
 
 def _unused(path: Path) -> Path:
-    """The first of `config.0.yaml`, `config.1.yaml`, ... that does not exist."""
+    """Return the first of `config.0.yaml`, `config.1.yaml`, ... that does not exist."""
     number = 0
     while (candidate := path.with_suffix(f".{number}{path.suffix}")).exists():
         number += 1
@@ -110,20 +87,21 @@ class GrowthCLI(LightningCLI):
         super().__init__(
             save_config_callback=KeepConfig,
             seed_everything_default=0,
-            parser_kwargs={
-                "prog": "lightning-ligo",
-                "description": DESCRIPTION,
-                "formatter_class": RawDescription,
-            },
+            parser_class=Parser,
+            parser_kwargs={"prog": "lightning-ligo"},
             args=args,
             run=run,
         )
 
-    def _parse_ckpt_path(self) -> None:
-        """Take the hyperparameters of `--ckpt_path`, which say how large its network is.
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without Lightning's warning about the arguments of the process."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
-        Lightning's own does so for a checkpoint of a command line, which names the module's class;
-        one that a Python program wrote is taken to be of the configuration's class.
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyperparameters of `--ckpt_path`, which hold the size of its network.
+
+        Lightning does so if the checkpoint names the class of the module. A checkpoint that a
+        Python program wrote names none; the class of the configuration is taken then.
         """
         config = self.config[self.config.subcommand] if "subcommand" in self.config else {}
         path = config.get("ckpt_path")
@@ -143,6 +121,6 @@ class GrowthCLI(LightningCLI):
 
 
 def is_kind(class_path: str, *kinds: type) -> bool:
-    """Whether a class path of a configuration names a class of one of these kinds."""
+    """Return whether a class path names a class of one of these kinds."""
     found = pydoc.locate(class_path)
     return isinstance(found, type) and issubclass(found, kinds)

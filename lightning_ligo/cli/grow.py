@@ -1,4 +1,4 @@
-"""The command `lightning-ligo grow`: what a checkpoint holds grows between two runs."""
+"""The command `lightning-ligo grow`: grow the network of a checkpoint between two runs."""
 
 from __future__ import annotations
 
@@ -15,37 +15,35 @@ from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.failure import GrowthFailedError
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.callbacks.offline import grow_checkpoint
-from lightning_ligo.cli.plan import PlanCLI
+from lightning_ligo.cli.run import PlanCLI
 
 USAGE = """\
 lightning-ligo grow --config FILE --ckpt_path FILE --out FILE [options of lightning-ligo fit]"""
 
 DESCRIPTION = """\
-Write a checkpoint in which the network of another one has grown, between two runs.
+Grow the network of a checkpoint between two runs, and write a new checkpoint.
 
   lightning-ligo grow --config recipes/digits_vit.yaml --out grown.ckpt \\
                       --ckpt_path runs/digits_vit/version_0/checkpoints/last.ckpt
   lightning-ligo fit --config recipes/digits_vit.yaml --ckpt_path grown.ckpt
 
-It is the next growth of the run that the checkpoint is of, at once, whatever its moment. What a
-growth takes along goes along: the optimizer's state, averages, the state of the schedulers. A run
-that is resumed from it goes on where the checkpoint was: give one that has ended more epochs
-(--trainer.max_epochs), and a schedule to fit.
+It performs the run's next growth now, regardless of its trigger. The optimizer's state, averages
+and the schedulers' state grow along. The resumed run continues at the step of the checkpoint: give
+a run that has ended more epochs (--trainer.max_epochs) and a schedule that covers them.
 """
 
 EPILOG = """\
-One device of this machine is used, whatever the run's own strategy, so that runs under strategies
-in which no network can be replaced (FSDP1, DeepSpeed) can grow as well: their checkpoint must be
-one file, and the run that goes on needs no GrowthCallback, but the large network. Of the run's
-callbacks those are kept that a growth changes (averages, EarlyStopping, fine-tuning); what others
-have in the checkpoint stays in it. A method that learns an operator trains that, on the run's data.
+One device of this machine is used, whatever the strategy of the run. So runs under FSDP1 and
+DeepSpeed can grow too, if their checkpoint is one file; they resume with the large network and
+without GrowthCallback. Averages, EarlyStopping and fine-tuning callbacks are adapted; the state of
+all other callbacks is copied. A method that learns an operator trains it on the run's data.
 
-It fails with the reason if the growth is not possible (exit status 1), and writes nothing then.
+The exit status is 1 if the growth is not possible, with the reason; nothing is written then.
 """
 
 
 def grow_command(words: Sequence[str]) -> None:
-    """Run the command with what stands behind `lightning-ligo grow`."""
+    """Run `lightning-ligo grow` with these arguments."""
     parser = argparse.ArgumentParser(
         prog="lightning-ligo grow",
         usage=USAGE,
@@ -55,9 +53,9 @@ def grow_command(words: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     for name, what in (
-        ("--config", "the configuration of the run, as for fit"),
-        ("--ckpt_path", "its checkpoint"),
-        ("--out", "the checkpoint that is to be, which must not be there"),
+        ("--config", "configuration of the run, as for fit"),
+        ("--ckpt_path", "checkpoint of the run"),
+        ("--out", "path of the new checkpoint; must not exist yet"),
     ):
         action = "append" if name == "--config" else "store"
         parser.add_argument(name, metavar="FILE", action=action, required=True, help=what)
@@ -72,7 +70,7 @@ def grow_command(words: Sequence[str]) -> None:
 
 
 class GrowCLI(PlanCLI):
-    """Makes what a run is made of, but what writes or trains on many devices, and grows it."""
+    """Builds a run on one device, without loggers and most callbacks, and grows its checkpoint."""
 
     kept = (GrowthCallback, *AVERAGING, EarlyStopping, BaseFinetuning)
 
@@ -81,6 +79,6 @@ class GrowCLI(PlanCLI):
         super().__init__(args)
 
     def fit(self, model: LightningModule, **options: Any) -> None:
-        """In place of the Trainer's."""
+        """Grow instead of training."""
         path = options.pop("ckpt_path")
         self.record = grow_checkpoint(self.trainer, model, path, self.out, **options)

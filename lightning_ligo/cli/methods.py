@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
-
-from rich.console import Console
-from rich.table import Table
+from itertools import zip_longest
 
 from lightning_ligo.methods.catalog import DEFAULT, METHODS, method_named
 from lightning_ligo.methods.method import Method
 
 DESCRIPTION = f"""\
-List the methods: how each makes axes longer and stacks deeper, what of that is learned, whether
-the large network computes what the small one does, and where it is from. A name shows the whole
-card of a method: lightning-ligo methods lemon. Two with a plus between are a method too, the first
-for depth and the second for width: the default is {DEFAULT}, see lightning-ligo methods {DEFAULT}.
+List the methods: how each widens and deepens, what of that is learned, whether the large network
+starts as the same function as the small one, and the source. A name prints the whole card:
+
+  lightning-ligo methods lemon
+
+DEPTH+WIDTH combines two methods. The default is {DEFAULT}.
 """
+
+WIDTHS = (18, 11, 13, 10, 5, 13)
+"""Columns of text; 80 with two spaces between them."""
 
 LEARNED = {
     "nothing": "",
@@ -28,16 +32,16 @@ LEARNED = {
 
 
 def methods(words: Sequence[str]) -> None:
-    """Run the command with what stands behind `lightning-ligo methods`."""
+    """Run `lightning-ligo methods` with these arguments."""
     parser = argparse.ArgumentParser(
         prog="lightning-ligo methods",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", metavar="METHOD", help="show the card of this one")
+    parser.add_argument("name", nargs="?", metavar="METHOD", help="print the card of this method")
     options = parser.parse_args(words)
     if options.name is None:
-        Console().print(methods_table())
+        print(methods_table())
         return
     try:
         print(method_named(options.name))
@@ -45,16 +49,23 @@ def methods(words: Sequence[str]) -> None:
         sys.exit(f"lightning-ligo methods: {error}")
 
 
-def methods_table() -> Table:
-    """The methods by name."""
-    table = Table(title="Methods")
-    for column in ("method", "width", "depth", "learned", "keeps the function", "source"):
-        table.add_column(column, overflow="fold")
+def methods_table() -> str:
+    """Return a table of the methods, 80 columns wide."""
+    rows = [["method", "width", "depth", "learned", "exact", "source"], ["-" * w for w in WIDTHS]]
     for method in METHODS.values():
-        keeps = "yes" if method.keeps_function else "no"
-        table.add_row(method.name, str(method.width or ""), str(method.depth or ""),
-                      _learned(method), keeps, method.source)  # fmt: skip
-    return table
+        keeps, source = "yes" if method.keeps_function else "no", method.source.partition(",")[0]
+        rows.append([method.name, str(method.width or ""), str(method.depth or ""),
+                     _learned(method), keeps, source])  # fmt: skip
+    lines = []
+    for row in rows:
+        cells = (
+            textwrap.wrap(cell, width, break_on_hyphens=False)
+            for cell, width in zip(row, WIDTHS, strict=True)
+        )
+        for words in zip_longest(*cells, fillvalue=""):
+            columns = (word.ljust(width) for word, width in zip(words, WIDTHS, strict=True))
+            lines.append("  ".join(columns).rstrip())
+    return "\n".join([*lines, "", "exact: the large network starts as the same function"])
 
 
 def _learned(method: Method) -> str:

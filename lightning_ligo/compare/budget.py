@@ -1,4 +1,4 @@
-"""What a run costs, and how many optimizer steps a budget of FLOPs pays for."""
+"""The cost of a run, and the number of optimizer steps that a budget of FLOPs pays for."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from lightning_ligo.schedule import Growth, Run, resolve
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of the parts of a run, of every size of its network, the smallest first."""
+    """FLOPs of the parts of a run.
 
-    training: tuple[float, ...]  # of one optimizer step
-    evaluation: tuple[float, ...]  # of one validation
-    operator: float = 0.0  # of learning the operators of all growths
+    Args:
+        training: FLOPs of one optimizer step, for every size of the network, the smallest first.
+        evaluation: FLOPs of one validation, likewise.
+        operator: FLOPs of learning the operators of all growths.
+    """
+
+    training: tuple[float, ...]
+    evaluation: tuple[float, ...]
+    operator: float = 0.0
 
     def of(self, size: int) -> Costs:
-        """The costs of a run that has that size from its start to its end."""
+        """Return the costs of a run that has this size from start to end."""
         return Costs((self.training[size],), (self.evaluation[size],))
 
 
 def validated_at(steps: int, every: int) -> list[int]:
-    """The optimizer steps after which a run is validated, the last one always.
+    """Return the optimizer steps after which a run is validated; the last one is among them.
 
     >>> validated_at(44, every=10)
     [10, 20, 30, 40, 44]
@@ -32,18 +38,18 @@ def validated_at(steps: int, every: int) -> list[int]:
     return [*range(every, steps, every), steps]
 
 
-def moments(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> list[int]:
-    """The optimizer steps at which a run of so many steps grows.
+def triggers(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> list[int]:
+    """Return the optimizer steps at which a run of so many steps grows.
 
     Raises:
-        ValueError: for growths that are not within the run, or that it is not known of.
+        ValueError: for a growth outside the run, or whose step is not known.
     """
     run = Run(steps=steps, epochs=math.inf, steps_per_epoch=steps_per_epoch)
     found = []
     for growth, step in zip(growths, resolve(growths, run), strict=True):
         if step is None:
             raise ValueError(
-                f"a growth is due at {growth.when}, of an unknown number of steps; give it a "
+                f"a growth is due at {growth.when}, after an unknown number of steps; give it a "
                 "fraction or a step"
             )
         found.append(step)
@@ -51,9 +57,9 @@ def moments(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> li
 
 
 def passes(steps: int, grows_at: Sequence[int], every: int) -> list[int]:
-    """How often a run of so many steps validates every size of its network.
+    """Return how often a run of so many steps validates each size of its network.
 
-    At a growth the network before it is validated, unless it just was, and the one after it.
+    A growth validates the small network, unless that was just done, and the large one.
 
     >>> passes(44, [17], every=10)  # after steps 10 and 17; at once, and after 20, 30, 40 and 44
     [2, 5]
@@ -68,13 +74,13 @@ def passes(steps: int, grows_at: Sequence[int], every: int) -> list[int]:
 
 
 def cost(steps: int, grows_at: Sequence[int], costs: Costs, every: int) -> float:
-    """The FLOPs of a run of so many steps: of training, of the operators and of validations.
+    """Return the FLOPs of a run: training, learning the operators, and validations.
 
     Args:
-        steps: of the optimizer.
-        grows_at: the steps of the growths.
-        costs: of the parts of the run.
-        every: the steps from one validation to the next.
+        steps: number of optimizer steps.
+        grows_at: steps of the growths.
+        costs: costs of the parts of the run.
+        every: steps from one validation to the next.
     """
     trained = [last - first for first, last in pairwise([0, *grows_at, steps])]
     validated = passes(steps, grows_at, every)
@@ -92,15 +98,15 @@ def steps_within(
     growths: Sequence[Growth] = (),
     steps_per_epoch: float = math.inf,
 ) -> int:
-    """The most optimizer steps of a run that costs no more than the budget of FLOPs.
+    """Return the most optimizer steps that a budget of FLOPs pays for.
 
     Raises:
-        ValueError: if the budget does not pay for all growths and a step after them.
+        ValueError: if it does not pay for all growths and one step after them.
     """
 
     def exceeds(steps: int) -> bool:
         try:
-            return cost(steps, moments(steps, growths, steps_per_epoch), costs, every) > budget
+            return cost(steps, triggers(steps, growths, steps_per_epoch), costs, every) > budget
         except ValueError:  # the growths do not fit into so many steps
             return steps * min(costs.training) > budget
 
@@ -116,5 +122,5 @@ def steps_within(
             f"a budget of {budget:.3g} FLOPs does not pay for a step of training, "
             f"{costs.training[0]:.3g}, and its validation, {costs.evaluation[0]:.3g}; train longer"
         )
-    moments(low, growths, steps_per_epoch)  # raises where the growths have no room
+    triggers(low, growths, steps_per_epoch)  # raises where the growths have no room
     return low

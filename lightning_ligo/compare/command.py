@@ -1,4 +1,4 @@
-"""The command `lightning-ligo compare`: methods at equal FLOPs, against training from scratch."""
+"""The command `lightning-ligo compare`: compare methods with scratch at equal FLOPs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.cli.base import GrowthCLI
 from lightning_ligo.compare.comparison import (
@@ -44,36 +43,35 @@ Train one configuration by several methods at equal FLOPs, and against training 
 
   lightning-ligo compare --config recipes/python_gpt.yaml --methods lemon,stack+lemon --seeds 3
 
-The budget is what the run of the configuration itself spends: training at every size, learning the
-operators, and all validations. Every method gets as many steps as that pays for, with a schedule
-over exactly these; a growth at a fraction of the run is at that fraction of its steps, one at a
-step or an epoch stays there, and one that the run decides is refused. Two runs that do not grow are
-always of the comparison: `{SCRATCH}`, the large network at {SHARES} times the budget, and
-`{SMALL_ONLY}`, the small one at all of it.
+The budget is the FLOPs of the run of the configuration: training at every size, learning the
+operators, and all validations. Every method gets as many steps as the budget pays for, and a
+schedule over them. A growth at a fraction of the run stays at that fraction, one at a step or an
+epoch stays there; a growth that the run decides is refused. Two runs without a growth are always
+included: `{SCRATCH}`, the large network at {SHARES} times the budget, and `{SMALL_ONLY}`, the
+small one at the budget.
 """
 
 EPILOG = f"""\
-First every method is rehearsed: it grows after one step and learns its operator for one, to measure
-what steps cost and to refuse, before any training, what the run would refuse. Then all runs are
-trained, each in a process and a folder of its own, whose name holds a hash of its configuration:
-what is finished is kept, and not repeated by the same command; what was interrupted begins anew.
+First every method is rehearsed: it grows after one step and learns for one, which measures its cost
+and finds errors before any training. Then every run is trained in a process and a folder of its
+own, whose name holds a hash of the configuration. The same command again keeps finished runs and
+restarts interrupted ones.
 
-The same seed means the same data order and the same first weights; it is the configuration's
-seed_everything, and seed of GrowthCallback and data, plus 0, 1, ... Every method, and {SCRATCH}, is
-trained at all learning rates, which take the place of the model's learning_rate, and is judged by
-the one with the lowest mean loss at the end. What GrowthCallback says of steps and learning_rate is
-for its own method. The run of the configuration is validated {VALIDATIONS} times, all others after
-as many steps each; loggers, checkpoints and early stopping are left out. The metric is the monitor
-of GrowthCallback, or of a checkpoint; a loss, above 0 and better the lower it is.
+Seeds are seed_everything, and seed of GrowthCallback and data, plus 0, 1, ...; the same seed means
+the same data order and the same first weights. Every method and {SCRATCH} are trained at all
+learning rates and judged by the one with the lowest mean loss. `steps` and `learning_rate` of
+GrowthCallback are for its own method. A run of the configuration is validated {VALIDATIONS} times,
+others after as many steps each; loggers, checkpoints and early stopping are left out. The metric is
+the monitor of GrowthCallback or of a checkpoint: a loss above 0, lower is better.
 
-FOLDER gets compare.json, compare.md and compare.png: the loss of every method, what it spent, and
-what it saves against scratch, all counted and with the small network for free. The exit status is 1
-if a run has failed; all others are run and summarized nevertheless.
+FOLDER gets compare.json, compare.md and compare.png: the loss of every method, its FLOPs, and its
+saving against {SCRATCH}, with everything counted and with the small network for free. The exit
+status is 1 if a run fails; all others are still run and reported.
 """
 
 
 def compare(words: Sequence[str]) -> None:
-    """Run the command with what stands behind `lightning-ligo compare`."""
+    """Run `lightning-ligo compare` with these arguments."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
     out = options.out or Path("runs", "compare", Path(options.config[-1]).stem)
@@ -117,10 +115,10 @@ def compare(words: Sequence[str]) -> None:
 def _rehearsed(
     trials: list[Trial], recipe: Recipe, out: Path, jobs: int, devices: int
 ) -> dict[Trial, Result]:
-    """The results of all rehearsals, in their order.
+    """Return the results of all rehearsals, in their order.
 
     Raises:
-        ValueError: naming the methods that have failed, and if the metric is not measured.
+        ValueError: if methods fail, with their names, or if the metric is not logged.
     """
     results, failures = _watched("Rehearsing", trials, out, jobs, devices)
     if failures:
@@ -128,8 +126,8 @@ def _rehearsed(
         raise ValueError("nothing was trained, as methods fail:\n  " + "\n  ".join(lines))
     if any(result.loss is None for result in results.values()):
         raise ValueError(
-            f"the validation does not log the metric {recipe.monitor!r} that is compared, or there "
-            "is no validation; give GrowthCallback another: --trainer.callbacks.monitor val_loss"
+            f"the validation does not log the metric {recipe.monitor!r}, or there is none; give "
+            "GrowthCallback another metric: --trainer.callbacks.monitor val_loss"
         )
     return {trial: results[trial] for trial in trials}
 
@@ -137,37 +135,31 @@ def _rehearsed(
 def _watched(
     what: str, trials: list[Trial], out: Path, jobs: int, devices: int
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
-    """Run all trials under a progress bar, whose length is what they spend."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-               TextColumn("{task.fields[ended]} of {task.fields[runs]} runs"),
-               TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns) as progress:
-        weights = {trial: trial.share or 1.0 for trial in trials}
-        bar = progress.add_task(what, total=sum(weights.values()), ended=0, runs=len(trials))
+    """Run all trials under a progress bar, in which a run counts by its budget."""
+    form = "{desc} |{bar}| {percentage:.0f} %, {postfix}, {elapsed}"
+    weights, ended = {trial: trial.share or 1.0 for trial in trials}, set[Trial]()
+    with tqdm(desc=what, total=sum(weights.values()), bar_format=form) as bar:
 
         def done(trial: Trial) -> None:
-            ended = progress.tasks[0].fields["ended"] + 1
-            progress.update(bar, advance=weights[trial], ended=ended)
+            ended.add(trial)
+            bar.set_postfix_str(f"{len(ended)} of {len(trials)} runs", refresh=False)
+            bar.update(weights[trial])
 
         return run_all(trials, out, jobs, devices, done)
 
 
 class ConfigurationCLI(GrowthCLI):
-    """Reads a configuration and makes nothing of it."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """In place of Lightning's, which warns of the words that the process was called with."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+    """Reads a configuration and builds nothing."""
 
     def instantiate_classes(self) -> None:
-        """Nothing is made."""
+        """Build nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
+        """Run nothing."""
 
 
 def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
-    """The whole configuration of a run, every default written out."""
+    """Return the whole configuration of a run, with every default."""
     configs = [word for file in files for word in ("--config", file)]
     cli = ConfigurationCLI(["fit", *configs, *rest])
     with warnings.catch_warnings():
@@ -191,30 +183,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         required=True,
-        help="the configuration of a run with one GrowthCallback, as for fit",
+        help="configuration of a run with one GrowthCallback, as for fit",
     )
     parser.add_argument(
         "--methods",
         metavar="METHOD,METHOD",
         type=lambda text: list(dict.fromkeys(text.split(","))),
-        help=f"of {', '.join(METHODS)}, or two with a plus between (default: that of the "
-        "configuration)",
+        help=f"{', '.join(METHODS)} or DEPTH+WIDTH (default: that of the configuration)",
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=_count, default=1, help="runs of every kind (default: 1)"
+        "--seeds", metavar="N", type=_count, default=1, help="seeds of every run (default: 1)"
     )
     parser.add_argument(
         "--learning_rates",
         metavar="RATE,RATE",
         type=_rates,
         default=[None],
-        help="to try for every method and from scratch (default: that of the configuration)",
+        help="tried for every method and scratch (default: that of the configuration)",
     )
     parser.add_argument(
         "--jobs",
         metavar="N",
         type=_count,
-        help="runs at once (default: one for every CUDA device, else 1)",
+        help="runs at once (default: one per CUDA device, else 1)",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="(default: runs/compare/NAME of the FILE)"
@@ -224,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
     return int(text)
 
 
@@ -234,5 +225,5 @@ def _rates(text: str) -> list[float]:
     except ValueError:
         rates = [0.0]
     if rates[0] <= 0 or not math.isfinite(rates[-1]):
-        raise argparse.ArgumentTypeError(f"{text!r} are not rates above 0: 1e-3,2e-3")
+        raise argparse.ArgumentTypeError(f"expected rates above 0, such as 1e-3,2e-3, got {text!r}")
     return rates

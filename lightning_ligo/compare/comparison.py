@@ -1,4 +1,4 @@
-"""Compare methods: the same run, at equal FLOPs in all, from every method and from scratch."""
+"""Compare methods: the same run at equal FLOPs, by every method and from scratch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lightning_ligo.callbacks.after_growth import check_room
-from lightning_ligo.compare.budget import Costs, cost, moments, passes, steps_within
+from lightning_ligo.compare.budget import Costs, cost, passes, steps_within, triggers
 from lightning_ligo.compare.frontier import Saving, saving
 from lightning_ligo.compare.trial import (
     SCRATCH,
@@ -33,14 +33,14 @@ FRONTIER = (0.5, 1.0, 2.0)
 """Shares of the budget at which the large network is trained from scratch, each to its end."""
 
 VALIDATIONS = 20
-"""Of the run of the configuration itself; all others are validated after as many steps each."""
+"""Number of validations of a run of the configuration; others have as many steps between them."""
 
 
 # Rehearsals ---------------------------------------------------------------------------------------
 
 
 def rehearsal(recipe: Recipe, method: str) -> Trial:
-    """A run that grows as soon as it can, to find out what steps cost and what is refused."""
+    """Return a run that grows as soon as it can, to measure costs and to find errors."""
     apart = 1 + method_named(method).ramp
     grows_at = [1 + number * apart for number in range(len(recipe.growths))]
     steps = grows_at[-1] + apart
@@ -50,7 +50,7 @@ def rehearsal(recipe: Recipe, method: str) -> Trial:
 
 
 def costs_of(recipe: Recipe, method: str, result: Result) -> Costs:
-    """What the parts of a run by this method cost, as its rehearsal has measured them."""
+    """Return the costs of a run by this method, as its rehearsal has measured them."""
     bounds = [0, *result.grew_at, result.steps]
     trained = [last - first for first, last in pairwise(bounds)]
     validated = passes(result.steps, result.grew_at, every=1)
@@ -70,23 +70,30 @@ def _each(totals: Sequence[int], counts: Sequence[int]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method may spend, in FLOPs, and for how many steps that is."""
+    """The FLOPs that every method may spend, and the costs of the methods.
+
+    Args:
+        flops: the budget.
+        costs: costs of a run by method.
+        every: steps from one validation to the next, in every run.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
 
     flops: float
-    costs: dict[str, Costs]  # of every method
-    every: int  # the steps from one validation to the next, in every run
+    costs: dict[str, Costs]
+    every: int
     steps_per_epoch: float
 
 
 def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -> Budget:
-    """What the run of the configuration itself spends.
+    """Return the budget: the FLOPs of the run of the configuration.
 
     Raises:
-        ValueError: for a run without a known end, and for growths that are not within it.
+        ValueError: for a run without a known end, and for growths outside it.
     """
     steps = recipe.steps(steps_per_epoch)
     every = math.ceil(steps / VALIDATIONS)
-    grows_at = moments(steps, recipe.growths, steps_per_epoch)
+    grows_at = triggers(steps, recipe.growths, steps_per_epoch)
     return Budget(cost(steps, grows_at, costs[recipe.method], every), costs, every, steps_per_epoch)
 
 
@@ -97,13 +104,13 @@ def trials_of(
     seeds: int,
     rates: Sequence[float | None],
 ) -> list[Trial]:
-    """All runs of a comparison; `scratch` and `small-only` are of it whether named or not.
+    """Return all runs of a comparison; `scratch` and `small-only` are always among them.
 
-    Every run has as many steps as its share of the budget pays for, and a schedule of its own over
-    them; a growth at a fraction of the run is at that fraction of its steps.
+    Every run has as many steps as its share of the budget pays for, and its own schedule over them.
+    A growth at a fraction of the run is at that fraction of its steps.
 
     Raises:
-        ValueError: for a budget that is too small, and a method that has no room to let parts in.
+        ValueError: for a budget that is too small, and for a method without room for its ramp.
     """
     some, every = budget.costs[recipe.method], budget.every
     last = len(recipe.networks) - 1
@@ -116,7 +123,7 @@ def trials_of(
     for name in methods:
         growths, epoch = recipe.growths, budget.steps_per_epoch
         steps = steps_within(budget.flops, budget.costs[name], every, growths, epoch)
-        grows_at = moments(steps, growths, epoch)
+        grows_at = triggers(steps, growths, epoch)
         check_room(method_named(name).ramp, name, grows_at, steps)
         runs.append((name, 1.0, steps, recipe.grown(name, grows_at, steps, every)))
     return [
@@ -134,13 +141,14 @@ def run_all(
     devices: int,
     done: Callable[[Trial], None],
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
-    """Run all trials that are not finished, some at once; what they did, and why others failed.
+    """Run all unfinished trials; return the results of all, and the reasons of failures.
 
     Args:
-        jobs: how many run at once.
-        devices: CUDA devices to share among them; 0 to leave every run the one it is configured
-            for.
-        done: is called with every trial that has ended, also those that had before.
+        trials: the trials.
+        out: folder for the folders of the trials.
+        jobs: number of runs at once.
+        devices: number of CUDA devices to share; with 0 every run uses its configured device.
+        done: called with every trial that has ended, now or before.
     """
     results: dict[Trial, Result] = {}
     failures: dict[Trial, str] = {}
@@ -182,17 +190,25 @@ def run_all(
 
 @dataclass(frozen=True)
 class Entry:
-    """The finished runs of a method at a share of the budget and one rate, of all seeds."""
+    """The finished runs of one method, share of the budget and learning rate, over all seeds.
+
+    Args:
+        method: name of the method.
+        share: share of the budget.
+        rate: learning rate; None for that of the configuration.
+        results: results in the order of the seeds.
+        tried: all learning rates that were tried, and the mean loss of each.
+    """
 
     method: str
     share: float
     rate: float | None
-    results: tuple[Result, ...]  # in the order of the seeds
-    tried: tuple[tuple[float | None, float], ...] = ()  # all rates, and the loss of each
+    results: tuple[Result, ...]
+    tried: tuple[tuple[float | None, float], ...] = ()
 
     @property
     def losses(self) -> list[float]:
-        """Of every seed at the end; infinite where a run has diverged."""
+        """The last loss of every seed; infinite for a run that has diverged."""
         losses = [result.loss for result in self.results]
         return [math.inf if loss is None else loss for loss in losses]
 
@@ -206,9 +222,9 @@ class Entry:
 
 
 def entries_of(results: dict[Trial, Result], seeds: int) -> list[Entry]:
-    """Every method at the rate that ends with the lowest loss, averaged over the seeds.
+    """Return every method at the learning rate with the lowest mean loss over the seeds.
 
-    A rate counts if the runs of all seeds are finished.
+    A rate counts only if the runs of all seeds are finished.
     """
     groups: dict[tuple[str, float], dict[float | None, dict[int, Result]]] = {}
     for trial, result in results.items():
@@ -230,21 +246,22 @@ def entries_of(results: dict[Trial, Result], seeds: int) -> list[Entry]:
 
 @dataclass(frozen=True)
 class Saved:
-    """A saving of the means, and that of every seed against scratch of the same seed."""
+    """The saving of the mean, and of every seed against scratch of the same seed."""
 
     mean: Saving
     seeds: tuple[Saving, ...]
 
 
 def saved(entry: Entry, entries: Sequence[Entry], small_is_free: bool) -> Saved | None:
-    """What an entry saves against the scratch frontier; None if runs are missing or
-    have diverged, or if a loss is not above 0.
+    """Return the saving of an entry against the scratch frontier.
+
+    It is None if runs are missing or have diverged, or if a loss is not above 0.
 
     Args:
-        entry: whose loss is sought on the frontier.
-        entries: all, those from scratch among them.
-        small_is_free: leave out what was spent before the last growth but for the operators, as the
-            paper does.
+        entry: the entry.
+        entries: all entries, those from scratch among them.
+        small_is_free: leave out the FLOPs before the last growth, except those of learning the
+            operators, as the paper does.
     """
     scratch = [other for other in entries if other.method == SCRATCH]
     if len(scratch) < len(FRONTIER) or not all(
@@ -270,7 +287,7 @@ def saved(entry: Entry, entries: Sequence[Entry], small_is_free: bool) -> Saved 
 
 
 def worth(entries: Sequence[Entry]) -> str:
-    """Whether the large network was worth having at this budget, in a sentence."""
+    """Say in a sentence whether the large network was worth having at this budget."""
     found = {entry.method: entry for entry in entries if entry.share == 1}
     small = found.pop(SMALL_ONLY, None)
     if small is None or not found:

@@ -1,4 +1,4 @@
-"""Savings against training from scratch, read off the scratch frontier."""
+"""Savings against training from scratch, interpolated on the scratch frontier."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from itertools import pairwise
 class Saving:
     """The share of the FLOPs from scratch that a run did not need for its loss.
 
-    It is a bound where the frontier does not reach the loss: ``>`` at least so much, as scratch has
-    not got there at its largest budget; ``<`` at most so much, as it is past it at its smallest.
+    Args:
+        share: the saving, 1 for all FLOPs.
+        bound: ``>`` (at least) if scratch does not reach the loss at its largest budget, ``<`` (at
+            most) if it is below the loss at its smallest.
     """
 
     share: float
@@ -28,7 +30,7 @@ class Saving:
 
 
 def frontier(runs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The runs (FLOPs, loss) that are better than all cheaper ones, the cheapest first.
+    """Return the runs (FLOPs, loss) that are better than all cheaper ones, the cheapest first.
 
     >>> frontier([(4.0, 2.0), (1.0, 3.0), (2.0, 3.5)])
     [(1.0, 3.0), (4.0, 2.0)]
@@ -41,20 +43,20 @@ def frontier(runs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def saving(flops: float, loss: float, scratch: Sequence[tuple[float, float]]) -> Saving:
-    """``1 - flops / flops_scratch(loss)``, log flops_scratch linear in log loss between two runs.
+    """Return ``1 - flops / flops_scratch(loss)``, by log-log interpolation between two runs.
 
     Args:
-        flops: that were spent.
-        loss: that they led to, above 0.
-        scratch: finished runs from scratch (FLOPs, loss), two or more of different budgets.
+        flops: FLOPs of the run.
+        loss: final loss of the run, above 0.
+        scratch: finished runs from scratch (FLOPs, loss), at least two of different budgets.
 
     Raises:
-        ValueError: for a loss that has no logarithm.
+        ValueError: for a loss of 0 or less.
     """
     points = frontier(scratch)
     if min(loss, *(scratch_loss for _, scratch_loss in points)) <= 0:
         raise ValueError(
-            f"losses are compared by their logarithms, found {loss} against "
+            f"losses are compared by their logarithms, got {loss} against "
             f"{[scratch_loss for _, scratch_loss in points]}; monitor a loss, which is above 0"
         )
     (least, worst), (most, best) = points[0], points[-1]

@@ -1,50 +1,57 @@
-"""What a comparison has found, as JSON, Markdown, table and plot."""
+"""The report of a comparison, as JSON, Markdown, plot and table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from lightning_ligo.callbacks.accounting import Point
-from lightning_ligo.callbacks.report import versions, write_whole
+from lightning_ligo.callbacks.document import (
+    blank,
+    listed,
+    log_axis,
+    markdown_table,
+    png,
+    show,
+    versions,
+    write_files,
+)
 from lightning_ligo.compare.comparison import FRONTIER, Budget, Entry, Saved, saved, worth
 from lightning_ligo.compare.trial import SCRATCH, SMALL_ONLY, Result, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHARES = ", ".join(f"{share:g}" for share in FRONTIER)
 
 NOTES = f"""\
-Loss is after the last step; FLOPs are measured on the run's own batches, forward and backward, and
-are the mean over the seeds. Every run has a complete schedule for its own number of steps. Off the
-budget is how much more or less than its share of the budget a run has spent.
+Loss is after the last step. FLOPs are measured on the run's own batches, forward and backward, and
+averaged over the seeds. Every run has a complete schedule for its own number of steps. Off budget
+is how much more or less a run has spent than its share of the budget.
 
-Saved is 1 - FLOPs / FLOPs that {SCRATCH} needs for the same loss, between its runs at {SHARES} of
-the budget, the logarithm of one linear in that of the other; where {SCRATCH} does not reach the
-loss it is a bound. All counted: the small network, the operator, the large network and all
-validations; small free: without what was spent before the last growth, as the paper counts. In
-parentheses: the least and the most over the seeds, each against {SCRATCH} of the same seed.
+Saved is 1 - FLOPs / FLOPs that {SCRATCH} needs for the same loss, by log-log interpolation between
+its runs at {SHARES} of the budget; it is a bound where {SCRATCH} does not reach the loss. All
+counted: the small network, the operator, the large network and all validations. Small free: without
+the FLOPs before the last growth, as the paper counts. In parentheses: the least and the most over
+the seeds, each against {SCRATCH} of the same seed.
 
-Seconds are of training with its validations, beside other runs where several went at once."""
+Seconds are of training with its validations, beside other runs if several ran at once."""
 
-LINES = ("-", "--", ":")  # of the first ten curves, the next ten and those after them
+CURVES = 8
+"""Most curves in a plot: from scratch, the small network, and the methods that end lowest."""
 
-HEADS = ("method", "rate", "steps", "loss", "FLOPs", "small", "operator", "large", "evaluation",
-         "off budget", "saved, all counted", "saved, small free", "seconds")  # fmt: skip
+HEADS = ["method", "rate", "steps", "loss", "FLOPs", "small", "operator", "large", "evaluation",
+         "off budget", "saved, all counted", "saved, small free", "seconds"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is known when the runs have ended."""
+    """The facts of a comparison whose runs have ended."""
 
     command: str
     date: str
@@ -57,16 +64,16 @@ class Comparison:
     failures: dict[Trial, str]
 
     def savings(self, entry: Entry) -> tuple[Saved | None, Saved | None]:
-        """All counted, and with the small network for free."""
+        """Return the savings with everything counted, and with the small network for free."""
         counted = saved(entry, self.entries, False) if entry.method != SCRATCH else None
         return counted, saved(entry, self.entries, True) if entry.grows else None
 
     def off(self, entry: Entry) -> float:
-        """The share of its budget that an entry has spent more, or less, than it."""
+        """Return how much more or less an entry has spent, as a share of its budget."""
         return fmean(r.flops for r in entry.results) / (entry.share * self.budget.flops) - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON."""
+        """Return all facts as plain data, for JSON."""
         return {
             "command": self.command,
             "date": self.date,
@@ -100,7 +107,7 @@ class Comparison:
 
 
 def parts(entry: Entry) -> dict[str, float]:
-    """The mean FLOPs of an entry over its seeds: in all, and what they were spent on."""
+    """Return the mean FLOPs of an entry over its seeds: in all, and of each part."""
 
     def mean(of: Callable[[Result], int]) -> float:
         return fmean(of(result) for result in entry.results)
@@ -120,20 +127,18 @@ def parts(entry: Entry) -> dict[str, float]:
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write `compare.json`, `compare.md` and `compare.png` into the folder."""
-    figure = plot(comparison)
-    for name, write in (
-        ("compare.json", lambda path: path.write_text(json.dumps(comparison.to_dict(), indent=1))),
-        ("compare.md", lambda path: path.write_text(markdown(comparison))),
-        ("compare.png", lambda path: figure.savefig(path, format="png", dpi=100)),
-    ):
-        write_whole(folder / name, write)
+    write_files(folder, {
+        "compare.json": json.dumps(comparison.to_dict(), indent=1),
+        "compare.md": markdown(comparison),
+        "compare.png": png(plot(comparison)),
+    })  # fmt: skip
 
 
 # Words --------------------------------------------------------------------------------------------
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
-    """A line for every entry, below `HEADS`; from scratch first, then the lowest loss."""
+    """Return a line for every entry; from scratch first, then the lowest loss."""
     lines = []
     for entry in _in_order(comparison):
         flops = parts(entry)
@@ -158,15 +163,15 @@ def _in_order(comparison: Comparison) -> list[Entry]:
 
 
 def name_of(entry: Entry) -> str:
-    """`scratch, 0.5 of the budget`; methods are compared at the whole budget only."""
+    """Return its name; a run from scratch also has its share of the budget."""
     return f"{SCRATCH}, {entry.share:g} of it" if entry.method == SCRATCH else entry.method
 
 
 def facts(comparison: Comparison) -> list[str]:
-    """What stands below the table."""
+    """Return what stands below the table."""
     lines = [worth(comparison.entries)]
     if comparison.seeds == 1:
-        lines.append("One seed only: how far chance alone carries is not known.")
+        lines.append("One seed only: the effect of chance is not known.")
     if len(comparison.rates) > 1:
         tried = [
             f"{name_of(entry)} "
@@ -179,23 +184,21 @@ def facts(comparison: Comparison) -> list[str]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The comparison as Markdown, with the plot beside it."""
-    used = ", ".join(f"{name} {number}" for name, number in versions().items())
+    """Return the comparison as Markdown, with the plot beside it."""
     devices = ", ".join(sorted({result.device for result in comparison.results.values()}))
-    table = [list(HEADS), ["---"] * len(HEADS), *rows(comparison)]
     return "\n".join([
         "# Comparison",
         "",
         f"Metric: {comparison.metric}. Budget: {comparison.budget.flops:.4g} FLOPs. Seeds: "
         f"{comparison.seeds}.",
         "",
-        *(f"| {' | '.join(line)} |" for line in table),
+        *markdown_table([HEADS, *rows(comparison)]),
         "",
         *(line for fact in facts(comparison) for line in (fact, "")),
         NOTES,
         "",
         f"Command: `{comparison.command}`",
-        f"Date: {comparison.date}. Versions: {used}. Device: {devices}.",
+        f"Date: {comparison.date}. Versions: {listed(versions())}. Device: {devices}.",
         "",
         "![the comparison](compare.png)",
         "",
@@ -204,18 +207,11 @@ def markdown(comparison: Comparison) -> str:
 
 def show_comparison(comparison: Comparison, folder: Path) -> None:
     """Print the comparison as a table."""
-    table = Table(title=f"{comparison.metric} at {comparison.budget.flops:.3g} FLOPs")
     shown = [HEADS.index(head) for head in ("method", "rate", "loss", "FLOPs", "off budget",
              "saved, all counted", "saved, small free")]  # fmt: skip
-    for number in shown:
-        table.add_column(HEADS[number], justify="right" if number else "left")
-    for row in rows(comparison):
-        table.add_row(*(row[number] for number in shown))
-    console = Console()
-    console.print(table)
-    for fact in facts(comparison):
-        console.print(fact, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"comparison: {folder}", soft_wrap=True, highlight=False, markup=False)
+    table = [[row[number] for number in shown] for row in (HEADS, *rows(comparison))]
+    title = f"{comparison.metric} at {comparison.budget.flops:.3g} FLOPs"
+    show(title, table, [*facts(comparison), f"comparison: {folder}"])
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
@@ -238,7 +234,7 @@ def _saved(saving: Saved | None) -> str:
 
 
 def _plain(loss: float) -> float | None:
-    """JSON has no infinity."""
+    """Return the loss, or None for infinity, which JSON cannot hold."""
     return loss if math.isfinite(loss) else None
 
 
@@ -246,71 +242,98 @@ def _plain(loss: float) -> float | None:
 
 
 def plot(comparison: Comparison) -> Figure:
-    """The metric over FLOPs and over time: a curve a method, the least and the most of its seeds.
+    """Draw the metric over FLOPs, and the savings of the methods beside it.
 
-    Growths are marked by a ring, and the ends of the runs from scratch by crosses. Shown are the
-    last four fifths of the budget, and losses up to a little above the highest that a run ends at;
-    what is above for a while, as many networks are right after they have grown, is cut off.
+    A curve is the mean of the seeds, with their least and most; a ring marks a growth. Shown are
+    the last four fifths of the budget, and losses up to a little above the highest end.
     """
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
-    over: tuple[Callable[[Point], float], ...] = (_flops_at, _seconds_at)
-    entries = [entry for entry in _in_order(comparison) if math.isfinite(entry.loss)]
-    for panel, at in zip(panels, over, strict=True):
-        for number, entry in enumerate(e for e in entries if e.share == 1):
-            _draw(panel, entry, at, f"C{number}", LINES[number // 10 % len(LINES)])
-        ends = [
-            (fmean(at(result.curve[-1]) for result in entry.results), entry.loss)
-            for entry in entries
-            if entry.method == SCRATCH
-        ]
-        if ends:
-            panel.plot(*zip(*ends, strict=True), "x-.", color="black", label=f"{SCRATCH} frontier")
-        panel.set(xscale="log", yscale="log")
-        longest = [at(result.curve[-1]) for entry in entries for result in entry.results]
-        whole = [at(r.curve[-1]) for entry in entries if entry.share == 1 for r in entry.results]
-        if longest and whole:
-            panel.set_xlim(min(whole) / 5, 1.1 * max(longest))
-    losses = [entry.loss for entry in entries]
-    if losses:
-        panels[0].set_ylim(0.97 * min(losses), 1.1 * max(losses))
-    for panel in panels:
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(EngFormatter())
-        panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.yaxis.set_major_formatter(ScalarFormatter())
-        panel.yaxis.set_minor_formatter(ScalarFormatter())
-    panels[0].set_xlabel("FLOPs, all counted")
-    panels[0].set_ylabel(comparison.metric)
-    panels[1].set_xlabel("seconds")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", fontsize="small")
+    figure = blank(12, 5)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    finite = [entry for entry in _in_order(comparison) if math.isfinite(entry.loss)]
+    whole = [entry for entry in finite if entry.share == 1]
+    always = [entry for entry in whole if not entry.grows]
+    grown = [entry for entry in whole if entry.grows][: CURVES - len(always)]
+    drawn = [entry for entry in whole if entry in always or entry in grown]
+    for number, entry in enumerate(drawn):
+        _draw(left, entry, f"C{number}")
+    ends = [(fmean(_spent(result.curve[-1]) for result in entry.results), entry.loss)
+            for entry in finite if entry.method == SCRATCH]  # fmt: skip
+    if ends:
+        left.plot(*zip(*ends, strict=True), "x-.", color="black", label="scratch frontier")
+        left.annotate("scratch frontier", ends[0], (8, 2), textcoords="offset points",
+                      fontsize="small")  # fmt: skip
+    if drawn:
+        spent = [_spent(result.curve[-1]) for entry in drawn for result in entry.results]
+        losses = [entry.loss for entry in [*drawn, *finite]]
+        across = min(spent) / 5, 1.1 * max([*spent, *(x for x, _ in ends)])
+        upwards = 0.94 * min(losses), 1.15 * max(losses)
+        log_axis(left.xaxis, *across)
+        log_axis(left.yaxis, *upwards)
+        left.set(xlim=across, ylim=upwards)
+        _name_ends(left, drawn)
+    left.set(xlabel="FLOPs, all counted", ylabel=comparison.metric)
+    left.spines[["top", "right"]].set_visible(False)
+    _bars(right, comparison, [entry for entry in finite if entry.grows])
     return figure
 
 
-def _draw(panel: Any, entry: Entry, at: Callable[[Point], float], color: str, line: str) -> None:
-    """The mean of the seeds, point by point: they are validated at the same steps."""
+def _draw(panel: Any, entry: Entry, color: str) -> None:
+    """Draw the mean of the seeds point by point: they are validated at the same steps."""
     curves = [result.curve for result in entry.results]
     points = [
-        (fmean(map(at, same)), [math.nan if p.metric is None else p.metric for p in same])
+        (fmean(map(_spent, same)), [math.nan if p.metric is None else p.metric for p in same])
         for same in zip(*curves, strict=True)
     ]
     xs = [x for x, _ in points]
-    panel.plot(xs, [fmean(ys) for _, ys in points], color=color, linestyle=line, label=entry.method)
+    panel.plot(xs, [fmean(ys) for _, ys in points], color=color, label=entry.method)
     if len(curves) > 1:
         panel.fill_between(xs, [min(ys) for _, ys in points], [max(ys) for _, ys in points],
-                           color=color, alpha=0.2)  # fmt: skip
+                           color=color, alpha=0.15, linewidth=0)  # fmt: skip
     steps = [point.step for point in curves[0]]
     for step in entry.results[0].grew_at:
         after = len(steps) - 1 - steps[::-1].index(step)  # the last validation at this step
         x, values = points[after]
-        panel.plot(x, fmean(values), "o", color=color, fillstyle="none", markersize=9)
+        panel.plot(x, fmean(values), "o", color=color, fillstyle="none", markersize=8)
 
 
-def _flops_at(point: Point) -> float:
+def _name_ends(panel: Any, entries: Sequence[Entry]) -> None:
+    """Write the name of every curve beside its end, one below the other."""
+    low, high = map(math.log, panel.get_ylim())
+    place = math.inf
+    ordered = sorted(enumerate(entries), key=lambda each: -each[1].loss)
+    for below, (number, entry) in zip(range(len(ordered) - 1, -1, -1), ordered, strict=True):
+        own = (math.log(entry.loss) - low) / (high - low)
+        place = max(min(own, place - 0.05), 0.05 * below)
+        end = fmean(_spent(result.curve[-1]) for result in entry.results), entry.loss
+        panel.annotate(
+            f"{entry.method} {entry.loss:.3f}", end, xytext=(1.02, place),
+            textcoords="axes fraction", va="center", fontsize="small", color=f"C{number}",
+            arrowprops={"arrowstyle": "-", "color": f"C{number}", "linewidth": 0.5},
+        )  # fmt: skip
+
+
+def _bars(panel: Any, comparison: Comparison, entries: Sequence[Entry]) -> None:
+    """Draw the savings as bars, with the least and the most over the seeds."""
+    panel.set_xlabel(f"FLOPs saved against {SCRATCH} for the same loss, %")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.axvline(0, color="black", linewidth=0.8)
+    kinds = (-0.2, "tab:blue", "all counted"), (0.2, "lightsteelblue", "small network free")
+    for row, entry in enumerate(entries):
+        for (offset, color, label), saving in zip(kinds, comparison.savings(entry), strict=True):
+            if saving is None:
+                continue
+            mean, seeds = saving.mean.share, [each.share for each in saving.seeds]
+            spread = [[100 * max(0.0, mean - min(seeds))], [100 * max(0.0, max(seeds) - mean)]]
+            bars = panel.barh(row + offset, 100 * mean, 0.38, color=color, xerr=spread,
+                              ecolor="gray", label=label if row == 0 else None)  # fmt: skip
+            panel.bar_label(bars, [str(saving.mean)], padding=3, fontsize="x-small")
+    panel.set_yticks(range(len(entries)), [entry.method for entry in entries])
+    panel.invert_yaxis()
+    panel.margins(x=0.15)
+    if panel.containers:
+        panel.legend(frameon=False, fontsize="small", loc="upper center", ncols=2,
+                     bbox_to_anchor=(0.5, 1.08))  # fmt: skip
+
+
+def _spent(point: Point) -> float:
     return point.training + point.evaluation
-
-
-def _seconds_at(point: Point) -> float:
-    return point.seconds

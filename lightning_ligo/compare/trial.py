@@ -28,8 +28,8 @@ from lightning.pytorch.callbacks import (
 )
 
 from lightning_ligo.callbacks.accounting import CurveCallback, Point
+from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.report import write_whole
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.networks import is_description
@@ -52,18 +52,27 @@ LEFT_OUT = (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One run: what it is of, and its whole configuration, as `lightning-ligo fit` reads it."""
+    """One run and its whole configuration.
+
+    Args:
+        method: name of the method.
+        share: share of the budget; 0 for a rehearsal, which measures costs.
+        rate: learning rate; None for that of the configuration.
+        seed: number of the seed, from 0.
+        steps: number of optimizer steps.
+        config: configuration as `lightning-ligo fit` reads it.
+    """
 
     method: str
-    share: float  # of the budget; 0 for a rehearsal, which measures what steps cost
-    rate: float | None  # the learning rate, where it is not the configuration's own
+    share: float
+    rate: float | None
     seed: int
     steps: int
     config: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """Of its folder; another configuration has another name."""
+        """The name of its folder, different for every configuration."""
         share = "rehearsal" if not self.share else f"budget-{self.share:g}"
         rate = f"-rate-{self.rate:g}" if self.rate is not None else ""
         text = json.dumps(self.config, sort_keys=True)
@@ -72,7 +81,7 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Of this run among all, for people."""
+        """A readable name."""
         share = "rehearsal" if not self.share else f"{self.share:g} of the budget"
         rate = f", rate {self.rate:g}" if self.rate is not None else ""
         return f"{self.method}, {share}{rate}, seed {self.seed}"
@@ -80,35 +89,46 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial did."""
+    """The result of a trial.
 
-    steps: int  # of the optimizer
-    grew_at: list[int]  # the steps
-    training: list[int]  # FLOPs at every size of the network
+    Args:
+        steps: number of optimizer steps.
+        grew_at: steps of the growths.
+        training: FLOPs of training at each size of the network.
+        evaluation: FLOPs of validation at each size of the network.
+        operator: FLOPs of learning the operators.
+        curve: the validations.
+        batches_per_epoch: batches in an epoch, if known.
+        device: name of the device.
+    """
+
+    steps: int
+    grew_at: list[int]
+    training: list[int]
     evaluation: list[int]
-    operator: int  # FLOPs of learning
+    operator: int
     curve: list[Point]
     batches_per_epoch: int | None
     device: str
 
     @property
     def flops(self) -> int:
-        """All that was spent."""
+        """All FLOPs."""
         return sum(self.training) + sum(self.evaluation) + self.operator
 
     @property
     def flops_after_small(self) -> int:
-        """The same with all networks but the largest for free."""
+        """All FLOPs without those of the networks before the largest."""
         return self.training[-1] + self.evaluation[-1] + self.operator
 
     @property
     def loss(self) -> float | None:
-        """The metric after the last step."""
+        """Metric after the last step."""
         return self.curve[-1].metric
 
     @property
     def seconds(self) -> float:
-        """From the first step to the last validation."""
+        """Seconds from the first step to the last validation."""
         return self.curve[-1].seconds
 
 
@@ -116,10 +136,11 @@ class Result:
 
 
 class Recipe:
-    """The configuration of a run that grows, taken apart, and the runs that are made of it.
+    """The parsed configuration of a run that grows, and the runs that are derived from it.
 
     Raises:
-        ValueError: for one without exactly one GrowthCallback, or whose network is not described.
+        ValueError: for a number of GrowthCallbacks other than one, and for a network without a
+            description.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -140,14 +161,14 @@ class Recipe:
         for number, growth in enumerate(self.growths, 1):
             if growth.is_decided:
                 raise ValueError(
-                    f"growth {number} is due when the run decides it, and what every run of a "
-                    "comparison may spend is shared out before it begins; give the growth a step, "
-                    "an epoch or a fraction, such as one at which a run has decided it"
+                    f"growth {number} is due when the run decides it, and a comparison fixes the "
+                    "FLOPs of every run before it starts; give the growth a step, an epoch or a "
+                    "fraction, such as the one at which a run has grown"
                 )
             if growth.data:
                 raise ValueError(
-                    f"growth {number} changes the data, and with it what the steps of a run cost; "
-                    "leave its data out to compare methods"
+                    f"growth {number} changes the data, and so the cost of a step; leave its data "
+                    "out to compare methods"
                 )
         self.method: str = options["method"]
         self.attribute: str = options["attribute"]
@@ -156,29 +177,29 @@ class Recipe:
         if not is_description(small):
             raise ValueError(
                 f"the model has no description of its network in its argument {self.attribute!r}, "
-                f"found {small!r}; the large network cannot be trained from scratch by this "
-                "configuration: take a module that is given its network, as those of this package"
+                f"got {small!r}; so the large network cannot be trained from scratch: use a module "
+                "that takes a description of its network, as those of this package do"
             )
         self.networks = sizes(small, self.growths)
         if config.get("ckpt_path") is not None:
             raise ValueError(
-                f"ckpt_path is {config['ckpt_path']!r}, and every run of a comparison begins with "
-                "its first step; leave it out"
+                f"ckpt_path is {config['ckpt_path']!r}, and every run of a comparison starts at "
+                "step 0; leave it out"
             )
 
     def learning_steps(self, method: str) -> int:
-        """Of an operator; the configuration may give another number for its own method."""
+        """Return the steps of learning an operator, those of the configuration for its method."""
         given = self.growing["init_args"]["steps"] if method == self.method else None
         return method_named(method).steps if given is None else int(given)
 
     def steps_per_epoch(self, result: Result) -> float:
-        """Optimizer steps, as a run has found them; infinite for data of unknown length."""
+        """Return the optimizer steps in an epoch; infinite for data of unknown length."""
         accumulate = self.config["trainer"].get("accumulate_grad_batches") or 1
         batches = result.batches_per_epoch
         return math.inf if batches is None else math.ceil(batches / accumulate)
 
     def steps(self, steps_per_epoch: float) -> int:
-        """The optimizer steps of the run of the configuration itself.
+        """Return the optimizer steps of the run of the configuration.
 
         Raises:
             ValueError: if nothing ends it.
@@ -191,8 +212,8 @@ class Recipe:
         ]
         if math.isinf(min(limits)):
             raise ValueError(
-                "the run of the configuration has no known end, and what it spends is the budget; "
-                "set trainer.max_steps, or max_epochs for data of known length"
+                "the run of the configuration has no known end, and its FLOPs are the budget; set "
+                "trainer.max_steps, or max_epochs for data of known length"
             )
         return int(min(limits))
 
@@ -204,28 +225,28 @@ class Recipe:
         every: int,
         learning_steps: int | None = None,
     ) -> dict[str, Any]:
-        """Grow by a method at these steps.
+        """Return the configuration of a run that grows by a method at these steps.
 
         Args:
-            method: its name.
-            grows_at: the steps of the optimizer at which the run grows.
-            steps: of the optimizer, in all.
-            every: the steps from one validation to the next.
-            learning_steps: of the operator; those of the method by default.
+            method: name of the method.
+            grows_at: optimizer steps of the growths.
+            steps: number of optimizer steps.
+            every: steps from one validation to the next.
+            learning_steps: steps of learning an operator; those of the method by default.
         """
         growing = copy.deepcopy(self.growing)
         options = growing["init_args"]
         for growth, step in zip(options["growths"], grows_at, strict=True):
             growth.update(step=step, epoch=None, fraction=None)
-        if method != self.method:  # these are of the configuration's own method
+        if method != self.method:  # these are for the method of the configuration
             options.update(method=method, steps=None, learning_rate=None)
         if learning_steps is not None:
             options["steps"] = learning_steps
-        options.update(monitor=self.monitor, on_failure="stop")  # one that has not grown is none
+        options.update(monitor=self.monitor, on_failure="stop")  # else it did not grow
         return self._with([growing], steps, every)
 
     def plain(self, size: int, steps: int, every: int) -> dict[str, Any]:
-        """Train the network of that size from the first step to the last, and validate it."""
+        """Return the configuration of a run with the network of this size from start to end."""
         kind = f"{CurveCallback.__module__}.{CurveCallback.__qualname__}"
         noting = {"class_path": kind, "init_args": {"monitor": self.monitor}}
         config = self._with([noting], steps, every)
@@ -250,7 +271,7 @@ class Recipe:
 
 
 def seeded(config: dict[str, Any], number: int, rate: float | None) -> dict[str, Any]:
-    """The same run with another seed: its own plus a number, also of growth and data.
+    """Return the same run with a number added to all seeds, and with another learning rate.
 
     Raises:
         ValueError: for a rate, if the model has no argument `learning_rate`.
@@ -266,7 +287,7 @@ def seeded(config: dict[str, Any], number: int, rate: float | None) -> dict[str,
     if rate is not None:
         if "learning_rate" not in options:
             raise ValueError(
-                "the model has no argument learning_rate to be set to one of --learning_rates; "
+                "the model has no argument learning_rate for --learning_rates; "
                 f"it has: {', '.join(options)}; leave --learning_rates out"
             )
         options["learning_rate"] = rate
@@ -274,19 +295,19 @@ def seeded(config: dict[str, Any], number: int, rate: float | None) -> dict[str,
 
 
 def _monitor(given: str | None, callbacks: Iterable[Mapping[str, Any]]) -> str:
-    """The metric of the comparison: lower must be better, and every run must know it."""
+    """Return the metric of the comparison; lower must be better."""
     watching = [each.get("init_args") or {} for each in callbacks
                 if is_kind(each["class_path"], Checkpoint, EarlyStopping)]  # fmt: skip
     names = [options.get("monitor") for options in watching]
     name = given or next((name for name in names if name), None)
     if name is None:
         raise ValueError(
-            "no metric is monitored, so that there is nothing to compare by; give GrowthCallback "
-            "a monitor: --trainer.callbacks.monitor val_loss"
+            "no metric is monitored, so there is nothing to compare by; give GrowthCallback a "
+            "monitor: --trainer.callbacks.monitor val_loss"
         )
     if any(each.get("mode") == "max" and each.get("monitor") == name for each in watching):
         raise ValueError(
-            f"the metric {name!r} is better the higher it is, and a comparison is by a loss; give "
+            f"higher is better for the metric {name!r}, and a comparison needs a loss; give "
             "GrowthCallback another: --trainer.callbacks.monitor val_loss"
         )
     return name
@@ -296,7 +317,7 @@ def _monitor(given: str | None, callbacks: Iterable[Mapping[str, Any]]) -> str:
 
 
 def finished(trial: Trial, out: Path) -> Result | None:
-    """What the trial did, if it has been run to its end."""
+    """Return the result of the trial, if it is finished."""
     path = out / trial.name / "result.json"
     if not path.exists():
         return None
@@ -305,7 +326,7 @@ def finished(trial: Trial, out: Path) -> Result | None:
 
 
 def start(trial: Trial, out: Path, device: int | None) -> BaseProcess:
-    """Run the trial in a process of its own, on one CUDA device or on what it is configured for."""
+    """Run the trial in its own process, on this CUDA device or on its configured device."""
     folder = out / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(trial.config)
@@ -318,7 +339,7 @@ def start(trial: Trial, out: Path, device: int | None) -> BaseProcess:
 
 @functools.cache
 def _processes() -> Any:
-    """Processes that begin with all imports done, where the system can do that."""
+    """Return a context whose processes start with all imports done, if the system can do so."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -327,11 +348,11 @@ def _processes() -> Any:
 
 
 def _run_alone(folder: Path, device: int | None) -> None:
-    """In the new process: all that is printed goes to a file."""
+    """Run in the new process, and print into a file."""
     with open(folder / "log.txt", "wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.argv = sys.argv[:1]  # the words of the comparison are none of the run
+    sys.argv = sys.argv[:1]  # the arguments are those of the comparison
     if device is not None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[device] if seen else str(device)
@@ -339,7 +360,7 @@ def _run_alone(folder: Path, device: int | None) -> None:
 
 
 def failure(trial: Trial, out: Path, status: int | None) -> str:
-    """The last line that a trial which failed has printed."""
+    """Return the last line that a failed trial has printed."""
     log = out / trial.name / "log.txt"
     text = log.read_text(errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -347,16 +368,16 @@ def failure(trial: Trial, out: Path, status: int | None) -> str:
 
 
 def run(folder: Path) -> Result:
-    """Run the trial of a folder, and write what it did into it.
+    """Run the trial of a folder, and write its result there.
 
     Raises:
-        RuntimeError: for a run that something has ended before its last step.
+        RuntimeError: for a run that has ended before its last step.
     """
     trainer = GrowthCLI(["fit", "--config", str(folder / "fit.yaml")]).trainer
     if trainer.global_step != trainer.max_steps:
         raise RuntimeError(
             f"the run ended after {trainer.global_step} of {trainer.max_steps} optimizer steps, "
-            "and its schedule is not complete; leave out what stops it"
+            "so its schedule is not complete; leave out what stops it"
         )
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     (noting,) = (each for each in callbacks if isinstance(each, (GrowthCallback, CurveCallback)))
@@ -378,6 +399,6 @@ def run(folder: Path) -> Result:
 
 
 def _plain(point: Point) -> Point:
-    """JSON has no infinity: a metric that is no number has no value."""
+    """Return the point with None for a metric that is not finite, which JSON cannot hold."""
     known = point.metric is not None and math.isfinite(point.metric)
     return point if known else point._replace(metric=None)

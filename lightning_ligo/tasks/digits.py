@@ -20,8 +20,8 @@ class DigitsDataModule(LightningDataModule):
 
     Args:
         batch_size: of training; an evaluation takes 270 images at once.
-        shift: training images are moved by up to this many pixels (a part of one blurs) in both
-            directions, at random.
+        shift: most pixels by which a training image is moved at random in both directions; a
+            fraction of a pixel blurs it.
         num_workers: processes that load data; the images are in memory, 0 is fastest.
         seed: of the order and the shifts.
     """
@@ -40,7 +40,7 @@ class DigitsDataModule(LightningDataModule):
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise ValueError(
-                "DigitsDataModule reads the digits of scikit-learn, which is not installed; "
+                "DigitsDataModule needs scikit-learn, which is not installed; "
                 'run: pip install "lightning-ligo[recipes]"'
             ) from error
         pixels, classes = load_digits(return_X_y=True)
@@ -72,9 +72,9 @@ class DigitsDataModule(LightningDataModule):
 
 
 class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images (n, channels, height, width) moved by up to `shift` pixels, the rim filled with -1.
+    """Images (n, channels, height, width) moved by up to `shift` pixels and padded with -1.
 
-    An item is (image, epoch). A part of a pixel is a linear mix of two whole shifts.
+    An item is (image, epoch). A fraction of a pixel is interpolated linearly.
     """
 
     def __init__(self, images: Tensor, classes: Tensor, shift: float, seed: int) -> None:
@@ -95,7 +95,7 @@ class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):
         return image, self.classes[item]
 
     def _move(self, image: Tensor, dim: int, distance: float) -> Tensor:
-        """Take the rim off dimension `dim`, `distance` pixels away from the middle."""
+        """Crop dimension `dim` to its length, `distance` pixels off the centre."""
         length = image.shape[dim] - 2 * self.rim
         whole = math.floor(distance)
         part = distance - whole

@@ -56,7 +56,7 @@ class ImageFolderDataModule(LightningDataModule):
             from torchvision.datasets import ImageFolder
         except ImportError as error:
             raise ValueError(
-                "ImageFolderDataModule reads images with torchvision, which is not installed; "
+                "ImageFolderDataModule needs torchvision, which is not installed; "
                 'run: pip install "lightning-ligo[recipes]"'
             ) from error
         folder = self.folder / part
@@ -115,9 +115,9 @@ class ImageFolderDataModule(LightningDataModule):
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
-    """Images, each transformed with random numbers of its own; an item is (image, epoch).
+    """Images, each transformed with its own random numbers; an item is (image, epoch).
 
-    torchvision's transforms draw from the global random state, which is put back afterwards.
+    torchvision's transforms draw from the global random state, which is restored afterwards.
     """
 
     def __init__(self, images: Any, transform: Callable[[Any], Tensor], seed: int) -> None:

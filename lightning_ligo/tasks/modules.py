@@ -1,7 +1,7 @@
 """LightningModules for image classification and language modelling, to use or to start from.
 
-Both take their network as a description (see `networks.py`), so that a checkpoint says which
-network it holds. Neither knows that its network may be replaced by a larger one during `fit`.
+Both take their network as a description (see `networks.py`), so a checkpoint says which network it
+holds. Neither knows that its network may be replaced by a larger one during `fit`.
 """
 
 import inspect
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ligo.networks import build
-from lightning_ligo.tasks.metrics import BitsPerByte
 
 
 class ImageClassifier(LightningModule):
@@ -27,12 +26,12 @@ class ImageClassifier(LightningModule):
     of images whose class is right) at the end of an evaluation. Predicts class probabilities.
 
     Args:
-        network: a description of a network that maps images to logits (batch, classes) and tells
-            their number as `num_classes`, as every timm network does.
+        network: a description of a network that maps images to logits (batch, classes) and has
+            an attribute `num_classes`, as timm networks do.
         learning_rate: of AdamW, at its highest.
         weight_decay: of AdamW, for matrices only.
         warmup: the share of all optimizer steps in which the learning rate rises from zero.
-        decay: the share in which it falls to zero, at the end; all that is left, if not given.
+        decay: the share at the end in which it falls to zero; by default all after the warm-up.
         label_smoothing: the share of a label that is spread over all classes, in training.
     """
 
@@ -51,7 +50,7 @@ class ImageClassifier(LightningModule):
         classes = getattr(self.network, "num_classes", None)
         if not isinstance(classes, int):
             raise ValueError(
-                f"ImageClassifier needs a network with an attribute num_classes, as timm's have; "
+                f"ImageClassifier needs a network with an attribute num_classes, as in timm; "
                 f"{type(self.network).__name__} has {classes!r}"
             )
         self.val_acc = MulticlassAccuracy(classes, average="micro")
@@ -105,7 +104,7 @@ class LanguageModel(LightningModule):
         learning_rate: of AdamW, at its highest.
         weight_decay: of AdamW, for matrices only.
         warmup: the share of all optimizer steps in which the learning rate rises from zero.
-        decay: the share in which it falls to zero, at the end; all that is left, if not given.
+        decay: the share at the end in which it falls to zero; by default all after the warm-up.
         bytes_per_token: the average length of a token; 1 for the byte-level data of this package.
     """
 
@@ -121,11 +120,9 @@ class LanguageModel(LightningModule):
     ) -> None:
         super().__init__()
         if objective not in ("causal", "masked"):
-            raise ValueError(f"objective must be 'causal' or 'masked', found {objective!r}")
+            raise ValueError(f"objective must be 'causal' or 'masked', got {objective!r}")
         self.save_hyperparameters()
         self.network: nn.Module = build(network)
-        self.val_bits_per_byte = BitsPerByte()
-        self.test_bits_per_byte = BitsPerByte()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": input_ids}
@@ -142,16 +139,16 @@ class LanguageModel(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", self.val_bits_per_byte, batch)
+        self._evaluate("val", batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_bits_per_byte, batch)
+        self._evaluate("test", batch)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return self(batch["input_ids"], batch.get("attention_mask"))
 
     def _nats(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The summed negative log-likelihood of the labels and how many labels there are."""
+        """Return the summed negative log-likelihood of the labels, and their number."""
         logits = self(batch["input_ids"], batch.get("attention_mask"))
         labels = batch["labels"]
         if self.hparams["objective"] == "causal":
@@ -161,31 +158,32 @@ class LanguageModel(LightningModule):
         )
         return nats, (labels != -100).sum().clamp(min=1)
 
-    def _evaluate(self, stage: str, metric: BitsPerByte, batch: dict[str, Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
         nats, tokens = self._nats(batch)
-        metric.update(nats, tokens * self.hparams["bytes_per_token"])
-        self.log(f"{stage}_loss", nats / tokens, batch_size=int(tokens))
-        self.log(f"{stage}_bits_per_byte", metric, batch_size=int(tokens), prog_bar=True)
+        loss, count = nats / tokens, int(tokens)
+        bits = loss / math.log(2) / self.hparams["bytes_per_token"]
+        self.log(f"{stage}_loss", loss, batch_size=count)
+        self.log(f"{stage}_bits_per_byte", bits, batch_size=count, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return adamw_with_cosine(self)
 
 
 def adamw_with_cosine(module: LightningModule) -> OptimizerLRSchedulerConfig:
-    """AdamW with a linear warm-up and, at the end, a cosine decay to zero.
+    """Return AdamW with a linear warm-up and a cosine decay to zero at the end.
 
     Reads `learning_rate`, `weight_decay`, `warmup` and `decay` of the module's hyperparameters.
     Weights of one dimension (biases and the gains of norms) are not decayed.
 
     Raises:
-        ValueError: for a run without an end, and for shares that are more than the whole of it.
+        ValueError: for a run of unknown length, and for shares that sum to more than 1.
     """
     warmup, decay = module.hparams["warmup"], module.hparams["decay"]
     decay = 1 - warmup if decay is None else decay
     if not (warmup >= 0 and decay >= 0 and warmup + decay <= 1 + 1e-9):
         raise ValueError(
-            f"the learning rate cannot rise in warmup={warmup} of the run and fall in "
-            f"decay={decay} of it; give shares that are 0 or more, and together 1 at most"
+            f"got warmup={warmup} and decay={decay}; both are shares of the run: give 0 or more, "
+            "and 1 at most in sum"
         )
     trainable = [weight for weight in module.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -201,8 +199,8 @@ def adamw_with_cosine(module: LightningModule) -> OptimizerLRSchedulerConfig:
     steps = module.trainer.estimated_stepping_batches
     if math.isinf(steps):
         raise ValueError(
-            "the cosine decay needs to know how long the run is, and this Trainer has neither "
-            "max_steps nor max_epochs; set one of them"
+            "the cosine decay needs the length of the run, and this Trainer has neither max_steps "
+            "nor max_epochs; set one of them"
         )
     warmup_steps, decay_steps = warmup * steps, decay * steps
 

@@ -1,7 +1,7 @@
-"""A random order, and random changes of an item, that depend on seed, epoch and item alone.
+"""A random order and random changes of items that depend only on seed, epoch and item.
 
-A resumed run then sees exactly the batches of an uninterrupted one, whatever else draws random
-numbers, and however many workers load the data.
+So a resumed run sees exactly the batches of an uninterrupted one, with any number of workers and
+whatever else draws random numbers.
 """
 
 from collections.abc import Iterator, Sized
@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 
 def generator(*key: int) -> Generator:
-    """A random generator of its own for a key such as (seed, epoch, item)."""
+    """Return a random generator for a key such as (seed, epoch, item)."""
     state = 0
     for part in key:
         state = (state * 6364136223846793005 + part + 1442695040888963407) % 2**63
@@ -20,9 +20,9 @@ def generator(*key: int) -> Generator:
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
-    """Yields every item once, as (item, epoch), in an order that is new in every epoch.
+    """Yields every item once, as (item, epoch), in a new order every epoch.
 
-    Lightning calls `set_epoch` at the start of an epoch; a plain loop has to.
+    Lightning calls `set_epoch` at the start of an epoch; a plain loop must do so itself.
     """
 
     def __init__(self, items: Sized, seed: int) -> None:

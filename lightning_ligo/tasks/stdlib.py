@@ -1,4 +1,4 @@
-"""The source code of Python's standard library, some ten megabytes that every machine has."""
+"""Data of the source code of Python's standard library, about ten megabytes."""
 
 import sysconfig
 from pathlib import Path
@@ -11,13 +11,13 @@ TESTS = {"test", "tests", "idle_test"}
 
 
 class PythonSourceDataModule(TextDataModule):
-    """Windows of bytes from the standard library of the Python that runs, split by file.
+    """Windows of bytes from the standard library of the running Python, split by file.
 
-    Batches and options are those of TextDataModule. Another version of Python has another text:
-    compare results from the same version only.
+    Batches and options are those of TextDataModule. Versions of Python have different texts, so
+    compare results of the same version only.
 
     Args:
-        tests: whether to read the library's own test folders too, which double the text.
+        tests: whether to read the library's test folders too, which doubles the text.
         options: the options of TextDataModule, without its files.
     """
 
@@ -26,7 +26,7 @@ class PythonSourceDataModule(TextDataModule):
         self.tests = tests
 
     def find_files(self) -> list[Path]:
-        """The source files, sorted. Raises: ValueError where Python came without its source."""
+        """Return the source files, sorted; raise ValueError if Python has no source."""
         library = Path(self.files)
         unwanted = NOT_THE_LIBRARY if self.tests else NOT_THE_LIBRARY | TESTS
         found = sorted(
@@ -37,7 +37,7 @@ class PythonSourceDataModule(TextDataModule):
         if not found:
             raise ValueError(
                 f"no Python source found in the standard library's folder {self.files!r}; some "
-                "installations ship it compiled or zipped only: use another Python, or "
-                "TextDataModule with files of your own"
+                "installations have it compiled or zipped only: use another Python, or "
+                "TextDataModule with your own files"
             )
         return found

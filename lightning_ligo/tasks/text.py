@@ -1,4 +1,4 @@
-"""Text files of one's own, read as bytes."""
+"""Data of your own text files, read as bytes."""
 
 import glob
 from pathlib import Path
@@ -22,10 +22,8 @@ class TextDataModule(LightningDataModule):
         batch_size: windows in a batch.
         validation: the share of files to validate on.
         test: the share of files to test on.
-        validation_windows: validate on at most so many windows, evenly spaced through the
-            validation files.
-        mask: 0 for a causal model; for a masked one the share of bytes to predict, which are
-            replaced by token 256.
+        validation_windows: most windows to validate on, evenly spaced in the validation files.
+        mask: 0 for a causal model; for a masked one the share of bytes that token 256 replaces.
         num_workers: processes that load data; the text is in memory, 0 is fastest.
         seed: of the order and the masks.
     """
@@ -55,7 +53,7 @@ class TextDataModule(LightningDataModule):
         self._texts: dict[str, bytes] = {}
 
     def find_files(self) -> list[Path]:
-        """The files to read, sorted. Raises: ValueError when there are none."""
+        """Return the files to read, sorted; raise ValueError if there are none."""
         if Path(self.files).is_dir():
             found = sorted(Path(self.files).rglob("*.txt"))
         else:

@@ -13,11 +13,11 @@ MASK = 256  # the token after the 256 bytes
 
 
 class ByteWindows(Dataset[dict[str, Tensor]]):
-    """Text cut into windows of `length` bytes; a rest that does not fill a window is left out.
+    """Text cut into windows of `length` bytes, without the rest.
 
     An item is (window, epoch), and gives `input_ids` and `labels`, both (length) int64. For a
-    causal model (`mask` 0) both are the bytes. For a masked one a share `mask` of the bytes, drawn
-    by seed, epoch and window, is replaced by token 256, and all other labels are -100.
+    causal model (`mask` 0) both are the bytes. For a masked model a share `mask` of the bytes,
+    drawn by seed, epoch and window, is replaced by token 256, and all other labels are -100.
     """
 
     def __init__(self, text: bytes, length: int, mask: float = 0.0, seed: int = 0) -> None:
@@ -46,11 +46,12 @@ class ByteWindows(Dataset[dict[str, Tensor]]):
 def split_files(
     files: Sequence[Path], validation: float, test: float
 ) -> tuple[list[Path], list[Path], list[Path]]:
-    """Split files into train, validation and test, the same way every time for the same files.
+    """Split files into train, validation and test, always the same way for the same files.
 
-    Each share is rounded, to one file at the least unless it is 0.
+    A share above 0 is at least one file.
 
-    Raises: ValueError when no file is left to train on.
+    Raises:
+        ValueError: if no file is left to train on.
     """
     val_count, test_count = (
         max(1, round(share * len(files))) if share > 0 else 0 for share in (validation, test)

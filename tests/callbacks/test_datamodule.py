@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ligo import Growth, GrowthCallback, describe
-from lightning_ligo.cli.planning import plan_run
+from lightning_ligo.cli.run import plan_run
 from lightning_ligo.schedule import Rate, Run, resolve
 from runs import EpochOrder, trainer
 

@@ -1,24 +1,36 @@
+import base64
+import html
 import json
 import os
+import re
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_ligo import GrowthCallback
+from lightning_ligo import GrowthCallback, Operator, pair
 from lightning_ligo.callbacks.accounting import Point
+from lightning_ligo.callbacks.document import write_whole
+from lightning_ligo.callbacks.learned import MOST, learned
+from lightning_ligo.callbacks.record import GrowthRecord
 from lightning_ligo.callbacks.report import (
     growth_report,
+    heat_maps,
+    html_page,
     markdown,
     plot,
     rows,
     write_report,
-    write_whole,
 )
 from lightning_ligo.networks import build
 from lightning_ligo.schedule import Growth
 from runs import LARGE, MIDDLE, fit, plain
 
+LEARNED = {
+    "depth mix of blocks": {"shape": [4, 2], "values": [[1, 0], [0.5, 0.5], [0.1, 0.9], [0, 1]]},
+    "map of embed (produces)": {"shape": [64, 32], "values": [[0.0, 0.0], [0.0, 0.0]]},
+}
 RECORDS = [
     {
         "step": 100 * number,
@@ -33,13 +45,15 @@ RECORDS = [
         "rate": {"factor": 0.5, "rewarm": 0, "peak": 1.0},
         "metric": {"name": "val_loss", "before": 1.5 / number, "after": 1.4 / number},
         "flops": {"operator": 7},
+        "inexact": ["a <norm>"] if number == 2 else [],
         "seconds": 2.0,
+        "learned": LEARNED if number == 1 else {},
     }
     for number in (1, 2)
 ]
 CURVE = [
-    Point(50, 2.0, 5, 1, 0.1), Point(100, 1.5, 10, 2, 0.2), Point(100, 1.4, 17, 3, 0.3),
-    Point(200, None, 40, 4, 0.4),
+    Point(50, 2.0, 5, 1, 0.1), Point(100, 1.5, 10, 2, 0.2, 8.0),
+    Point(100, 1.4, 17, 3, 0.3, 8.0), Point(200, None, 40, 4, 0.4, 4.0),
 ]  # fmt: skip
 
 
@@ -76,19 +90,93 @@ def test_the_table_says_everything_for_every_growth():
     assert "| parameters | 1,000 → 4,000 | 2,000 → 8,000 |" in text
 
 
-def test_the_plot_marks_the_growths():
+def test_the_plot_shows_the_metric_and_the_rate_over_flops_and_marks_the_growths():
     figure = plot(growth_report(RECORDS, None, [], {}, None), CURVE)
-    above, below = figure.axes
-    assert above.lines[0].get_xydata().tolist() == [[50, 2.0], [100, 1.5], [100, 1.4]]
-    assert below.lines[0].get_xydata().tolist() == [[50, 5], [100, 10], [100, 17], [200, 40]]
-    assert [line.get_xdata()[0] for line in above.lines[1:]] == [100, 200]
-    assert [text.get_text() for text in above.texts] == [
-        "growth 1: 1k → 4k", "growth 2: 2k → 8k",
-    ]  # fmt: skip
-    assert above.get_ylabel() == "val_loss"
+    left, right = figure.axes
+    assert left.lines[0].get_xydata().tolist() == [[6, 2.0], [12, 1.5], [20, 1.4]]
+    assert (left.get_xscale(), left.get_yscale(), left.get_ylabel()) == ("log", "log", "val_loss")
+    rates = [[12, 8.0], [20, 0.5 * 8.0], [44, 0.5 * 4.0]]  # of the schedule, times the factors
+    assert right.lines[0].get_xydata().tolist() == rates
+    ends = [line.get_xydata().tolist() for line in left.lines if line.get_marker() == "o"]
+    assert ends == [[[12, 1.5], [20, 1.4]], [[44, 0.75], [44, 0.7]]]  # before and after
+    assert [line.get_xdata()[0] for line in right.lines[1:]] == [12, 44]
+    assert [text.get_text() for text in left.texts] == [
+        "growth 1: 1 k → 4 k parameters\nval_loss 1.5000 → 1.4000",
+        "growth 2: 2 k → 8 k parameters\nval_loss 0.7500 → 0.7000",
+    ]
 
 
-NAMES = ["growth_report.json", "growth_report.md", "growth.png"]
+def test_a_metric_that_is_not_above_zero_has_a_linear_axis_and_no_curve_is_said():
+    report = growth_report(RECORDS, None, [], {}, None)
+    assert plot(report, [CURVE[0], Point(60, -1.0, 6, 1, 0.1)]).axes[0].get_yscale() == "linear"
+    left, right = plot(report, []).axes
+    assert left.texts[0].get_text() == "no validation"
+    assert right.texts[0].get_text() == "not recorded"
+
+
+def test_the_page_holds_all_in_one_file():
+    report = growth_report(RECORDS, None, [10, 20, 30], {"val_loss": 0.5}, "a.ckpt")
+    text = html_page(report, b"picture")
+    tags = re.findall(r"<(?:script|link|img|iframe)[^>]*>", text)
+    assert len(tags) == 2 and all('src="data:image/png;base64,' in tag for tag in tags)
+    assert base64.b64encode(b"picture").decode() in tags[0]
+    for row in rows(report):
+        for cell in row:
+            assert html.escape(cell) in text
+    assert "Growth 1 at step 100 (step 100) by ligo: 1,000 → 4,000 parameters" in text
+    assert "The function was kept." in text
+    assert "The function was not kept exactly: a &lt;norm&gt;." in text
+    assert "What the operator learned" in text
+    bare = html_page(growth_report(RECORDS[1:], None, [], {}, None), b"")
+    assert "What the operator learned" not in bare
+    failed = {"growth": 1, "method": "ligo", "reason": "step 3", "step": 3, "why": "a reason"}
+    assert "failed at step 3: a reason." in html_page(growth_report([], failed, [], {}, None), b"")
+
+
+def test_heat_maps_show_what_was_learned():
+    figure = heat_maps(list(LEARNED.items()))
+    mix, form = (axes for axes in figure.axes if axes.get_title())
+    assert mix.get_title() == "depth mix of blocks" and mix.get_ylabel() == "large (4)"
+    assert mix.images[0].get_array().tolist() == LEARNED["depth mix of blocks"]["values"]
+    assert form.images[0].get_clim() == (-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "titles"),
+    [
+        ("ligo", ["depth mix of blocks", "map of blocks.*.mlp.hidden (produces)"]),
+        ("ligo-low-rank", ["map of blocks.*.mlp.hidden (produces)"]),
+        ("lemon", []),
+    ],
+)
+def test_what_an_operator_learned_is_summed_up(method, titles):
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 8, "patch_size": 4}
+    networks = [
+        build({"class_path": "timm.models.VisionTransformer", "init_args": {**small, **larger}})
+        for larger in ({}, {"embed_dim": 32, "depth": 4, "num_heads": 4})
+    ]
+    plan = pair(*networks, torch.randn(2, 3, 8, 8))
+    operator = Operator(plan, networks[0], method)
+    found = learned(operator)
+    assert list(found) == titles
+    if "depth mix of blocks" in found:
+        mixes = torch.stack(list(operator.depths.mixes.values()))
+        values = torch.tensor(found["depth mix of blocks"]["values"])
+        assert torch.allclose(values, mixes.mean(0), atol=1e-3)
+    if titles:
+        matrix = found[list(found)[-1]]
+        assert matrix["shape"] == [128, 64]
+        assert torch.tensor(matrix["values"]).shape == (MOST, MOST)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_record_of_an_older_checkpoint_has_nothing_learned():
+    old = {key: value for key, value in RECORDS[0].items() if key != "learned"}
+    assert GrowthRecord.from_dict(old).learned == {}
+    assert GrowthRecord.from_dict(RECORDS[0]).to_dict() == RECORDS[0]
+
+
+NAMES = ["growth_report.json", "growth_report.md", "growth_report.html", "growth.png"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,7 +205,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, name, mome
     if moment == "at the end of a file":
         monkeypatch.setattr(os, "replace", replace)
     else:
-        monkeypatch.setattr("lightning_ligo.callbacks.report.write_whole", write)
+        monkeypatch.setattr("lightning_ligo.callbacks.document.write_whole", write)
     with pytest.raises(OSError, match="disk full"):
         written("a", RECORDS[:1])
     found = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}

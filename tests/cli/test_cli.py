@@ -1,4 +1,6 @@
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from commands import RECIPES, RUN, VIT
-from lightning_ligo.__main__ import main
+from lightning_ligo.__main__ import COMMANDS, main
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.cli.base import GrowthCLI
+from lightning_ligo.cli.base import SHORT_NAMES, GrowthCLI
 from lightning_ligo.networks import build, merge
 from lightning_ligo.schedule import Growth, Plateau, Rate, Slope
 from lightning_ligo.tasks.digits import DigitsDataModule
@@ -36,7 +38,49 @@ def test_help_says_what_it_is_and_how_a_growth_is_configured(config, capsys):
     text = printed(capsys, "--help")
     assert "Train a network that grows while it trains" in text
     assert "        - class_path: GrowthCallback\n" in text
-    assert all(word in text for word in ("fit", "validate", "test", "predict", "LanguageModel"))
+    lines = text.splitlines()
+    for command in (*GrowthCLI.subcommands(), *COMMANDS):
+        assert any(line.startswith(f"  {command} ") for line in lines), command
+    assert all(known.__name__ in text for known in SHORT_NAMES)
+    assert max(map(len, lines)) <= 100
+
+
+PAIR = "--small hf:gpt2 --small.n_layer 1 --small.n_embd 16 --small.n_head 2"
+PAIR = f"{PAIR} --large hf:gpt2 --large.n_layer 1 --large.n_embd 32 --large.n_head 4"
+
+
+@pytest.mark.parametrize("words", ["--help", "methods", "plan --help", f"plan {PAIR}"])
+def test_what_needs_no_run_does_not_import_lightning(words):
+    code = (
+        "import contextlib, sys; from lightning_ligo.__main__ import main\n"
+        f"with contextlib.suppress(SystemExit): main({words.split()})\n"
+        "print('loaded:', *sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out, _, modules = run.stdout.rpartition("loaded:")
+    assert "lightning-ligo" in out or "hf:gpt2" in out or "lemon" in out
+    loaded = {name.split(".")[0] for name in modules.split()}
+    assert "lightning_ligo" in loaded
+    assert not loaded & {"lightning", "lightning_fabric", "pytorch_lightning", "matplotlib"}
+
+
+@pytest.mark.parametrize("where", ["model", "data"])
+def test_a_class_path_of_an_earlier_version_is_refused_with_the_new_one(where, config, capsys):
+    old = {"model": "modules.ImageClassifier", "data": "data.digits.DigitsDataModule"}[where]
+    part = {**RUN[where], "class_path": f"lightning_ligo.{old}"}
+    Path(config).write_text(yaml.safe_dump({**RUN, where: part}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "-c", config])
+    assert stopped.value.code == 2
+    new = old.rpartition(".")[2]
+    assert f"lightning_ligo.{old} is now lightning_ligo.{new}\n" in capsys.readouterr().err
+
+
+def test_the_arguments_of_the_process_are_no_reason_for_a_warning(config, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lightning-ligo", "fit", "-c", config])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="LightningCLI's args parameter")
+        GrowthCLI(["-c", config], run=False)
 
 
 def test_the_options_of_a_class_are_explained_by_its_short_name(config, capsys):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_ligo.compare.budget import Costs, cost, moments, passes, steps_within
+from lightning_ligo.compare.budget import Costs, cost, passes, steps_within, triggers
 from lightning_ligo.schedule import Growth
 
 TO = {"init_args": {"width": 2}}
@@ -61,4 +61,4 @@ def test_growths_that_never_fit_are_refused_with_their_reason():
     with pytest.raises(ValueError, match="in the order"):
         steps_within(100, Costs((1, 1, 1), (0, 0, 0)), 10, backwards)
     with pytest.raises(ValueError, match="unknown number of steps"):
-        moments(100, [Growth(TO, epoch=1)], math.inf)
+        triggers(100, [Growth(TO, epoch=1)], math.inf)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -265,14 +266,38 @@ def test_the_table_says_everything_of_every_method():
     assert json.loads(json.dumps(told.to_dict(), allow_nan=False))["budget"] == 1000
 
 
-def test_the_plot_has_a_curve_a_method_over_flops_and_over_time():
+def test_the_plot_has_a_named_curve_a_method_over_flops_and_the_savings_beside_it():
     figure = plot(comparison([*scratch(1, 1), entry("lemon", 1, 3.0, 3.5)]))
-    for panel, ends in zip(figure.axes, ([500, 1000, 2000], [3, 3, 3]), strict=True):
-        lines = {line.get_label(): line for line in panel.lines}
-        assert lines["scratch frontier"].get_xdata().tolist() == ends
-        assert lines["lemon"].get_ydata().tolist() == [2.0, 3.25]
-        assert len(panel.collections) == 2  # the spread of both methods
-    assert figure.axes[0].lines[1].get_xdata().tolist() == [12, 1000]
+    left, right = figure.axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert lines["scratch frontier"].get_xdata().tolist() == [500, 1000, 2000]
+    assert lines["lemon"].get_xdata().tolist() == [12, 1000]
+    assert lines["lemon"].get_ydata().tolist() == [2.0, 3.25]
+    assert len(left.collections) == 2  # the spread of both methods
+    assert [text.get_text() for text in left.texts] == [
+        "scratch frontier", "scratch 4.000", "lemon 3.250",
+    ]  # fmt: skip
+    assert [text.get_text() for text in right.get_yticklabels()] == ["lemon"]
+    counted, free = (
+        bars.patches[0].get_width() for bars in right.containers if hasattr(bars, "patches")
+    )
+    assert counted == pytest.approx(100 * (1 - 3.25 / 4))
+    assert free == pytest.approx(100 * (1 - 0.85 * 3.25 / 4))
+
+
+def test_the_plot_has_the_eight_best_curves_whose_names_do_not_overlap():
+    methods = [entry(f"method{number}", 1, 3.0 + number / 1000) for number in range(12)]
+    figure = plot(comparison([*scratch(1), entry("small-only", 1, 5.0), *methods]))
+    left, right = figure.axes
+    named = [text for text in left.texts if text.get_text() != "scratch frontier"]
+    assert len(named) == 8
+    assert {text.get_text().split()[0] for text in named} == {
+        "scratch", "small-only", *(f"method{number}" for number in range(6)),
+    }  # fmt: skip
+    places = sorted(text.xyann[1] for text in named)
+    assert min(above - below for below, above in pairwise(places)) >= 0.05 - 1e-9
+    assert places[0] >= 0
+    assert len(right.get_yticklabels()) == 12
 
 
 # The command --------------------------------------------------------------------------------------

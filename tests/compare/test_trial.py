@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_is_refused(config):
     assert "has 2 callbacks of type GrowthCallback; give one" in refused(
         changed(config, "trainer", callbacks=twice)
     )
-    assert "no description of its network in its argument 'network', found None" in refused(
+    assert "no description of its network in its argument 'network', got None" in refused(
         changed(config, "model", network=None)
     )
     (growth,) = config["trainer"]["callbacks"][-1]["init_args"]["growths"]
@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_is_refused(config):
     assert "no metric is monitored" in refused(unmonitored)
     accuracy = changed(config, "growth", monitor="val_acc")
     accuracy = changed(accuracy, "checkpoint", monitor="val_acc", mode="max")
-    assert "'val_acc' is better the higher it is" in refused(accuracy)
+    assert "higher is better for the metric 'val_acc'" in refused(accuracy)
 
 
 def test_another_configuration_has_another_folder(config, tmp_path):

@@ -182,13 +182,37 @@ def test_bits_per_byte_divides_by_the_length_of_a_token(tmp_path):
     assert metrics["test_bits_per_byte"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_bits_per_byte_of_tokens_equals_the_cross_entropy_in_bits_per_byte_of_text(tmp_path):
+    module = LanguageModel(GPT2, bytes_per_token=4.0)
+    (metrics,) = trainer(tmp_path).test(module, DataLoader(texts(), batch_size=2), verbose=False)
+    batch = {key: torch.stack([text[key] for text in texts()]) for key in ("input_ids", "labels")}
+    with torch.no_grad():
+        logits = module.eval()(batch["input_ids"])[:, :-1]
+    loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert metrics["test_bits_per_byte"] == pytest.approx(loss.item() / math.log(2) / 4, rel=1e-6)
+
+
+def test_batches_count_by_their_bytes_and_the_next_evaluation_forgets_them(tmp_path):
+    module, run = LanguageModel(GPT2), trainer(tmp_path)
+    (whole,) = run.test(module, DataLoader(texts(), batch_size=5), verbose=False)
+    for size in (1, 3):  # batches of unequal numbers of labels
+        (parts,) = run.test(module, DataLoader(texts(), batch_size=size), verbose=False)
+        assert parts == pytest.approx(whole, rel=1e-6)
+    (some,) = run.test(module, DataLoader(texts()[:1]), verbose=False)
+    assert some["test_bits_per_byte"] != pytest.approx(whole["test_bits_per_byte"], rel=1e-6)
+
+
+def test_a_checkpoint_holds_nothing_of_the_metric():
+    assert all(name.startswith("network.") for name in LanguageModel(GPT2).state_dict())
+
+
 def test_a_language_model_predicts_logits(tmp_path):
     logits = trainer(tmp_path).predict(LanguageModel(GPT2), DataLoader(texts(), batch_size=5))
     assert logits[0].shape == (5, 6, 11)
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="objective must be 'causal' or 'masked', found 'both'"):
+    with pytest.raises(ValueError, match="objective must be 'causal' or 'masked', got 'both'"):
         LanguageModel(GPT2, objective="both")
 
 
@@ -264,7 +288,7 @@ def test_a_schedule_that_is_longer_than_the_run_is_refused(warmup, decay, tmp_pa
     loader = DataLoader(images(), batch_size=2)
     module = ImageClassifier(VIT, warmup=warmup, decay=decay)
     with pytest.raises(
-        ValueError, match=f"cannot rise in warmup={warmup} .* fall in decay={decay}"
+        ValueError, match=f"got warmup={warmup} and decay={decay}; both are shares of the run"
     ):
         trainer(tmp_path, max_epochs=1).fit(module, loader, loader)
 

@@ -1,0 +1,114 @@
+"""Plan the growth of one network into another, without Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_ligo.axes.override import Override
+from lightning_ligo.methods.catalog import DEFAULT, method_named
+from lightning_ligo.methods.method import Method
+from lightning_ligo.networks import build, inputs_of
+from lightning_ligo.operator.cost import Cost, Uncounted, estimate
+from lightning_ligo.operator.flops import kind_of
+from lightning_ligo.plan.pair import pair
+from lightning_ligo.plan.plan import Plan
+
+REAL = 100_000_000
+"""Networks with more parameters are planned on the meta device, where no axis is proved."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One growth that has not happened yet.
+
+    Args:
+        small: the description of the small network, if there is one.
+        large: the description of the large network.
+        plan: the two networks side by side.
+        cost: the cost of learning the operator, if it can be counted.
+        uncounted: the reason why there is no cost.
+        number: which growth of a run it is, counted from 1.
+        when: what triggers it, such as `fraction 0.4`.
+        step: the optimizer step of the growth, if it is known.
+    """
+
+    small: dict[str, Any] | None
+    large: dict[str, Any]
+    plan: Plan
+    cost: Cost | None
+    uncounted: str | None = None
+    number: int | None = None
+    when: str | None = None
+    step: int | None = None
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """Return why the large network does not start as the same function as the small one.
+
+        Without a cost, these are the reasons that hold for every method.
+        """
+        return self.cost.inexact if self.cost else self.plan.inexact
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data, for JSON."""
+        return {
+            "small": self.small,
+            "large": self.large,
+            "number": self.number,
+            "when": self.when,
+            "step": self.step,
+            **self.plan.to_dict(),
+            "inexact": list(self.inexact),
+            "cost": self.cost.to_dict() if self.cost else None,
+            "uncounted": self.uncounted,
+        }
+
+    def __str__(self) -> str:
+        own = [f"not exact: {why}" for why in self.inexact if why not in self.plan.inexact]
+        return "\n".join([str(self.plan), *own, "", str(self.cost or self.uncounted)])
+
+
+def plan_pair(
+    small: dict[str, Any],
+    large: dict[str, Any],
+    method: str | Method = DEFAULT,
+    override: Override | None = None,
+) -> Planned:
+    """Plan the growth between two networks that `named` has described.
+
+    Raises:
+        ValueError: if a network cannot be built or called, or if the small one cannot grow into
+            the large one.
+    """
+    method = method_named(method) if isinstance(method, str) else method
+    networks = sized(small), sized(large)
+    inputs: dict[str, Any] = inputs_of(small, networks[0])
+    large_inputs: dict[str, Any] | None = inputs_of(large, networks[1], inputs)
+    if kind_of(inputs) == kind_of(large_inputs):
+        large_inputs = None
+    plan = pair(*networks, large_inputs=large_inputs, override=override, **inputs)
+    cost = cost_of(plan, *networks, method=method, large_inputs=large_inputs, **inputs)
+    return Planned(small, large, plan, *cost)
+
+
+def sized(description: Mapping[str, Any]) -> nn.Module:
+    """Build the network of a description; a large one is built on the meta device."""
+    network = build(description, "meta")
+    if sum(parameter.numel() for parameter in network.parameters()) > REAL:
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return build(description)
+
+
+def cost_of(*args: Any, **options: Any) -> tuple[Cost | None, str | None]:
+    """Return what `estimate` counts and None, or None and why it cannot count."""
+    try:
+        return estimate(*args, **options), None
+    except Uncounted as error:
+        return None, str(error)

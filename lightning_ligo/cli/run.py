@@ -1,0 +1,109 @@
+"""Plan all growths of a run, on one device and without training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+from lightning_ligo.callbacks.growth import GrowthCallback
+from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
+from lightning_ligo.cli.planned import Planned, cost_of, sized
+from lightning_ligo.trainer.checkpoint import described
+from lightning_ligo.trainer.sandbox import sandboxed
+
+
+def plan_run(trainer: Trainer, model: LightningModule, **options: Any) -> list[Planned]:
+    """Plan all growths of the run that `trainer.fit(model, **options)` would be.
+
+    The fit starts and is left before its first optimizer step. So everything that it refuses at
+    its start is refused here too, and the networks are called with its first batch.
+
+    Raises:
+        ValueError: for a Trainer without a GrowthCallback, a run without a batch, and whatever the
+            fit would refuse.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    growing = [callback for callback in callbacks if isinstance(callback, GrowthCallback)]
+    if not growing:
+        raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
+    planner = _Planner(growing[0])
+    callbacks.insert(0, planner)
+    try:
+        trainer.fit(model, **options)
+    finally:
+        callbacks.remove(planner)
+    if planner.planned is None:
+        raise ValueError("the run ends before its first batch, so nothing grows")
+    return planner.planned
+
+
+class _Planner(Callback):
+    """Plans all growths at the first batch, before the GrowthCallback sees it, and leaves `fit`."""
+
+    def __init__(self, growing: GrowthCallback) -> None:
+        self.growing = growing
+        self.planned: list[Planned] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        settings, planner, self.planned = self.growing.settings, self.growing.planner, []
+        small, coming = described(settings.slot(pl_module)), planner.coming(pl_module)
+        larger = {number: functools.partial(sized, to) for number, to in coming.items()}
+        with sandboxed(trainer, pl_module, settings.seed):
+            batches, call = planner.first_batch(trainer, pl_module, batch, batch_idx)
+            for each in planner.pairings(trainer, pl_module, larger, batches, call):
+                large, when = coming[each.number], settings.growths[each.number - 1].when
+                due = self.growing.triggers.due.get(each.number - 1)
+                cost = cost_of(
+                    each.plan, each.small, each.large, *each.call.args, method=settings.method,
+                    large_inputs=each.large_inputs, **each.call.kwargs,
+                )  # fmt: skip
+                self.planned.append(Planned(small, large, each.plan, *cost, each.number, when, due))
+                small = large
+        raise _TunerExitException
+
+
+class PlanCLI(GrowthCLI):
+    """Builds a run on one device, without loggers and other callbacks, and plans its growths."""
+
+    planned: list[Planned]
+    kept: tuple[type, ...] = (GrowthCallback,)
+    """The classes of callbacks that are built."""
+
+    def before_instantiate_classes(self) -> None:
+        self.save_config_callback = None
+        trainer = self.config.fit.trainer
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        trainer.callbacks = [
+            callback for callback in callbacks if is_kind(callback.class_path, *self.kept)
+        ]
+        trainer.accelerator = "cpu" if trainer.accelerator == "cpu" else "auto"
+        for name, value in QUIET.items():
+            trainer[name] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        return super().instantiate_trainer(logger=DummyLogger(), **kwargs)
+
+    def fit(self, model: LightningModule, **options: Any) -> None:
+        """Plan instead of training."""
+        self.planned = plan_run(self.trainer, model, **options)
+
+
+def plan_configuration(words: Sequence[str]) -> list[Planned]:
+    """Plan all growths of the run that `lightning-ligo fit WORDS` would be.
+
+    Raises:
+        ValueError: for whatever the fit would refuse.
+    """
+    try:
+        return PlanCLI(["fit", *words]).planned
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
