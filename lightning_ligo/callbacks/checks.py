@@ -28,9 +28,9 @@ from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
+from lightning_ligo.trainer.lightning import averaging_period, callbacks_of, start_method
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import Slot
-from lightning_ligo.trainer.swap import listed
+from lightning_ligo.trainer.slot import Slot, listed
 
 
 def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
@@ -47,20 +47,19 @@ def check_trainer(trainer: Trainer, growing: type[Callback]) -> None:
             "with ModelParallelStrategy, or on one device, or grow its checkpoint between two "
             "runs, with the command lightning-ligo grow or with lightning_ligo.grow_checkpoint"
         )
-    if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+    if isinstance(strategy, DDPStrategy) and start_method(strategy) != "popen":
         raise ValueError(
-            f"the processes of the DDPStrategy are made by {strategy._start_method}, and the one "
+            f"the processes of the DDPStrategy are made by {start_method(strategy)}, and the one "
             "that makes them, which goes on after fit, would be left with the small network; use "
             "strategy='ddp'"
         )
-    if isinstance(strategy, DDPStrategy) and strategy._model_averaging_period is not None:
+    if isinstance(strategy, DDPStrategy) and averaging_period(strategy) is not None:
         raise ValueError(
             "the DDPStrategy averages the weights of the ranks every "
-            f"{strategy._model_averaging_period} steps only, and until then each has a network of "
+            f"{averaging_period(strategy)} steps only, and until then each has a network of "
             "its own to grow; leave out model_averaging_period"
         )
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    count = sum(isinstance(callback, growing) for callback in callbacks)
+    count = sum(isinstance(callback, growing) for callback in callbacks_of(trainer))
     if count > 1:
         raise ValueError(
             f"the Trainer has {count} callbacks of type {growing.__name__}; give one, with all "
@@ -76,8 +75,7 @@ def check_callbacks(trainer: Trainer, pl_module: LightningModule, attribute: str
     """
     network = Slot(pl_module, attribute).network
     parts = {*network.modules(), *network.parameters()}
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         kind = type(callback).__name__
         if isinstance(callback, ModelPruning):
             raise ValueError(
@@ -137,8 +135,7 @@ def check_searches(trainer: Trainer) -> None:
         ValueError: naming the callback.
     """
     searches = BatchSizeFinder.on_fit_start, LearningRateFinder.on_fit_start
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if type(callback).on_fit_start in searches:
             kind = type(callback).__name__
             raise ValueError(

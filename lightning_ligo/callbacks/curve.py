@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_ligo.callbacks.accounting import Accounting, Counting
-from lightning_ligo.trainer.sandbox import evaluate, sandboxed, validation_metrics
+from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import shares
+from lightning_ligo.trainer.steps import evaluate, validation_metrics
 
 
 class CurveCallback(Counting):

@@ -7,12 +7,14 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_ligo.trainer.lightning import logged_step
+
 PARAMETERS = "growth/parameters"
 
 
 def log_parameters(trainer: Trainer, count: int) -> None:
     """Log how many parameters the network has, at the step that the batch to come is logged at."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = logged_step(trainer)
     for logger in trainer.loggers:
         logger.log_metrics({PARAMETERS: count}, step=step)
 

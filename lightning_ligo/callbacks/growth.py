@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, get_args
 
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -58,13 +57,21 @@ from lightning_ligo.trainer.checkpoint import (
     size_of,
     sizes_of,
 )
-from lightning_ligo.trainer.sandbox import (
-    evaluate,
-    isolated_random,
-    read_again,
-    sandboxed,
-    validation_metrics,
+from lightning_ligo.trainer.lightning import (
+    callbacks_of,
+    is_averaging_epoch,
+    is_fast_dev_run,
+    set_epoch,
+    training_loader,
     validation_names,
+)
+from lightning_ligo.trainer.optimizers import (
+    check_every_parameter_once,
+    check_optimizers_can_change,
+    group_names,
+)
+from lightning_ligo.trainer.sandbox import (
+    sandboxed,
 )
 from lightning_ligo.trainer.sharding import (
     is_sharded,
@@ -72,12 +79,9 @@ from lightning_ligo.trainer.sharding import (
     shares,
 )
 from lightning_ligo.trainer.slot import Slot
-from lightning_ligo.trainer.swap import (
-    check_every_parameter_once,
-    check_optimizers_can_change,
-    group_names,
-    restart_compression,
-)
+from lightning_ligo.trainer.snapshot import isolated_random
+from lightning_ligo.trainer.steps import evaluate, read_again, validation_metrics
+from lightning_ligo.trainer.swap import restart_compression
 
 
 class GrowthCallback(Counting):
@@ -262,13 +266,12 @@ class GrowthCallback(Counting):
         if self._records:
             check_ramp_goes_on(self._records[-1], self.method, trainer.global_step)
         if self.steps > 0:
-            assert trainer.fit_loop._combined_loader is not None
-            for loader in trainer.fit_loop._combined_loader.flattened:
+            for loader in training_loader(trainer).flattened:
                 read_again(loader)
         self.due = {}
         if self._failed is not None:
             self.examining.leave_out(len(self.growths))
-        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        elif not is_fast_dev_run(trainer):
             steps = resolve(self.growths, _run(trainer), size)
             self.due = dict(enumerate(steps, size))
             check_decisions(trainer, self.growths, size)
@@ -322,11 +325,10 @@ class GrowthCallback(Counting):
         if trainer.current_epoch >= (self.growths[size].epoch or 0):
             self._stages.to(trainer, size + 1)
             trainer.fit_loop.setup_data()
-            assert trainer.fit_loop._combined_loader is not None
-            for loader in trainer.fit_loop._combined_loader.flattened:
-                _set_sampler_epoch(loader, trainer.current_epoch)
+            for loader in training_loader(trainer).flattened:
+                set_epoch(loader, trainer.current_epoch)
             bar = trainer.progress_bar_callback
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks = callbacks_of(trainer)
             if bar is not None and callbacks.index(bar) < callbacks.index(self):
                 bar.on_train_epoch_start(trainer, pl_module)  # there are other batches to count
 
@@ -403,7 +405,7 @@ class GrowthCallback(Counting):
         """Whether a growth is to come, and nothing but its moment to be waited for."""
         if size not in self.due or self._ramping.is_running(trainer.global_step):
             return False
-        return not trainer.fit_loop._skip_backward  # batches that are for batch norms only
+        return not is_averaging_epoch(trainer)  # batches that are for batch norms only
 
     def _is_due(self, trainer: Trainer, size: int) -> bool:
         if not self._may_grow(trainer, size):
@@ -517,7 +519,7 @@ class GrowthCallback(Counting):
 
     def _name(self, trainer: Trainer, metrics: dict[str, float]) -> str | None:
         """The metric that is reported."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         monitored = [
             callback.monitor
             for callback in callbacks

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.callbacks.report import write_whole
 from lightning_ligo.schedule import DECIDED, KNOWN
 from lightning_ligo.trainer.checkpoint import KEY
 from lightning_ligo.trainer.integrity import intact
+from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of, dump_checkpoint
 
 
 def grow_checkpoint(
@@ -52,7 +52,7 @@ def grow_checkpoint(
         FileExistsError: if there is something at ``out``.
         GrowthFailedError: when the growth fails.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     growing = next((each for each in callbacks if isinstance(each, GrowthCallback)), None)
     if growing is None:
         raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
@@ -112,8 +112,8 @@ class _Saver(Callback):
                 f"the checkpoint {self.path} was written while gradients were accumulated; take "
                 "one from the end of an epoch"
             )
-        self.checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-        raise _TunerExitException
+        self.checkpoint = dump_checkpoint(trainer)
+        raise LeaveFit
 
 
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_ligo.schedule import Growth, Plateau, Validation, Verdict
+from lightning_ligo.trainer.lightning import callbacks_of
 
 
 class Triggers:
@@ -95,8 +96,9 @@ def check_decisions(trainer: Trainer, growths: Sequence[Growth], done: int) -> N
     Raises:
         ValueError: for a run without validations, and for an EarlyStopping that is as impatient.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    stopping = [
+        callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)
+    ]
     for number, growth in enumerate(growths[done:], done + 1):
         if growth.monitored is None:
             continue

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import nn
 
 from lightning_ligo.axes.override import Override
@@ -21,8 +20,10 @@ from lightning_ligo.operator.flops import kind_of
 from lightning_ligo.plan.pair import pair
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import described
-from lightning_ligo.trainer.sandbox import isolated_random, sandboxed
+from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of
+from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.snapshot import isolated_random
 
 REAL = 100_000_000
 """Parameters; a network that has more is planned on the meta device, where nothing is proved."""
@@ -100,7 +101,7 @@ def plan_run(trainer: Trainer, model: LightningModule, **options: Any) -> list[P
         ValueError: for a Trainer without a GrowthCallback, a run without a batch, and whatever the
             fit would refuse.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     growing = [callback for callback in callbacks if isinstance(callback, GrowthCallback)]
     if not growing:
         raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
@@ -150,7 +151,7 @@ class _Planner(Callback):
                     Planned(description, larger, plan, *cost, number, growth.when, due)
                 )
                 small, description, scalars_read = large, larger, plan.scalars_read
-        raise _TunerExitException
+        raise LeaveFit
 
 
 def sized(description: Mapping[str, Any]) -> nn.Module:
