@@ -22,6 +22,11 @@ ALLOWED = {  # from the lowest up; a name is a folder, or a file at the top
 }
 ALLOWED["cli"] = {*ALLOWED, "callbacks"}
 ALLOWED["compare"] = {*ALLOWED, "cli"}
+PRIVATE = PACKAGE / "trainer" / "lightning.py"  # the one file for private parts of Lightning
+OF_OTHERS = {  # of torch, Hugging Face and named tuples
+    "_orig_mod", "_compiled_call_impl", "_call_impl", "_iterator", "_replace",
+    "_gradient_checkpointing_func",
+}  # fmt: skip
 TORCH_ONLY = ("axes", "methods", "schedule", "networks", "plan", "operator")
 
 
@@ -45,6 +50,26 @@ def imported(file: Path) -> set[str]:
 def ours(file: Path) -> set[str]:
     start = "lightning_ligo."
     return {name.removeprefix(start) for name in imported(file) if name.startswith(start)}
+
+
+def private(file: Path) -> set[str]:
+    """The names with an underscore that a file takes from Lightning, or reads of other objects."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning"):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "super()"):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+            found |= {each.value for each in node.args if isinstance(each, ast.Constant)}
+    names = {name for name in found if isinstance(name, str) and name.startswith("_")}
+    return {name for name in names if not name.startswith("__")} - OF_OTHERS
+
+
+def test_one_file_touches_the_private_parts_of_lightning():
+    rooms = ("tasks", "trainer", "callbacks", "cli", "compare")
+    users = {file: names for room in rooms for file in files(room) if (names := private(file))}
+    assert users.keys() == {PRIVATE}, users
 
 
 def test_every_file_is_in_a_room():

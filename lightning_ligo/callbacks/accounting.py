@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_ligo.operator.flops import StepFlops
-from lightning_ligo.trainer.sandbox import evaluate, sandboxed, validation_metrics
+from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import shares
+from lightning_ligo.trainer.steps import evaluate, validation_metrics
 
 
 class Point(NamedTuple):

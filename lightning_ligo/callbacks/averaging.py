@@ -12,21 +12,16 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.trainer.slot import Slot
-from lightning_ligo.trainer.swap import listed
+from lightning_ligo.trainer.lightning import adds_epoch, average_of, callbacks_of
+from lightning_ligo.trainer.slot import Slot, listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 def averages(trainer: Trainer) -> list[LightningModule]:
     """Return the averaged copies of the module, of all callbacks that keep one."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    found = []
-    for callback in callbacks:
-        if isinstance(callback, AVERAGING) and callback._average_model is not None:
-            average = callback._average_model
-            found.append(average.module if isinstance(callback, WeightAveraging) else average)
-    return found  # type: ignore[return-value]
+    found = map(average_of, callbacks_of(trainer))
+    return [average for average in found if average is not None]
 
 
 def slots_of_averages(trainer: Trainer, attribute: str) -> list[Slot]:
@@ -100,7 +95,7 @@ def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 def averaged_validation(trainer: Trainer) -> list[Callback]:
     """Return callbacks that let a validation use the averages, as the run's own do."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     return [_Swapping(callback) for callback in callbacks if isinstance(callback, WeightAveraging)]
 
 
@@ -117,9 +112,4 @@ class _Swapping(Callback):
 
 def extra_epochs(trainer: Trainer) -> int:
     """Return how many epochs at the end only update the batch norms of an average."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return sum(
-        bool(callback._model_contains_batch_norm) and callback._max_epochs != -1
-        for callback in callbacks
-        if isinstance(callback, StochasticWeightAveraging)
-    )
+    return sum(map(adds_epoch, callbacks_of(trainer)))

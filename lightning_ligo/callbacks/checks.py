@@ -30,9 +30,9 @@ from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
+from lightning_ligo.trainer.lightning import averaging_period, callbacks_of, start_method
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import Slot
-from lightning_ligo.trainer.swap import listed
+from lightning_ligo.trainer.slot import Slot, listed
 
 
 def check_run(
@@ -56,18 +56,18 @@ def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
             "with ModelParallelStrategy, or on one device, or grow its checkpoint between two "
             "runs, with the command lightning-ligo grow or with lightning_ligo.grow_checkpoint"
         )
-    if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+    if isinstance(strategy, DDPStrategy) and start_method(strategy) != "popen":
         raise ValueError(
-            f"the processes of the DDPStrategy are made by {strategy._start_method}, and the main "
+            f"the processes of the DDPStrategy are made by {start_method(strategy)}, and the main "
             "process, which continues after fit, would keep the small network; use strategy='ddp'"
         )
-    if isinstance(strategy, DDPStrategy) and strategy._model_averaging_period is not None:
+    if isinstance(strategy, DDPStrategy) and averaging_period(strategy) is not None:
         raise ValueError(
             "the DDPStrategy averages the weights of the ranks every "
-            f"{strategy._model_averaging_period} steps only, and each rank would grow another "
+            f"{averaging_period(strategy)} steps only, and each rank would grow another "
             "network; leave out model_averaging_period"
         )
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     count = sum(isinstance(callback, kind) for callback in callbacks)
     if count > 1:
         raise ValueError(
@@ -80,8 +80,7 @@ def check_callbacks(trainer: Trainer, slot: Slot) -> None:
     """Check that no callback would keep the small network."""
     network, attribute = slot.network, slot.attribute
     parts = {*network.modules(), *network.parameters()}
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         kind = type(callback).__name__
         if isinstance(callback, ModelPruning):
             raise ValueError(
@@ -138,8 +137,7 @@ def check_searches(trainer: Trainer) -> None:
     A search loads its own checkpoint, and Lightning then loses the one to resume from.
     """
     searches = BatchSizeFinder.on_fit_start, LearningRateFinder.on_fit_start
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if type(callback).on_fit_start in searches:
             kind = type(callback).__name__
             raise ValueError(

@@ -7,14 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_ligo.schedule import Growth
-from lightning_ligo.trainer.sandbox import at_device
+from lightning_ligo.trainer.lightning import (
+    at_device,
+    datamodule_of,
+    forget_loaders,
+    new_training_loader,
+)
 
 
 class DataStages:
@@ -32,7 +36,7 @@ class DataStages:
         Raises:
             ValueError: for a run without a datamodule, and for an attribute that it does not have.
         """
-        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         if self._names and data is None:
             raise ValueError(
                 f"the growths change {', '.join(self._names)} of the data, and the Trainer got "
@@ -47,13 +51,12 @@ class DataStages:
 
     def to(self, trainer: Trainer, size: int) -> None:
         """Set the data for this size; loaders are rebuilt when they are next needed."""
-        data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         if data is None or not self._names:
             return
         self._set(data, size)
         self.size = size
-        trainer.fit_loop._combined_loader = None
-        trainer.fit_loop.epoch_loop.val_loop._combined_loader = None
+        forget_loaders(trainer)
 
     def batches(
         self, trainer: Trainer, pl_module: LightningModule, done: int, batch: Any
@@ -74,10 +77,11 @@ class DataStages:
         return {number: _cut(each, lengths[number], shortest) for number, each in found.items()}
 
     def _first_batch(self, trainer: Trainer, pl_module: LightningModule, size: int) -> Any:
-        data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
+        assert data is not None
         self._set(data, size)
         try:
-            loader = call._call_lightning_datamodule_hook(trainer, "train_dataloader")
+            loader = new_training_loader(trainer)
             if not isinstance(loader, CombinedLoader):
                 loader = CombinedLoader(loader, "max_size_cycle")
             batch, *_ = next(iter(loader))

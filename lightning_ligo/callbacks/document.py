@@ -158,7 +158,7 @@ def log_axis(axis: Any, low: float, high: float, ticks: Sequence[int] = (1, 2, 5
     """Make an axis logarithmic, with ticks at these digits if it spans more than a factor of 5."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    axis._set_axes_scale("log")
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=ticks) if high > 5 * low else MaxNLocator(6))
     axis.set_major_formatter(lambda value, _: short(value).strip())
     axis.set_minor_formatter(lambda value, _: "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_ligo.trainer.swap import finetunes
+from lightning_ligo.trainer.lightning import callbacks_of, name_groups
+from lightning_ligo.trainer.optimizers import finetunes
 
 
 def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -16,15 +17,9 @@ def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:
     The callbacks write them into checkpoints, from which a resumed run makes its groups.
     """
     name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, BaseFinetuning):
-            for position in callback._internal_optimizer_metadata:
-                callback._internal_optimizer_metadata[position] = (
-                    callback._apply_mapping_to_param_groups(
-                        trainer.optimizers[position].param_groups, name_of
-                    )
-                )
+            name_groups(callback, trainer, name_of)
 
 
 def freeze_statistics(trainer: Trainer, network: nn.Module) -> None:

@@ -40,14 +40,10 @@ from lightning_ligo.trainer.checkpoint import (
     size_of,
     sizes_of,
 )
-from lightning_ligo.trainer.sandbox import (
-    evaluate,
-    own_batches,
-    sandboxed,
-    training_loss,
-    training_output,
-)
+from lightning_ligo.trainer.lightning import training_output
+from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
 from lightning_ligo.trainer.swap import conform, swap, undone
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, get_args
 
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_ligo.callbacks.accounting import Accounting, Counting
@@ -52,14 +51,22 @@ from lightning_ligo.trainer.checkpoint import (
     size_of,
     sizes_of,
 )
-from lightning_ligo.trainer.sandbox import isolated_random, read_again, validation_metrics
-from lightning_ligo.trainer.sharding import is_sharded, reshard, shares
-from lightning_ligo.trainer.swap import (
+from lightning_ligo.trainer.lightning import (
+    callbacks_of,
+    is_averaging_epoch,
+    is_fast_dev_run,
+    set_epoch,
+    training_loader,
+)
+from lightning_ligo.trainer.optimizers import (
     check_every_parameter_once,
     check_optimizers_can_change,
     group_names,
-    restart_compression,
 )
+from lightning_ligo.trainer.sharding import is_sharded, reshard, shares
+from lightning_ligo.trainer.snapshot import isolated_random
+from lightning_ligo.trainer.steps import read_again, validation_metrics
+from lightning_ligo.trainer.swap import restart_compression
 
 
 class GrowthCallback(Counting):
@@ -228,13 +235,12 @@ class GrowthCallback(Counting):
         if self._records:
             check_ramp_goes_on(self._records[-1], method, trainer.global_step)
         if method.steps > 0:
-            assert trainer.fit_loop._combined_loader is not None
-            for loader in trainer.fit_loop._combined_loader.flattened:
+            for loader in training_loader(trainer).flattened:
                 read_again(loader)
         self.triggers.end()
         if self._failed is not None:
             self.planner.skip(len(self.settings.growths))
-        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        elif not is_fast_dev_run(trainer):
             steps = self.triggers.begin(trainer, size)
             check_room(method.ramp, method.name, steps, run_of(trainer).steps)
         log_parameters(trainer, count(self.settings.slot(pl_module).network))
@@ -281,11 +287,10 @@ class GrowthCallback(Counting):
         if trainer.current_epoch >= (growths[size].epoch or 0):
             self._data.to(trainer, size + 1)
             trainer.fit_loop.setup_data()
-            assert trainer.fit_loop._combined_loader is not None
-            for loader in trainer.fit_loop._combined_loader.flattened:
-                _set_sampler_epoch(loader, trainer.current_epoch)
+            for loader in training_loader(trainer).flattened:
+                set_epoch(loader, trainer.current_epoch)
             bar = trainer.progress_bar_callback
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks = callbacks_of(trainer)
             if bar is not None and callbacks.index(bar) < callbacks.index(self):
                 bar.on_train_epoch_start(trainer, pl_module)  # the number of batches has changed
 
@@ -339,7 +344,7 @@ class GrowthCallback(Counting):
         """Whether a growth only waits for its trigger."""
         if size not in self.triggers.due or self._ramping.is_running(trainer.global_step):
             return False
-        return not trainer.fit_loop._skip_backward  # batches for batch norms only
+        return not is_averaging_epoch(trainer)  # batches for batch norms only
 
     def _is_due(self, trainer: Trainer, size: int) -> bool:
         if not self._may_grow(trainer, size):
@@ -387,7 +392,7 @@ class GrowthCallback(Counting):
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
         grown = self._grower.grow(
-            trainer, pl_module, plan, lambda after: check_grown(*metric(after))
+            trainer, pl_module, plan, lambda after: check_grown(**vars(metric(after)))
         )
         if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
             grown.small.zero_grad()

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.schedule import DECIDED, KNOWN
 from lightning_ligo.trainer.checkpoint import KEY
 from lightning_ligo.trainer.integrity import intact
+from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of, dump_checkpoint
 
 
 def grow_checkpoint(
@@ -53,7 +53,7 @@ def grow_checkpoint(
         FileExistsError: if ``out`` exists.
         GrowthFailedError: if the growth fails.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     callback = next((each for each in callbacks if isinstance(each, GrowthCallback)), None)
     if callback is None:
         raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
@@ -85,7 +85,7 @@ def _grown_at(
     trainer: Trainer, callback: GrowthCallback, saver: _Saver, checkpoint: dict[str, Any]
 ) -> Iterator[None]:
     """Make the next growth due at the step of the checkpoint, and the run one batch longer."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     step, epoch, loop = checkpoint["global_step"], checkpoint["epoch"], trainer.fit_loop
     growths, on_failure = callback.settings.growths, callback.on_failure
     before, limits = list(growths), (loop.max_epochs, loop.epoch_loop.max_steps)
@@ -119,8 +119,8 @@ class _Saver(Callback):
                 f"the checkpoint {self.path} was written while gradients were accumulated; use one "
                 "from the end of an epoch"
             )
-        self.checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-        raise _TunerExitException
+        self.checkpoint = dump_checkpoint(trainer)
+        raise LeaveFit
 
 
 def _check_out(out: Path) -> None:

@@ -21,8 +21,10 @@ from lightning_ligo.plan.pair import pair
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
-from lightning_ligo.trainer.sandbox import called_with, isolated_random, sandboxed, training_loss
+from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.snapshot import isolated_random
+from lightning_ligo.trainer.steps import called_with, training_loss
 
 
 class Call(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -14,9 +14,11 @@ from lightning_ligo.callbacks.learned import learned
 from lightning_ligo.callbacks.report import carried_over
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.schedule import Rate
+from lightning_ligo.trainer.lightning import logged_step
 
 
-class Metric(NamedTuple):
+@dataclass(frozen=True)
+class Metric:
     """The reported metric, in the small network and in the large one."""
 
     name: str | None
@@ -65,8 +67,7 @@ class GrowthRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data; `optimizer_state` has the key `moments`."""
-        fields = asdict(self) | {"metric": self.metric._asdict()}
-        return {_KEYS.get(name, name): value for name, value in fields.items()}
+        return {_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> GrowthRecord:
@@ -131,19 +132,20 @@ def log_line(
     exact = f"is not kept ({reasons})" if reasons else "is kept"
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))
-    name, before, after = record.metric
+    metric = record.metric
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
         f"{record.method} (operator: {record.operator['coefficients']:,} coefficients, {learned}); "
-        f"at its start the function {exact}; {name or 'no metric'}: {_number(before)} -> "
-        f"{_number(after)}; optimizer state: {carried_over(record.optimizer_state)}; "
+        f"at its start the function {exact}; {metric.name or 'no metric'}: "
+        f"{_number(metric.before)} -> {_number(metric.after)}; "
+        f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )
 
 
 def log_parameters(trainer: Trainer, number: int) -> None:
     """Log the parameter count of the network, at the step at which the next batch is logged."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = logged_step(trainer)
     for logger in trainer.loggers:
         logger.log_metrics({"growth/parameters": number}, step=step)
 

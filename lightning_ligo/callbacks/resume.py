@@ -25,10 +25,11 @@ from lightning_ligo.trainer.checkpoint import (
     sizes_of,
 )
 from lightning_ligo.trainer.integrity import intact
-from lightning_ligo.trainer.sandbox import isolated_random
+from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
+from lightning_ligo.trainer.optimizers import regroup
 from lightning_ligo.trainer.sharding import check_same_shapes, is_sharded, peek, shard
 from lightning_ligo.trainer.slot import Slot
-from lightning_ligo.trainer.swap import regroup
+from lightning_ligo.trainer.snapshot import isolated_random
 
 
 class Resume:
@@ -76,7 +77,7 @@ class Resume:
         check_same_shapes(slot.module, checkpoint)
         if trainer.state.fn != "fit":
             if is_resized:  # the optimizers of an earlier fit would be loaded too
-                trainer.strategy._reset_optimizers_and_schedulers()
+                forget_optimizers(trainer)
         elif is_resized or self._groups is not None:
             trainer.strategy.setup_optimizers(trainer)
 
@@ -115,7 +116,7 @@ class Resume:
         They are made for the small network, as at the start of the run. Then they get the
         parameters of the large one, in the groups and the order in which their state is loaded.
         """
-        if trainer._checkpoint_connector._loaded_checkpoint:
+        if is_resuming(trainer):
             check_searches(trainer)
         groups, self._groups = self._groups, None
         with self._stages.of_small(trainer):  # whose batches a schedule may have counted

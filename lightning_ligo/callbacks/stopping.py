@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_ligo.trainer.lightning import callbacks_of
 
 Stopping = Literal["patience", "anew", "keep"]
 
@@ -20,8 +22,7 @@ def restart_stopping(trainer: Trainer, what: Stopping) -> None:
         what: "patience" restarts the count, "anew" also forgets the best value, "keep" does
             neither.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if not isinstance(callback, EarlyStopping):
             continue
         waited = f"has waited for {callback.wait_count} of {callback.patience} checks"

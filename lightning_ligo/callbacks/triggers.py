@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_ligo.callbacks.averaging import extra_epochs
 from lightning_ligo.schedule import Growth, Plateau, Run, Validation, Verdict, resolve
+from lightning_ligo.trainer.lightning import callbacks_of
 
 
 class Triggers:
@@ -157,8 +158,9 @@ def check_decisions(trainer: Trainer, growths: Sequence[Growth], done: int) -> N
     Raises:
         ValueError: for a run without validation, and for an EarlyStopping with no more patience.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    stopping = [
+        callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)
+    ]
     for number, growth in enumerate(growths[done:], done + 1):
         if growth.monitored is None:
             continue

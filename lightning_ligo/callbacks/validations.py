@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import averaged_validation
 from lightning_ligo.trainer.checkpoint import size_of
-from lightning_ligo.trainer.sandbox import evaluate, sandboxed, validation_names
+from lightning_ligo.trainer.lightning import callbacks_of, validation_names
+from lightning_ligo.trainer.sandbox import sandboxed
+from lightning_ligo.trainer.steps import evaluate
 
 
 class Validations:
@@ -57,10 +59,9 @@ class Validations:
 
     def reported(self, trainer: Trainer, metrics: dict[str, float]) -> str | None:
         """Return the name of the metric to report."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         monitored = [
             callback.monitor
-            for callback in callbacks
+            for callback in callbacks_of(trainer)
             if isinstance(callback, (ModelCheckpoint, EarlyStopping))
         ]
         names = [self._monitor] if self._monitor is not None else [*monitored, *metrics]

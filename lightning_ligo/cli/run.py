@@ -9,12 +9,12 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.cli.planned import Planned, cost_of, sized
 from lightning_ligo.trainer.checkpoint import described
+from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of
 from lightning_ligo.trainer.sandbox import sandboxed
 
 
@@ -28,7 +28,7 @@ def plan_run(trainer: Trainer, model: LightningModule, **options: Any) -> list[P
         ValueError: for a Trainer without a GrowthCallback, a run without a batch, and whatever the
             fit would refuse.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     growing = [callback for callback in callbacks if isinstance(callback, GrowthCallback)]
     if not growing:
         raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
@@ -67,7 +67,7 @@ class _Planner(Callback):
                 )  # fmt: skip
                 self.planned.append(Planned(small, large, each.plan, *cost, each.number, when, due))
                 small = large
-        raise _TunerExitException
+        raise LeaveFit
 
 
 class PlanCLI(GrowthCLI):

@@ -30,6 +30,7 @@ from lightning_ligo.compare.comparison import (
 from lightning_ligo.compare.report import Comparison, show_comparison, write_comparison
 from lightning_ligo.compare.trial import SCRATCH, SMALL_ONLY, Recipe, Result, Trial
 from lightning_ligo.methods.catalog import METHODS, method_named
+from lightning_ligo.trainer.lightning import default_config
 
 USAGE = """\
 lightning-ligo compare --config FILE [--methods METHOD,METHOD] [--seeds N]
@@ -164,7 +165,7 @@ def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
     cli = ConfigurationCLI(["fit", *configs, *rest])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # skip_none has another name in later jsonargparse
-        text = cli._parser("fit").dump(cli.config.fit, skip_none=False)
+        text = default_config(cli)
     config: dict[str, Any] = yaml.safe_load(text)
     return config
 

@@ -35,6 +35,7 @@ from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.networks import is_description
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import sizes
+from lightning_ligo.trainer.lightning import callbacks_of
 
 SCRATCH, SMALL_ONLY = "scratch", "small-only"
 """The large network from the start, and the small one to the end: runs that do not grow."""
@@ -379,7 +380,7 @@ def run(folder: Path) -> Result:
             f"the run ended after {trainer.global_step} of {trainer.max_steps} optimizer steps, "
             "so its schedule is not complete; leave out what stops it"
         )
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     (noting,) = (each for each in callbacks if isinstance(each, (GrowthCallback, CurveCallback)))
     accounting, device = noting.accounting, trainer.strategy.root_device
     batches = trainer.num_training_batches

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from lightning_ligo.networks import build, is_description, merge
 from lightning_ligo.schedule import Growth
-from lightning_ligo.trainer.sandbox import isolated_random
 from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.snapshot import isolated_random
 
 KEY = "lightning_ligo"
 VERSION = 1
@@ -177,9 +177,7 @@ def set_record(module: LightningModule, record: dict[str, Any]) -> None:
     hook = module.on_save_checkpoint
     if isinstance(hook, functools.partial) and hook.func is _save:
         hook = hook.args[2]
-    module.on_save_checkpoint = functools.partial(  # type: ignore[method-assign]
-        _save, module, record, hook
-    )
+    vars(module)["on_save_checkpoint"] = functools.partial(_save, module, record, hook)
 
 
 def size_of(module: LightningModule) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.trainer import call
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -25,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ligo.trainer.integrity import METADATA
+from lightning_ligo.trainer.lightning import configure_model
 from lightning_ligo.trainer.slot import Slot
 
 
@@ -116,7 +116,7 @@ def shard(trainer: Trainer, slot: Slot) -> None:
     owner, at, network = type(slot.module).__name__, slot.attribute, slot.network
     names = {name for name, _ in network.named_parameters()}
     try:
-        call._call_configure_model(trainer)
+        configure_model(trainer)
     except Exception as error:
         raise ValueError(
             f"configure_model of {owner} is called again for a large network, and failed "

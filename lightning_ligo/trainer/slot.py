@@ -1,17 +1,19 @@
-"""A network in the place of another: compiled as that was, and saving memory as it did.
+"""The place of the network in a LightningModule.
+
+A new network is compiled, and recomputes its activations, as the one before:
 
     self.network = torch.compile(network)    its parameters are named network._orig_mod.*
     self.network.compile()                   of the whole, or of some of its modules
     self.network.set_grad_checkpointing()    of timm; Hugging Face has its own names for it
 
-A growth works on the network without what torch.compile has wrapped around it.
+A growth works on the network without the wrapper of torch.compile.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +21,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from lightning_ligo.trainer.lightning import is_compiled
+
 SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func")
-"""Attributes of modules that compute activations again in the backward pass, if they are told to:
-of timm's, and of Hugging Face's with the function that does it."""
+"""Attributes by which modules of timm and Hugging Face recompute activations."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Slot:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether torch.compile has compiled any part of the module."""
-        return any(
+        """Whether torch.compile has compiled the module or any part."""
+        return is_compiled(self.module) or any(
             isinstance(part, OptimizedModule) or part._compiled_call_impl is not None
             for part in self.module.modules()
         )
@@ -106,6 +109,12 @@ class Slot:
         setattr(owner, name, network)
 
 
+def listed(words: Sequence[str], most: int = 6) -> str:
+    """Join the first few of many words for an error message."""
+    more = [f"and {len(words) - most} more"] if len(words) > most else []
+    return ", ".join([*words[:most], *more])
+
+
 def _unwrapped(network: nn.Module) -> nn.Module:
     """Return the module that torch.compile was called with, or the network itself."""
     inner = network._orig_mod if isinstance(network, OptimizedModule) else network
@@ -118,7 +127,7 @@ def _pattern(name: str) -> str:
 
 
 def _context(compiled: Any) -> Callable[[Any], Any]:
-    """What torch.compile made of its options: it compiles another function in the same way."""
+    """Return the context of a compiled call, which compiles another function in the same way."""
     context = inspect.getclosurevars(compiled.get_compiler_config).nonlocals["self"]
     assert callable(context)
     return context

@@ -170,7 +170,7 @@ def test_a_metric_that_is_not_finite_on_one_rank_is_the_failure_of_all(results):
         assert torch.equal(weight, tensors(second)[key]), key
         torch.testing.assert_close(weight, tensors(expected)[key])
     assert first["failed"]["why"] == "another rank has failed; see its error"
-    assert second["failed"]["why"].startswith("val_loss is inf of the grown network, and was 1 of")
+    assert second["failed"]["why"].startswith("val_loss is inf for the grown network, and was 1 fo")
 
 
 def test_a_sharded_network_in_bf16_is_grown_in_float32_and_then_rounded(results):

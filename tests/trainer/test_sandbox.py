@@ -23,14 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_ligo.trainer.sandbox import (
-    evaluate,
-    own_batches,
-    read_again,
-    sandboxed,
-    training_loss,
-    training_output,
-)
+from lightning_ligo.trainer.lightning import training_output
+from lightning_ligo.trainer.sandbox import sandboxed
+from lightning_ligo.trainer.steps import evaluate, own_batches, read_again, training_loss
 from runs import BATCH, ITEMS, Plain, items, train_loader, trainer, val_loader
 
 AT, STEPS = 8, 10
@@ -323,7 +318,9 @@ def test_a_user_reads_the_trainer_as_ever(tmp_path):
 def test_a_training_step_without_a_loss_is_refused():
     assert training_loss({"loss": torch.ones(())}) == 1
     for output in (None, {"losses": torch.ones(())}, 0.5):
-        with pytest.raises(ValueError, match="without a loss, and an operator is learned on it"):
+        with pytest.raises(
+            ValueError, match="without a loss, and an operator is learned on the loss"
+        ):
             training_loss(output)
 
 

@@ -12,15 +12,14 @@ from torch.optim.lr_scheduler import (
 )
 
 from lightning_ligo.networks import build
-from lightning_ligo.trainer.slot import Slot
-from lightning_ligo.trainer.swap import (
+from lightning_ligo.trainer.optimizers import (
     check_every_parameter_once,
     check_optimizers_can_change,
-    conform,
     group_names,
     regroup,
-    swap,
 )
+from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.swap import conform, swap
 from runs import MIDDLE, Plain, fit, plain
 
 AT = 8  # the batch before which the network is swapped

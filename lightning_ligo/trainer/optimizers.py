@@ -1,0 +1,194 @@
+"""The parameter groups and the state of a run's optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Adagrad, Optimizer
+
+from lightning_ligo.trainer.lightning import callbacks_of
+from lightning_ligo.trainer.sharding import placed, whole
+from lightning_ligo.trainer.slot import listed
+
+
+def carry_states(
+    trainer: Trainer,
+    small: nn.Module,
+    large: nn.Module,
+    grow_states: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> int:
+    """Replace the state of the small parameters by that of the large ones; return their number."""
+    inner, grown, carried = dict(small.named_parameters()), dict(large.named_parameters()), 0
+    for optimizer in trainer.optimizers:
+        states = grow_states(
+            {
+                name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
+                for name, parameter in inner.items()
+                if parameter in optimizer.state
+            }
+        )
+        for parameter in inner.values():
+            optimizer.state.pop(parameter, None)
+        for name, state in states.items():
+            optimizer.state[grown[name]] = {
+                key: _laid_out(value, grown[name]) for key, value in state.items()
+            }
+        carried += len(states)
+    return carried
+
+
+def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[str]]]:
+    """Return the names of the parameters in every group of every optimizer."""
+    name_of = _names(pl_module)
+    return [
+        [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        for optimizer in trainer.optimizers
+    ]
+
+
+def _names(pl_module: LightningModule) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in pl_module.named_parameters()}
+
+
+def moments(trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+    """Return the tensors of the optimizer state, by parameter, optimizer and key."""
+    name_of = _names(pl_module)
+    return {
+        f"{name_of[parameter]} {number} {key}": value
+        for number, optimizer in enumerate(trainer.optimizers)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _laid_out(value: Any, parameter: nn.Parameter) -> Any:
+    """Give state the sharding and memory format of its parameter, as fused optimizers expect."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    if isinstance(parameter, DTensor):
+        return placed(value, parameter)
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list[str]]]) -> None:
+    """Replace the parameters in the optimizer groups by those of the given names.
+
+    Raises:
+        ValueError: if the number of groups differs.
+    """
+    found = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
+    if found != [len(names) for names in groups]:
+        raise ValueError(
+            f"the checkpoint was written with optimizers of {[len(names) for names in groups]} "
+            f"parameter groups, configure_optimizers makes {found}; resume with the optimizers "
+            "that the run began with"
+        )
+    fill_groups(trainer, pl_module, groups, {})
+    check_every_parameter_once(trainer, pl_module)
+
+
+def fill_groups(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    groups: list[list[list[str]]],
+    before: Mapping[str, nn.Parameter],
+) -> None:
+    """Put the parameters of the given names into the optimizer groups.
+
+    Args:
+        trainer, pl_module: of the run.
+        groups: the names in every group of every optimizer.
+        before: the parameters of the module when the groups were last filled, by name.
+    """
+    parameters = dict(pl_module.named_parameters())
+    for optimizer, names_of_groups in zip(trainer.optimizers, groups, strict=True):
+        for group, names in zip(optimizer.param_groups, names_of_groups, strict=True):
+            if "param_names" in group:  # set if torch was given named parameters
+                group["param_names"] = _short(group, names, before)
+            group["params"] = [parameters[name] for name in names]
+
+
+def _short(
+    group: dict[str, Any], names: list[str], before: Mapping[str, nn.Parameter]
+) -> list[str]:
+    """Return the names relative to the submodule whose names the optimizer was given."""
+    full_name = {parameter: name for name, parameter in before.items()}
+    for parameter, short in zip(group["params"], group["param_names"], strict=True):
+        full = full_name.get(parameter, short)
+        if full.endswith(f".{short}"):
+            return [name.removeprefix(full[: -len(short)]) for name in names]
+    return names
+
+
+def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Check that every trainable parameter is in exactly one optimizer group.
+
+    With a finetuning callback, which adds parameters later, it may be in none.
+
+    Raises:
+        RuntimeError: naming the parameters that are not, or counting those that the module lacks.
+    """
+    counts: dict[nn.Parameter, int] = {}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                counts[parameter] = counts.get(parameter, 0) + 1
+    named, later = dict(pl_module.named_parameters()), finetunes(trainer)
+    strangers = len(counts.keys() - set(named.values()))
+    problems = [
+        f"{name} is in {counts.get(parameter, 0)} groups"
+        for name, parameter in named.items()
+        if counts.get(parameter, 0) > 1
+        or (parameter.requires_grad and parameter not in counts and not later)
+    ]
+    if strangers:
+        problems.append(f"{strangers} parameters in the optimizers are not the module's")
+    if problems:
+        raise RuntimeError(
+            "every trainable parameter must be in exactly one optimizer group, found that "
+            f"{listed(problems)}; give each to an optimizer once, or freeze those that are not "
+            "trained with requires_grad_(False)"
+        )
+
+
+def finetunes(trainer: Trainer) -> bool:
+    """Return whether a callback adds parameters to the optimizers during the run."""
+    return any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(trainer))
+
+
+def check_optimizers_can_change(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse optimizers that keep a second list of parameters, as LBFGS does, and Adagrad.
+
+    Adagrad makes its state in its constructor, and so has none for a new parameter.
+
+    Raises:
+        ValueError: naming the optimizer.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, Adagrad):
+            raise ValueError(
+                "Adagrad makes the state of its parameters when it is built, and has none for "
+                "those that a growth adds; use an optimizer that makes its state at the first "
+                "step, such as AdamW or RMSprop"
+            )
+        for name, value in vars(optimizer).items():
+            if name in ("param_groups", "state", "defaults"):
+                continue
+            values = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            if isinstance(values, (list, tuple, set)) and any(
+                isinstance(item, nn.Parameter) for item in values
+            ):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps parameters in its own attribute {name!r}, "
+                    "which a growth cannot replace; use an optimizer that reads its param_groups, "
+                    "such as AdamW or SGD"
+                )
