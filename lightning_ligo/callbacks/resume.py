@@ -16,11 +16,19 @@ from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.schedule import Growth
-from lightning_ligo.trainer.checkpoint import KEY, check_record, rebuild, record_of, sizes
+from lightning_ligo.trainer.checkpoint import (
+    KEY,
+    check_record,
+    check_same_shapes,
+    peek,
+    rebuild,
+    record_of,
+    sizes,
+)
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
-from lightning_ligo.trainer.sharding import check_same_shapes, is_sharded, peek, shard
+from lightning_ligo.trainer.sharding import is_sharded, shard
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
 
