@@ -19,6 +19,8 @@ from lightning_ligo.networks import build
 from lightning_ligo.trainer.checkpoint import (
     KEY,
     check_record,
+    check_same_shapes,
+    peek,
     rebuild,
     record_of,
     sizes,
@@ -27,7 +29,7 @@ from lightning_ligo.trainer.checkpoint import (
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
-from lightning_ligo.trainer.sharding import check_same_shapes, is_sharded, peek, shard
+from lightning_ligo.trainer.sharding import is_sharded, shard
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
 

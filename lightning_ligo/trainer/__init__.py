@@ -1,6 +1,6 @@
-"""What a live Trainer and its checkpoint need.
+"""Change a live Trainer and read its checkpoints.
 
-Start with `swap.py`, which puts a large network where a small one was.
+Start with `swap.py`, which replaces the small network by the large one.
 
 Imports `networks` and `schedule`.
 """

@@ -1,12 +1,12 @@
-"""What size a checkpoint holds, and a network of that size before its weights are loaded.
+"""The record of the growths in a checkpoint, by which a network of its size is built.
 
-A checkpoint has a record under the key `lightning_ligo`, of plain types only:
+The record is under the key `lightning_ligo` and has plain types only:
 
     version     1
     attribute   where the network is in the LightningModule
-    size        how many growths it has been through
-    networks    the descriptions of all its sizes up to this one; None for a small network that
-                the user's own code builds
+    size        the number of growths so far
+    networks    the descriptions of all sizes up to this one; None for a small network that the
+                user's own code builds
     frozen      the parameters of the network that are not trained
     groups      the parameters in the groups of every optimizer (not in weights-only files)
 """
@@ -15,13 +15,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lightning_ligo.networks import build, is_description, merge
 from lightning_ligo.schedule import Growth
+from lightning_ligo.trainer.integrity import METADATA
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
 
@@ -30,7 +35,7 @@ VERSION = 1
 
 
 def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Give `module` the network that `checkpoint` holds the weights of, if it has another one.
+    """Replace the network of `module` by one of the size that `checkpoint` holds.
 
     For `load_from_checkpoint` of a module that builds its small network itself:
 
@@ -38,7 +43,7 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
             lightning_ligo.rebuild(self, checkpoint)
 
     Raises:
-        ValueError: if the record of the checkpoint does not tell how to build its network.
+        ValueError: if the network cannot be built from the record of the checkpoint.
     """
     record = checkpoint.get(KEY)
     if record is None:
@@ -48,7 +53,7 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     description = record["networks"][size]
     slot = Slot(module, attribute)
     network = slot.network
-    if "state_dict" not in checkpoint:  # a strategy that shards has loaded what fits of it
+    if "state_dict" not in checkpoint:  # a sharded strategy has loaded what fits
         _check_size(network, attribute, description)
         set_record(module, record)
         return
@@ -58,7 +63,7 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if description is None:
             raise ValueError(
                 f"the checkpoint holds the small network {attribute!r}, from before any growth, "
-                f"and {type(module).__name__} holds another one; load it into a newly made module"
+                f"and {type(module).__name__} holds another one; load it into a new module"
             )
         with isolated_random(0):
             built = build(description).train(network.training)
@@ -84,23 +89,23 @@ def _check_size(network: nn.Module, attribute: str, description: dict[str, Any] 
     if _shapes(network.state_dict()) != _shapes(build(description, device="meta").state_dict()):
         raise ValueError(
             f"the checkpoint holds a network {attribute!r} of another size than the module's, and "
-            "a strategy that shards loads only what fits; give the Trainer the GrowthCallback of "
+            "a sharded strategy would load a part only; give the Trainer the GrowthCallback of "
             f"the run that wrote it, or make the module with {description}"
         )
 
 
 def described(slot: Slot) -> dict[str, Any] | None:
-    """The description of a network in the hyperparameters of its module, if there is one."""
+    """Return the description of a network in the hyperparameters of its module, or None."""
     entry = slot.module.hparams.get(slot.attribute)
     return entry if is_description(entry) else None
 
 
 def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
-    """The descriptions of the small network and of what it grows to, one after the other.
+    """Return the descriptions of the small network and of every network it grows to, in order.
 
     Raises:
-        ValueError: for a growth that is given as changes to a network without a description, and
-            for one that changes nothing.
+        ValueError: for a growth that changes nothing, and for changes to a network without a
+            description.
     """
     networks: list[dict[str, Any] | None] = [small]
     for number, growth in enumerate(growths, 1):
@@ -121,10 +126,47 @@ def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[
     return networks
 
 
+def peek(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
+    """Read a checkpoint without its weights, which have shapes only."""
+    if not path.is_dir():
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", mmap=True, weights_only=weights_only
+        )
+        return checkpoint
+    checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    checkpoint["state_dict"] = {
+        name.removeprefix("state_dict."): torch.empty(entry.size, device="meta")
+        for name, entry in stored.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+    return checkpoint
+
+
+def check_same_shapes(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Refuse weights of another size, which a sharded strategy would load in part.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    stored, held = _shapes(checkpoint["state_dict"]), _shapes(pl_module.state_dict())
+    strict = pl_module.strict_loading
+    names = held.keys() | stored.keys() if strict else held.keys() & stored.keys()
+    differ = sorted(name for name in names if held.get(name) != stored.get(name))
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"{len(differ)} of the checkpoint's weights are not those of "
+            f"{type(pl_module).__name__}, such as {name}: {stored.get(name, 'none')} in the "
+            f"checkpoint, {held.get(name, 'none')} in the module; make the module as it was in "
+            "the run that wrote the checkpoint"
+        )
+
+
 def check_record(
     checkpoint: dict[str, Any], attribute: str, growths: Sequence[Growth]
 ) -> dict[str, Any] | None:
-    """The record of a checkpoint, once it is sure that these growths lead to what it holds.
+    """Return the record of a checkpoint, after a check that these growths lead to its network.
 
     Raises:
         ValueError: for a record of another attribute, of more growths, or of other networks.
@@ -156,7 +198,7 @@ def check_record(
 
 
 def record_of(module: LightningModule) -> dict[str, Any] | None:
-    """The record that the module writes into its checkpoints, if `set_record` was called."""
+    """Return the record that the module writes into its checkpoints; None before `set_record`."""
     hook = module.on_save_checkpoint
     if isinstance(hook, functools.partial) and hook.func is _save:
         record: dict[str, Any] = hook.args[1]
@@ -165,10 +207,10 @@ def record_of(module: LightningModule) -> dict[str, Any] | None:
 
 
 def set_record(module: LightningModule, record: dict[str, Any]) -> None:
-    """Have the module write the record into its checkpoints, weights-only ones too.
+    """Have the module write the record into its checkpoints, also into weights-only ones.
 
-    This is the one thing that remains on a LightningModule after `fit`: an instance attribute
-    around its `on_save_checkpoint`, which can be copied and pickled.
+    This leaves one thing on a LightningModule after `fit`: an instance attribute around its
+    `on_save_checkpoint`, which can be copied and pickled.
     """
     record = {
         "version": VERSION,
@@ -181,21 +223,21 @@ def set_record(module: LightningModule, record: dict[str, Any]) -> None:
 
 
 def size_of(module: LightningModule) -> int:
-    """How many growths the module's network has been through."""
+    """Return the number of growths of the module's network so far."""
     record = record_of(module)
     assert record is not None
     return int(record["size"])
 
 
 def sizes_of(module: LightningModule, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
-    """The descriptions of all sizes of the run that the module is in, see `sizes`."""
+    """Return the descriptions of all sizes of the module's run, see `sizes`."""
     record = record_of(module)
     assert record is not None
     return sizes(record["networks"][0], growths)
 
 
 def remember_growth(module: LightningModule, growths: Sequence[Growth]) -> None:
-    """Have the module's checkpoints tell that its network has grown once more."""
+    """Add a growth to the record in the module's checkpoints."""
     record = record_of(module)
     assert record is not None
     size = record["size"] + 1

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, and holds nothing that would be run when it is loaded."""
+"""Check that a checkpoint is undamaged and contains no code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 METADATA = "meta.pt"
-"""Where a folder that `ModelParallelStrategy` writes has all but tensors."""
+"""The file in a folder checkpoint of `ModelParallelStrategy` with everything but tensors."""
 
 
 @contextmanager
 def intact(path: str | Path, weights_only: bool | None = None) -> Iterator[None]:
-    """Load a local checkpoint within: a file, or a folder that `ModelParallelStrategy` writes.
+    """Check a local checkpoint, a file or a `ModelParallelStrategy` folder, before it is loaded.
 
-    All check sums are computed, which reads it once, for torch itself loads changed numbers without
-    a word: those of a file, or those of every tensor in a folder, one after the other. Only the
-    list of the tensors has none. Torch unpickles that list and a folder's numbers whatever
-    `weights_only` is; unless it is False, they are read by themselves before, and refused if they
-    are more than that.
+    Load it inside the context. All checksums are compared, which reads the checkpoint once, because
+    torch loads changed numbers without an error. Only the list of the tensors in a folder has no
+    checksum. Torch unpickles that list and a folder's numbers whatever `weights_only` is. Unless it
+    is False, both are read safely first, and refused if they contain anything else.
 
     Raises:
         ValueError: for a checkpoint that is damaged, or that would run code.
@@ -55,10 +54,10 @@ def _check_file(path: Path) -> None:
 
 
 def _check_sums(path: Path, file: IO[bytes], what: str) -> None:
-    """Refuse what torch.save has written, which is a zip file, if it is not as it was written."""
+    """Refuse a zip file of torch.save whose content does not match its checksums."""
     try:
         changed = zipfile.ZipFile(file).testzip()
-    except Exception as error:  # of any kind: most of what is read is where something lies
+    except Exception as error:  # of any kind: a damaged zip file has wrong offsets
         raise _damaged(path, f"{what} is cut off, or no file of torch.save") from error
     if changed is not None:
         raise _damaged(path, f"{changed} in {what} is not as it was written")
@@ -74,7 +73,7 @@ def _check_folder(path: Path, weights_only: bool | None) -> None:
 
 
 def _listed(path: Path, weights_only: bool | None) -> list[tuple[str, _StorageInfo, bool]]:
-    """What the list of a folder tells: the names, where each lies, and whether it is a number."""
+    """Read the list of a folder: for every entry its name, place, and whether it is a number."""
     try:
         with (path / LIST).open("rb") as file:
             metadata = (pickle.Unpickler if weights_only is False else _Listed)(file).load()
@@ -85,14 +84,14 @@ def _listed(path: Path, weights_only: bool | None) -> list[tuple[str, _StorageIn
         ]
     except (ImportError, OSError):
         raise
-    except Exception as error:  # of any kind, from a pickle that is not whole
+    except Exception as error:  # of any kind: the pickle is damaged
         if str(error).startswith("GLOBAL"):
             raise
         raise _damaged(path, f"its file {LIST} is cut off, or no list of tensors") from error
 
 
 def _check_item(path: Path, name: str, info: _StorageInfo, *, unpickled: bool) -> None:
-    """Refuse a tensor, or a number, that is not as it was written into its part of a file."""
+    """Refuse a tensor or a number that does not match its checksums."""
     part = path / info.relative_path
     if not part.is_file():
         raise _damaged(path, f"it has no file {part.name}")
@@ -112,7 +111,7 @@ def _damaged(path: Path, how: str) -> ValueError:
 
 
 class _Listed(pickle.Unpickler):
-    """Reads what torch writes as the list of the tensors in a folder, and nothing else."""
+    """Reads the list of the tensors in a folder, as torch writes it, and nothing else."""
 
     KNOWN = (
         "pathlib.PosixPath", "pathlib.WindowsPath", "torch.Size", "torch.serialization._get_layout",

@@ -35,8 +35,6 @@ random_states, set_random_states = _collect_rng_states, _set_rng_states
 set_epoch = _set_sampler_epoch
 stop_workers = _shutdown_workers_and_reset_iterator
 
-# Trainer ------------------------------------------------------------------------------------------
-
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Return the list of the Trainer's callbacks, which Lightning declares nowhere."""
@@ -80,9 +78,6 @@ def default_config(cli: LightningCLI) -> str:
     return str(cli._parser("fit").dump(cli.config.fit, skip_none=False))
 
 
-# Data ---------------------------------------------------------------------------------------------
-
-
 def training_loader(trainer: Trainer) -> CombinedLoader:
     """Return the loader of the training data, which must have been made."""
     loader = trainer.fit_loop._combined_loader
@@ -113,9 +108,6 @@ def at_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
-
-
-# Steps --------------------------------------------------------------------------------------------
 
 
 def training_output(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
@@ -168,9 +160,6 @@ def separate_results(trainer: Trainer) -> Iterator[None]:
         yield
 
 
-# Strategies ---------------------------------------------------------------------------------------
-
-
 def start_method(strategy: DDPStrategy) -> str:
     """Return how the processes of the ranks are started."""
     return strategy._start_method
@@ -202,9 +191,6 @@ def with_synced_norms(trainer: Trainer, network: nn.Module) -> nn.Module:
 def forget_optimizers(trainer: Trainer) -> None:
     """Drop the optimizers and schedulers that an earlier `fit` has left."""
     trainer.strategy._reset_optimizers_and_schedulers()
-
-
-# Modules and callbacks ----------------------------------------------------------------------------
 
 
 def is_compiled(pl_module: LightningModule) -> bool:

@@ -1,9 +1,9 @@
-"""Networks whose parameters are shared out over ranks by the LightningModule's `configure_model`.
+"""Networks that the LightningModule's `configure_model` shards over ranks.
 
-With `ModelParallelStrategy` the module shards its network itself, with `fully_shard`, and every
-parameter is then a DTensor, of which a rank holds a part. A growth needs the parameters whole: they
-are gathered into a plain copy, grown there, and the large network is sharded by the same
-`configure_model`. What is here does nothing to networks that are not sharded.
+With `ModelParallelStrategy` the module shards its network itself, with `fully_shard`. Every
+parameter is then a DTensor, of which a rank holds a part. A growth gathers them into a plain copy
+and grows the copy. The same `configure_model` shards the large network. Networks that are not
+sharded stay unchanged.
 """
 
 from __future__ import annotations
@@ -11,30 +11,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_ligo.trainer.integrity import METADATA
 from lightning_ligo.trainer.lightning import configure_model
 from lightning_ligo.trainer.slot import Slot
 
 
 def is_sharded(trainer: Trainer) -> bool:
-    """Whether the Trainer leaves it to the LightningModule to shard its network."""
+    """Return whether the Trainer has the LightningModule shard its network."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def shares(trainer: Trainer) -> int:
-    """How many parts a batch has; the ranks of one tensor parallel group get the same."""
+    """Return the number of parts of a global batch; a tensor parallel group shares one."""
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         return strategy.device_mesh["data_parallel"].size()
@@ -43,7 +39,7 @@ def shares(trainer: Trainer) -> int:
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """Have all parameters sharded, before and after; a forward alone leaves some of them whole."""
+    """Shard all parameters before and after the context; a forward alone leaves some whole."""
     reshard(module)
     try:
         yield
@@ -52,19 +48,19 @@ def at_rest(module: nn.Module) -> Iterator[None]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of the whole parameters that a forward without a backward has left."""
+    """Free the whole parameters that a forward without a backward leaves."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def whole(tensor: Any) -> Any:
-    """A tensor with the parts of all ranks, on each of them; all else as it is."""
+    """Gather a sharded tensor on every rank; return any other value unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor on the device of `like`, and shared out as it is. All ranks have it."""
+    """Put a tensor that all ranks hold on the device of `like`, and shard it like that."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
     mesh = like.device_mesh
@@ -75,7 +71,7 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def blank(network: nn.Module) -> nn.Module:
-    """A copy of a network that is not sharded, with parameters on the meta device."""
+    """Copy a network that is not sharded, with parameters on the meta device."""
     meta: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
         for p in network.parameters()
@@ -85,7 +81,7 @@ def blank(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def gathered(form: nn.Module, network: nn.Module) -> nn.Module:
-    """A plain copy of a sharded network, whole on each rank. `form` is what `blank` made of it."""
+    """Copy a sharded network to a plain one on every rank. `form` is its copy by `blank`."""
     with at_rest(network):
         tensors = {
             name: whole(tensor.detach()).clone()
@@ -107,7 +103,7 @@ def gathered(form: nn.Module, network: nn.Module) -> nn.Module:
 
 
 def shard(trainer: Trainer, slot: Slot) -> None:
-    """Have the LightningModule's `configure_model` shard the plain network in the slot.
+    """Shard the plain network in the slot with the LightningModule's `configure_model`.
 
     Raises:
         ValueError: if `configure_model` cannot be called again, or does not shard the network, or
@@ -128,13 +124,13 @@ def shard(trainer: Trainer, slot: Slot) -> None:
     if found != names:
         raise ValueError(
             f"configure_model of {owner} changes the names of parameters of self.{at}, such "
-            f"as {min(found ^ names)}, so that they cannot be told from those of the network as it "
-            "is built; shard it with fully_shard only"
+            f"as {min(found ^ names)}, which then do not match those of a newly built network; "
+            "shard it with fully_shard only"
         )
 
 
 def check_sharded(slot: Slot) -> None:
-    """Refuse a network that `configure_model` has left whole, or shards with all that is around it.
+    """Refuse a network that `configure_model` leaves whole, or shards as part of a larger module.
 
     Raises:
         ValueError: naming the parameters, or the module.
@@ -155,44 +151,4 @@ def check_sharded(slot: Slot) -> None:
             f"after configure_model of {owner}, {len(plain)} parameters of self.{at} are "
             f"not sharded, such as {plain[0]}; let it call fully_shard on the network at "
             f"self.{at} that there is, of any size, each time that it is called"
-        )
-
-
-# Checkpoints --------------------------------------------------------------------------------------
-
-
-def peek(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
-    """What a checkpoint says, before it is loaded: its weights are there by shape only."""
-    if not path.is_dir():
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", mmap=True, weights_only=weights_only
-        )
-        return checkpoint
-    checkpoint = torch.load(path / METADATA, map_location="cpu", weights_only=weights_only)
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    checkpoint["state_dict"] = {
-        name.removeprefix("state_dict."): torch.empty(entry.size, device="meta")
-        for name, entry in stored.items()
-        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
-    }
-    return checkpoint
-
-
-def check_same_shapes(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Refuse weights of another size, of which a sharded checkpoint would load what it finds.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
-    theirs = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-    ours = {name: tuple(tensor.shape) for name, tensor in pl_module.state_dict().items()}
-    names = ours.keys() | theirs.keys() if pl_module.strict_loading else ours.keys() & theirs.keys()
-    differ = sorted(name for name in names if ours.get(name) != theirs.get(name))
-    if differ:
-        name = differ[0]
-        raise ValueError(
-            f"{len(differ)} of the checkpoint's weights are not those of "
-            f"{type(pl_module).__name__}, such as {name}: {theirs.get(name, 'none')} in the "
-            f"checkpoint, {ours.get(name, 'none')} in the module; make the module as it was in "
-            "the run that wrote the checkpoint"
         )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_ligo.trainer.sharding import blank, check_same_shapes, gathered
+from lightning_ligo.trainer.checkpoint import check_same_shapes
+from lightning_ligo.trainer.sharding import blank, gathered
 from runs import Plain
 
 
