@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lightning_ligo.axes.dims import Product, Sum
 
@@ -65,15 +65,15 @@ class Node:
     __slots__ = ("_parent",)
 
     def __init__(self) -> None:
-        self._parent: Node | None = None
+        self._parent: Any = None  # a node of the same class
 
     def root(self: N) -> N:
-        node: Node = self
+        node = self
         while node._parent is not None:
             node = node._parent
         if node is not self:
             self._parent = node
-        return node  # type: ignore[return-value]
+        return node
 
 
 class Factor(Node):
