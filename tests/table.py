@@ -59,7 +59,7 @@ IMPOSSIBLE = {
     # without a growth such a run trains nothing
     ("fsdp2", "cli"): "RuntimeError: every trainable parameter must be in exactly one optimizer gr",
     # by GrowthCallback: Lightning cannot load what it has saved, without _orig_mod in its names
-    ("fsdp2", "wrapped"): "ValueError: torch.compile has wrapped 'network', and the checkpoints",
+    ("fsdp2", "wrapped"): "ValueError: torch.compile has wrapped 'network', and ModelParallelStra",
 }
 """Pairs that cannot be, and how the error begins of those who refuse them."""
 
