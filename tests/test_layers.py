@@ -104,3 +104,32 @@ def test_plain_pytorch_loads_neither_lightning_nor_what_draws(code):
     run = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in run.stdout.split()}
     assert not loaded & {"lightning", "lightning_fabric", "pytorch_lightning", "matplotlib", "rich"}
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    found = function.args
+    names = [arg.arg for arg in (*found.posonlyargs, *found.args, *found.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+MANY = {"GrowthCallback.__init__", "TextDataModule.__init__", "fit", "grow"}
+"""Public functions whose options are what a user writes."""
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.stem)
+def test_a_file_fits_into_the_head(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 450
+    tree = ast.parse(text)
+    owners = {child: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+              for child in node.body}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            name = f"{owners[node]}.{node.name}" if node in owners else node.name
+            start = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            assert node.end_lineno - start < 60, f"{name} is longer than 60 lines"
+            assert parameters(node) <= 7 or name in MANY, f"{name} has more than 7 parameters"
+
+
+def test_the_type_checker_is_silenced_twelve_times_at_most():
+    assert sum(file.read_text().count("type: ignore") for file in PACKAGE.rglob("*.py")) <= 12

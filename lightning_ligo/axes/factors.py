@@ -1,12 +1,9 @@
-"""The two partitions that tracing builds: the factors of dimensions, and the flows they carry.
+"""The factors of dimensions, one of the two partitions that tracing builds; see `flow.py` too.
 
 A **factor** is a length that divides a dimension: the output of a fused qkv of width 1152 has the
 factors 3, 6 and 64. Factors that an operation forces to have the same length and order are united.
 United factors are one axis. A factor can also be a **sum**: a dimension that is concatenated or
 split has segments one after the other.
-
-A **flow** is narrower than an axis: the values that one set of parameters writes and another reads.
-Queries and keys share an axis (their product contracts it) but are two flows.
 """
 
 from __future__ import annotations
@@ -15,12 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from lightning_ligo.axes.dims import Product, Sum
+from lightning_ligo.axes.flow import Flow, Node
 
 SINGLE = "it is a single entry"
-N = TypeVar("N", bound="Node")
 
 
 class Misaligned(ValueError):
@@ -57,23 +54,6 @@ class Facts:
             self.scale * other.scale,
             self.unit or other.unit,
         )
-
-
-class Node:
-    """A node of a union-find."""
-
-    __slots__ = ("_parent",)
-
-    def __init__(self) -> None:
-        self._parent: Any = None  # a node of the same class
-
-    def root(self: N) -> N:
-        node = self
-        while node._parent is not None:
-            node = node._parent
-        if node is not self:
-            self._parent = node
-        return node
 
 
 class Factor(Node):
@@ -150,49 +130,6 @@ class Factor(Node):
         if self is not other:
             other._parent = self
             self.facts = self.facts.merge(other.facts)
-
-
-class Flow(Node):
-    """Values that some parameters write and others read.
-
-    The flow along a sum has a flow for each segment, by its start and length.
-    """
-
-    __slots__ = ("_segments", "nonlinear", "normed_into", "reduced")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nonlinear = False  # a nonlinear function, such as an activation, was applied
-        self.reduced = False  # a mean, a softmax or a maximum was taken
-        self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
-        self._segments: dict[tuple[int, int], Flow] = {}
-
-    def union(self, other: Flow) -> None:
-        root, other = self.root(), other.root()
-        if root is other:
-            return
-        other._parent = root
-        root.normed_into += other.normed_into
-        root.nonlinear = root.nonlinear or other.nonlinear
-        root.reduced = root.reduced or other.reduced
-        for (start, length), flow in other._segments.items():
-            root.segment(start, length, flow)
-
-    def segment(self, start: int, length: int, flow: Flow | None = None) -> Flow:
-        """Return the flow along part of this one, united with ``flow``."""
-        segments = self.root()._segments
-        for (begin, extent), inside in segments.items():
-            if (begin, extent) == (start, length):
-                break
-            if begin <= start and start + length <= begin + extent:
-                return inside.segment(start - begin, length, flow)
-        else:
-            inside = segments[start, length] = flow or Flow()
-            inside.root().normed_into += self.root().normed_into
-            inside.root().nonlinear = inside.root().nonlinear or self.root().nonlinear
-        if flow is not None:
-            inside.union(flow)
-        return inside
 
 
 class Owner(NamedTuple):

@@ -9,13 +9,13 @@ from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.factors import (
     Dim,
     Factor,
-    Flow,
     Item,
     Owner,
     end_factors,
     fixed,
     product_of,
 )
+from lightning_ligo.axes.flow import Flow
 from lightning_ligo.axes.graph import Graph, Observed
 from lightning_ligo.axes.stacks import Stacks, pattern_of
 

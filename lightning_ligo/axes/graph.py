@@ -12,7 +12,6 @@ from lightning_ligo.axes.factors import (
     Dim,
     Factor,
     Facts,
-    Flow,
     Item,
     Owner,
     end_factors,
@@ -21,6 +20,7 @@ from lightning_ligo.axes.factors import (
     size,
     unite,
 )
+from lightning_ligo.axes.flow import Flow
 
 CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"

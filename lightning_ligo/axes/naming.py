@@ -83,6 +83,33 @@ def name_axes(*graphs: Graph) -> list[Axes]:
     >>> list(axes.stacks), list(axes.sequential)
     (['blocks'], ['chain'])
     """
+    stacks, sequential, heterogeneous = _stacks(graphs)
+    sides = list(zip(graphs, stacks, strict=True))
+    shared = set.intersection(
+        *({pattern_of(name, each)[0] for name in graph.parameters} for graph, each in sides)
+    )
+    return [
+        replace(
+            _named(graph, each, shared),
+            sequential=sequential,
+            heterogeneous=heterogeneous & each.keys(),
+        )
+        for graph, each in sides
+    ]
+
+
+# Stacks -----------------------------------------------------------------------------------------
+
+
+def _stacks(
+    graphs: Sequence[Graph],
+) -> tuple[list[Stacks], dict[str, str], frozenset[str]]:
+    """Find the stacks of every network.
+
+    Returns:
+        the stacks of each network, the reason why a stack of chained modules cannot change its
+        depth, and the stacks with layers of several kinds.
+    """
     stacks = find_stacks(*(graph.shapes for graph in graphs))
     sequential: dict[str, str] = {}
     while broken := _broken(graphs, stacks):
@@ -105,21 +132,7 @@ def name_axes(*graphs: Graph) -> list[Axes]:
     for stack in heterogeneous:
         if _same_depth(stacks, stack):
             stacks = [_without(each, stack) for each in stacks]
-    sides = list(zip(graphs, stacks, strict=True))
-    shared = set.intersection(
-        *({pattern_of(name, each)[0] for name in graph.parameters} for graph, each in sides)
-    )
-    return [
-        replace(
-            _named(graph, each, shared),
-            sequential=sequential,
-            heterogeneous=heterogeneous & each.keys(),
-        )
-        for graph, each in sides
-    ]
-
-
-# Stacks -----------------------------------------------------------------------------------------
+    return stacks, sequential, heterogeneous
 
 
 def _same_depth(stacks: Sequence[Stacks], name: str) -> bool:

@@ -137,9 +137,15 @@ def _errors(
     if axes is not None:
         wanted = [name for name in axes if name in wanted]
     free = [name for name in wanted if not named.axes[name].pinned]
-    errors: dict[str, float] = {}
     groups = [free] if free else []
     groups += [[name] for name in wanted if named.axes[name].pinned]
+    errors = _bisected(groups, error)
+    return {name: errors[name] for name in wanted}
+
+
+def _bisected(groups: list[list[str]], error: Callable[[list[str]], float]) -> dict[str, float]:
+    """Find the error of every axis; a group without an error is not told apart."""
+    errors: dict[str, float] = {}
     while groups:
         group = groups.pop()
         change = error(group)
@@ -148,7 +154,7 @@ def _errors(
         else:
             half = len(group) // 2
             groups += [group[:half], group[half:]]
-    return {name: errors[name] for name in wanted}
+    return errors
 
 
 def prepared(

@@ -67,30 +67,32 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
     """
     stacks: list[Stacks] = [{} for _ in networks]
 
-    def visit(nodes: Sequence[_Tree], path: str) -> None:
-        if not all(isinstance(node, dict) for node in nodes):
-            return
-        if path and all(name.isdigit() for node in nodes for name in node):
-            matched = _matched(nodes)
-            for number, classes in enumerate(matched):
-                child = str(classes[0][0])
-                alone = len({*classes}) == 1 and (
-                    len(classes[0]) == 1 or len({_names(node[child]) for node in nodes}) > 1
-                )
-                if alone:
-                    for layer in map(str, classes[0]):
-                        visit([node[layer] for node in nodes], f"{path}.{layer}")
-                    continue
-                name = path if len(matched) == 1 else f"{path}[{number}]"
-                for found, layers in zip(stacks, classes, strict=True):
-                    found[name] = Stack(path, layers)
-            return
-        for name in nodes[0]:
-            if all(name in node for node in nodes):
-                visit([node[name] for node in nodes], f"{path}.{name}".lstrip("."))
-
-    visit([_tree(shapes) for shapes in networks], "")
+    _visit([_tree(shapes) for shapes in networks], "", stacks)
     return stacks
+
+
+def _visit(nodes: Sequence[_Tree], path: str, stacks: Sequence[Stacks]) -> None:
+    """Add the stacks below one module of all networks."""
+    if not all(isinstance(node, dict) for node in nodes):
+        return
+    if path and all(name.isdigit() for node in nodes for name in node):
+        matched = _matched(nodes)
+        for number, classes in enumerate(matched):
+            child = str(classes[0][0])
+            alone = len({*classes}) == 1 and (
+                len(classes[0]) == 1 or len({_names(node[child]) for node in nodes}) > 1
+            )
+            if alone:
+                for layer in map(str, classes[0]):
+                    _visit([node[layer] for node in nodes], f"{path}.{layer}", stacks)
+                continue
+            name = path if len(matched) == 1 else f"{path}[{number}]"
+            for found, layers in zip(stacks, classes, strict=True):
+                found[name] = Stack(path, layers)
+        return
+    for name in nodes[0]:
+        if all(name in node for node in nodes):
+            _visit([node[name] for node in nodes], f"{path}.{name}".lstrip("."), stacks)
 
 
 def divided(stacks: Stacks, name: str) -> Stacks:

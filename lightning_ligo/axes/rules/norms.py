@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.axes.factors import Dim, Flow, Item, ends, leaves, pin, regroup, size, unite
+from lightning_ligo.axes.factors import Dim, Item, ends, leaves, pin, regroup, size, unite
+from lightning_ligo.axes.flow import Flow
 from lightning_ligo.axes.graph import Graph, mark_nonlinear
 from lightning_ligo.axes.rules.table import position, rule
 

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_ligo.axes.factors import Dim, Flow, Item, ends, owned, size
+from lightning_ligo.axes.factors import Dim, Item, ends, owned, size
+from lightning_ligo.axes.flow import Flow
 from lightning_ligo.axes.graph import CONSTANT, Graph, Unread
 
 Rule = Callable[[Graph, Any, Sequence[Any], dict[str, Any], Any], Any]
