@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,8 @@ def test_a_run_without_a_seed_is_the_same_run_again(config):
     )
     weights = second["state_dict"]
     assert all(torch.equal(value, weights[key]) for key, value in first["state_dict"].items())
+
+
+def test_the_installed_command_is_the_module():
+    (command,) = entry_points(group="console_scripts", name="lightning-ligo")
+    assert command.load() is main
