@@ -179,8 +179,10 @@ def _summary(number: int, growth: dict[str, Any]) -> str:
         f"Growth {number} at step {growth['step']:,} ({growth['reason']}) by {growth['method']}: "
         f"{_arrow(growth['parameters'].values())} parameters, {metric['name'] or 'metric'} "
         f"{_metric(metric['before'])} before, {_metric(metric['after'])} after and "
-        f"{_metric(metric['final'])} at the end. The function "
-        + (f"was not kept exactly: {'; '.join(inexact)}." if inexact else "was kept.")
+        f"{_metric(metric['final'])} at the end. By the plan"
+        + (", before anything is learned," if growth["operator"]["steps"] else "")
+        + " the function is "
+        + (f"not kept exactly: {'; '.join(inexact)}." if inexact else "kept.")
     )
 
 

@@ -124,8 +124,11 @@ def test_the_page_holds_all_in_one_file():
         for cell in row:
             assert html.escape(cell) in text
     assert "Growth 1 at step 100 (step 100) by ligo: 1,000 → 4,000 parameters" in text
-    assert "The function was kept." in text
-    assert "The function was not kept exactly: a &lt;norm&gt;." in text
+    assert "By the plan, before anything is learned, the function is kept." in text
+    assert (
+        "By the plan, before anything is learned, the function is not kept exactly: a &lt;norm&gt;."
+        in text
+    )
     assert "What the operator learned" in text
     bare = html_page(growth_report(RECORDS[1:], None, [], {}, None), b"")
     assert "What the operator learned" not in bare
