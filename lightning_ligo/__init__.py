@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = version("lightning-ligo")
 
+_FOLDERS = ("callbacks", "cli", "compare", "tasks", "trainer")
 _LAZY = {
     "DigitsDataModule": "tasks.digits",
     "GrowthCallback": "callbacks.growth",
@@ -90,6 +91,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in _FOLDERS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

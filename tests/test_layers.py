@@ -133,3 +133,9 @@ def test_a_file_fits_into_the_head(file):
 
 def test_the_type_checker_is_silenced_twelve_times_at_most():
     assert sum(file.read_text().count("type: ignore") for file in PACKAGE.rglob("*.py")) <= 12
+
+
+def test_a_folder_that_needs_lightning_is_an_attribute_like_the_others():
+    code = "import lightning_ligo; print(lightning_ligo.callbacks.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "lightning_ligo.callbacks\n"

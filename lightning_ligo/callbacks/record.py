@@ -133,11 +133,11 @@ def log_line(
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))
     metric = record.metric
+    validated = f"{metric.name}: {_number(metric.before)} -> {_number(metric.after)}; "
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
         f"{record.method} (operator: {record.operator['coefficients']:,} coefficients, {learned}); "
-        f"at its start the function {exact}; {metric.name or 'no metric'}: "
-        f"{_number(metric.before)} -> {_number(metric.after)}; "
+        f"at its start the function {exact}; {validated if metric.name else ''}"
         f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )

@@ -175,12 +175,16 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
 
 def _summary(number: int, growth: dict[str, Any]) -> str:
     metric, inexact = growth["metric"], growth["inexact"]
+    values = [_metric(metric[when]) for when in ("before", "after", "final")]
+    validated = ", {} {} before, {} after and {} at the end".format(metric["name"], *values)
     return (
         f"Growth {number} at step {growth['step']:,} ({growth['reason']}) by {growth['method']}: "
-        f"{_arrow(growth['parameters'].values())} parameters, {metric['name'] or 'metric'} "
-        f"{_metric(metric['before'])} before, {_metric(metric['after'])} after and "
-        f"{_metric(metric['final'])} at the end. By the plan"
-        + (", before anything is learned," if growth["operator"]["steps"] else "")
+        f"{_arrow(growth['parameters'].values())} parameters{validated if metric['name'] else ''}. "
+        + (
+            "By the plan, before anything is learned,"
+            if growth["operator"]["steps"]
+            else "By the plan"
+        )
         + " the function is "
         + (f"not kept exactly: {'; '.join(inexact)}." if inexact else "kept.")
     )

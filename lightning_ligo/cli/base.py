@@ -56,7 +56,11 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         paths = re.findall(r"lightning_ligo(?:\.\w+)+", message)
         moved = {path: f"lightning_ligo.{path.rpartition('.')[2]}" for path in paths}
-        new = [f"{path} is now {to}" for path, to in moved.items() if path != to and to in PATHS]
+        new = [
+            f"{path} is now {to}"
+            for path, to in moved.items()
+            if to in PATHS and path != to and pydoc.locate(path) is None
+        ]
         super().error("\n".join([message, *new]), ex)
 
 

@@ -121,7 +121,10 @@ def _of_stack(stack: str, small: int, large: int, method: Method, depths: Depths
     if old.shape[0] != small or _differ(old, torch.eye(small, dtype=old.dtype)):
         yield f"{stack} grows from {small} to {large} layers: its layers are mixed"
     elif new and not method.ramp and (kind := depths.new_kind(stack)) in ("copied", "fresh"):
-        yield f"{stack} grows from {small} to {large} layers: {new} new layers are {kind}"
+        yield (
+            f"{stack} grows from {small} to {large} layers: "
+            f"{'1 new layer is' if new == 1 else f'{new} new layers are'} {kind}"
+        )
 
 
 def _grows(lengths: dict[str, tuple[int, int]]) -> str:

@@ -77,6 +77,16 @@ def test_a_class_path_of_an_earlier_version_is_refused_with_the_new_one(where, c
     assert f"lightning_ligo.{old} is now lightning_ligo.{new}\n" in capsys.readouterr().err
 
 
+def test_a_class_path_that_can_be_imported_is_not_blamed(config, capsys):
+    options = {"growths": [{"step": 3, "to": {}}], "optimizer_state": "nosuch"}
+    path = "lightning_ligo.callbacks.growth.GrowthCallback"
+    trainer = {**RUN["trainer"], "callbacks": [{"class_path": path, "init_args": options}]}
+    Path(config).write_text(yaml.safe_dump({**RUN, "trainer": trainer}))
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", config])
+    assert "is now" not in capsys.readouterr().err
+
+
 def test_the_arguments_of_the_process_are_no_reason_for_a_warning(config, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lightning-ligo", "fit", "-c", config])
     with warnings.catch_warnings():

@@ -139,7 +139,7 @@ def test_a_method_that_learns_nothing_costs_nothing(capsys):
 def test_the_default_is_the_best_of_the_comparison_and_says_what_it_changes(capsys):
     (growth,) = planned(capsys, *PAIR)
     assert growth["cost"]["method"] == DEFAULT == "stack+copy"
-    assert "blocks grows from 1 to 2 layers: 1 new layers are copied" in growth["inexact"]
+    assert "blocks grows from 1 to 2 layers: 1 new layer is copied" in growth["inexact"]
     assert "not exact: blocks grows from 1 to 2 layers" in printed(capsys, *PAIR)
 
 

@@ -478,7 +478,7 @@ def test_a_network_on_the_meta_device_cannot_be_baked():
 
 INEXACT = [
     ("stack", (6, 8, 4), ["blocks grows from 2 to 4 layers: 2 new layers are copied"]),
-    ("copy", (6, 8, 3), ["blocks grows from 2 to 3 layers: 1 new layers are fresh"]),
+    ("copy", (6, 8, 3), ["blocks grows from 2 to 3 layers: 1 new layer is fresh"]),
     ("sparkling", (9, 8, 2), ["embed grows from 6 to 9: what is read is not what was written"]),
     ("random", (6, 8, 3), ["nothing is taken from the small network"]),
     ("bert2bert-aki", (9, 8, 2), ["new entries of layers come from the next layer (blocks)"]),
