@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ligo.axes.forward import evaluating
+from lightning_ligo.axes.calls import evaluating
 
 _KEYS = {"class_path", "init_args"}
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from lightning_ligo.axes.axes import Axes, Use
+from lightning_ligo.axes.calls import Call, Steady, copied, make, passed_on, with_tensors
 from lightning_ligo.axes.dims import change_along
-from lightning_ligo.axes.forward import copied, outputs_of
 from lightning_ligo.axes.override import Override
 from lightning_ligo.axes.stacks import pattern_of
 from lightning_ligo.axes.trace import trace
@@ -38,7 +37,8 @@ def prove(
     The proof runs in evaluation mode, in float64 where the device allows it, on a copy of
     ``network``. Noise on all weights, and random numbers for inputs that are zero, keep weights
     that start at zero or one from hiding a difference. Of several outputs the largest change
-    counts. Outputs behind the first may carry the axis: their entries are sorted first.
+    counts. Outputs behind the first, and those that a later call takes, may carry the axis: their
+    entries are sorted first.
 
     Axes without a reason to stay are permuted all at once, each in its own order, and share the
     error. They are tested apart only if it is larger than rounding.
@@ -54,13 +54,12 @@ def prove(
         {'hidden': True, '0.in': False, '2.out': False}
     """
     named = trace(network, *args, override=override, **kwargs)
-    return prove_axes(network, args, kwargs, named, axes)
+    return prove_axes(network, [Call(args, kwargs)], named, axes)
 
 
 def prove_axes(
     network: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    calls: Sequence[Call],
     named: Axes,
     axes: Iterable[str] | None = None,
     *,
@@ -73,7 +72,7 @@ def prove_axes(
     """
 
     def run(dtype: torch.dtype, axes: Iterable[str] | None) -> dict[str, float]:
-        return _errors(*prepared(network, args, kwargs, dtype), named, axes)
+        return _errors(*prepared(network, calls, dtype), named, axes)
 
     errors: dict[str, float] = {}
     left = None if axes is None else list(axes)
@@ -90,8 +89,7 @@ def prove_axes(
 
 def _errors(
     network: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    calls: Sequence[Call],
     named: Axes,
     axes: Iterable[str] | None,
 ) -> dict[str, float]:
@@ -100,10 +98,17 @@ def _errors(
     def length(use: Use) -> int:
         return named.axes[use.axis].length
 
+    steady, inner = Steady(), passed_on(calls)
+
     def outputs() -> list[Tensor]:
-        with torch.no_grad():
-            first, *others = outputs_of(network.train().eval()(*args, **kwargs))
-        return [first, *(other.flatten().sort().values for other in others)]
+        steady.restart()
+        with torch.no_grad(), steady:
+            results = make(network, calls)
+        return [
+            out.flatten().sort().values if leaf or call in inner else out
+            for call, returned in enumerate(results)
+            for leaf, out in enumerate(returned)
+        ]
 
     double = next(p for p in network.parameters() if p.is_floating_point()).dtype == torch.float64
     before = _calmed(network, outputs) if double else outputs()
@@ -158,9 +163,9 @@ def _bisected(groups: list[list[str]], error: Callable[[list[str]], float]) -> d
 
 
 def prepared(
-    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype
-) -> tuple[nn.Module, Sequence[Any], Mapping[str, Any]]:
-    """Copy a network in ``dtype`` with noise on its weights, and prepare its inputs.
+    network: nn.Module, calls: Sequence[Call], dtype: torch.dtype
+) -> tuple[nn.Module, list[Call]]:
+    """Copy a network in ``dtype`` with noise on its weights, and prepare the inputs of its calls.
 
     Inputs that are zero become random. All are moved to the device of the network.
     """
@@ -179,8 +184,7 @@ def prepared(
             tensor = torch.randn(tensor.shape, generator=generator)
         return tensor.detach().to(device, dtype)
 
-    args, kwargs = tree_map_only(Tensor, given, (tuple(args), dict(kwargs)))
-    return network, args, kwargs
+    return network, with_tensors(calls, given)
 
 
 @torch.no_grad()

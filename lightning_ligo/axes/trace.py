@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 from unittest.mock import patch
 
@@ -13,11 +14,11 @@ from torch.fx.experimental import _config as symbolic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.axes.axes import Axes
+from lightning_ligo.axes.calls import Call, copied, evaluating, make, with_tensors, without_values
 from lightning_ligo.axes.factors import Misaligned
-from lightning_ligo.axes.forward import copied, evaluating, outputs_of, without_values
 from lightning_ligo.axes.graph import CONSTANT, Graph, mark_nonlinear
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.notation import match, split
@@ -59,38 +60,36 @@ def trace(network: nn.Module, *args: Any, override: Override | None = None, **kw
         2.bias    out
     """
     check(override, network)
-    return name_axes(watch(network, args, kwargs, override=override).graph)[0]
+    return name_axes(watch(network, [Call(args, kwargs)], override=override).graph)[0]
 
 
 def watch(
     network: nn.Module,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    calls: Sequence[Call],
     scalars_read: Sequence[Any] = (),
     override: Override | None = None,
 ) -> Tracer:
-    """Run the forward under a `Tracer`, without values where the network allows it.
+    """Make calls of a network under a `Tracer`, without values where the network allows it.
 
     ``scalars_read`` are the values that another network of the same architecture read from its
     tensors; a network on the meta device, which has no values, gets them in the same order.
     """
     try:
-        return _watch(copied(network, without_values), args, kwargs, scalars_read, override)
+        return _watch(copied(network, without_values), calls, scalars_read, override)
     except Exception:  # such as a branch on a value
-        return _watch(network, args, kwargs, scalars_read, override)
+        return _watch(network, calls, scalars_read, override)
 
 
 def _watch(
     network: nn.Module,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    calls: Sequence[Call],
     scalars_read: Sequence[Any],
     override: Override | None,
 ) -> Tracer:
     tracer = Tracer(network, scalars_read)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device), (tuple(args), kwargs))
-    for tensor in tree_leaves((args, kwargs)):
+    calls = with_tensors(calls, lambda tensor: tensor.detach().to(device))
+    for tensor in tree_leaves([(call.args, call.kwargs) for call in calls]):
         if isinstance(tensor, Tensor):
             tracer.graph.keep(
                 tensor, tracer.graph.unknown(tensor, pinned="it is the network's input")
@@ -102,8 +101,7 @@ def _watch(
             meta_nonzero_assume_all_nonzero=True
         )
         with evaluating(network), torch.no_grad(), everything, tracer, _Whole(tracer):
-            out = network(*args, **kwargs)
-        tracer.outputs = outputs_of(out)
+            tracer.outputs = list(chain.from_iterable(make(network, calls)))
         tracer.graph.use(tracer.outputs)
         naming.finish()
     tracer.graph.join_flows()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from lightning_ligo.axes.forward import outputs_of
+from lightning_ligo.axes.calls import Call, make
 from lightning_ligo.axes.proof import difference, prepared
 from lightning_ligo.plan.correspondence import Correspondence
 
 EXACT = 1e-7  # of a relative change in float32; what passes unchanged is the same to the last bit
 
 
-def identity_errors(
-    both: Correspondence, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, float]:
+def identity_errors(both: Correspondence, calls: Sequence[Call]) -> dict[str, float]:
     """Measure by how much new layers that write nothing differ from the identity.
 
     For every stack that becomes deeper, the last layer of the small network is run once more behind
@@ -39,10 +37,9 @@ def identity_errors(
             deeper[f"{path}.{layers[-1]}"] = name
     if not deeper:
         return {}
-    network, args, kwargs = prepared(both.small.network, args, kwargs, torch.float32)
-    network.train().eval()
+    network, calls = prepared(both.small.network, calls, torch.float32)
     modules = {module: path for path, module in network.named_modules() if path in deeper}
-    seen = _seen(network, modules, args, kwargs)
+    seen = _seen(network, modules, calls)
     carried = {name: row for row in both.rows for name in row.small_names}
     for module, path in modules.items():
         for name, parameter in module.named_parameters():
@@ -58,13 +55,13 @@ def identity_errors(
             errors[module] = difference([x], [out])
         else:
             zero_output.append(module)
-    errors.update(dict.fromkeys(_blocking(network, zero_output, args, kwargs), 1.0))
+    errors.update(dict.fromkeys(_blocking(network, zero_output, calls), 1.0))
     return {deeper[modules[module]]: error for module, error in errors.items() if error > EXACT}
 
 
 @torch.no_grad()
 def _seen(
-    network: nn.Module, modules: Iterable[nn.Module], args: Any, kwargs: Any
+    network: nn.Module, modules: Iterable[nn.Module], calls: Sequence[Call]
 ) -> dict[nn.Module, tuple[Any, Tensor]]:
     """Record the inputs that a next layer behind each module gets, and the first value of them."""
     came: dict[nn.Module, Any] = {}
@@ -86,14 +83,14 @@ def _seen(
     for module in modules:
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
-    network(*args, **kwargs)
+    make(network, calls)
     for handle in handles:
         handle.remove()
     return seen
 
 
 def _blocking(
-    network: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any
+    network: nn.Module, modules: Sequence[nn.Module], calls: Sequence[Call]
 ) -> list[nn.Module]:
     """Find the modules that return zeros and that nothing bypasses, so their input is lost.
 
@@ -112,7 +109,7 @@ def _blocking(
     parameters = [p for p in network.parameters() if p.is_floating_point()]
     try:
         with torch.enable_grad():
-            out = outputs_of(network.requires_grad_()(*args, **kwargs))[0]
+            out = make(network.requires_grad_(), calls)[-1][0]
             weighed = out * torch.arange(1, out.numel() + 1).to(out).cos().view_as(out)
             read, *made = (
                 torch.autograd.grad(x.sum(), parameters, retain_graph=True, allow_unused=True)

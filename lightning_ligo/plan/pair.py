@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.override import Override, check
 from lightning_ligo.axes.proof import prove_axes
@@ -56,13 +57,30 @@ def pair(
         >>> pair(small, large, torch.randn(3, 4)).axes
         {'hidden': (8, 20)}
     """
+    calls = [Call(args, kwargs)]
+    large_calls = None if large_inputs is None else [Call((), dict(large_inputs))]
+    return pair_calls(small, large, calls, large_calls, override, scalars_read)
+
+
+def pair_calls(
+    small: nn.Module,
+    large: nn.Module,
+    calls: Sequence[Call],
+    large_calls: Sequence[Call] | None = None,
+    override: Override | None = None,
+    scalars_read: Sequence[Any] = (),
+) -> Plan:
+    """Plan how ``large`` grows from ``small``, by tracing all of these calls, see `pair`.
+
+    ``large_calls`` are those of the large network, if it is called otherwise.
+    """
     check(override, small, large)
-    both = _traced(small, large, (args, kwargs), large_inputs, override, scalars_read)
-    proofs = _checked(both, args, kwargs)
-    errors = {} if _is_meta(both.small.network) else identity_errors(both, args, kwargs)
+    both = _traced(small, large, calls, large_calls, override, scalars_read)
+    proofs = _checked(both, calls)
+    errors = {} if _is_meta(both.small.network) else identity_errors(both, calls)
     return Plan(
         both.lengths, both.stacks, both.rows, both.buffers, both.large.axes.axes,
-        inexact=tuple(inexactness(both, proofs, errors, large_inputs is None)),
+        inexact=tuple(inexactness(both, proofs, errors, large_calls is None)),
         proofs=proofs, scales=both.scales, shared=both.shared,
         scalars_read=tuple(both.large.tracer.scalars_read),
     )  # fmt: skip
@@ -71,23 +89,22 @@ def pair(
 def _traced(
     small: nn.Module,
     large: nn.Module,
-    inputs: tuple[Sequence[Any], dict[str, Any]],
-    large_inputs: Mapping[str, Any] | None,
+    calls: Sequence[Call],
+    large_calls: Sequence[Call] | None,
     override: Override | None,
     scalars_read: Sequence[Any],
 ) -> Correspondence:
     """Trace both networks and find what corresponds."""
-    same = large_inputs is None
-    calls = inputs if large_inputs is None else ((), dict(large_inputs))
+    others = calls if large_calls is None else large_calls
     if _is_meta(small) and not _is_meta(large):
-        scalars_read = watch(large, *calls, override=override).scalars_read
-    first = watch(small, *inputs, scalars_read, override)
+        scalars_read = watch(large, others, override=override).scalars_read
+    first = watch(small, calls, scalars_read, override)
     try:
-        second = watch(large, *calls, first.scalars_read, override)
+        second = watch(large, others, first.scalars_read, override)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         raise ValueError(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
-            f"{'the same inputs' if same else 'large_inputs'} it fails with "
+            f"{'the same inputs' if large_calls is None else 'large_inputs'} it fails with "
             f"{type(error).__name__}: {error}"
         ) from error
     sides = [
@@ -101,14 +118,12 @@ def _traced(
     return correspond(*sides)
 
 
-def _checked(
-    both: Correspondence, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, float]:
+def _checked(both: Correspondence, calls: Sequence[Call]) -> dict[str, float]:
     """Refuse a pair that cannot grow, and prove the axes that do."""
     proofs: dict[str, float] = {}
     found = refusals(both)
     if not found and not _is_meta(both.small.network):
-        proofs = _proved(both, args, kwargs)
+        proofs = _proved(both, calls)
         found = unproved(both, proofs)
     if found:
         more = [f"and {len(found) - SHOWN} more problems"] if len(found) > SHOWN else []
@@ -118,9 +133,7 @@ def _checked(
     return proofs
 
 
-def _proved(
-    both: Correspondence, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, float]:
+def _proved(both: Correspondence, calls: Sequence[Call]) -> dict[str, float]:
     """The change of the small network's output when an axis that grows is permuted."""
     grown = {
         name: both.counterparts.get(name, ())
@@ -128,7 +141,7 @@ def _proved(
         if not both.large.axes.axes[name].resize
     }
     axes = sorted({axis for found in grown.values() for axis in found})
-    changed = prove_axes(both.small.network, args, kwargs, both.small.axes, axes, quick=True)
+    changed = prove_axes(both.small.network, calls, both.small.axes, axes, quick=True)
     return {
         name: max(proved)
         for name, found in grown.items()

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_ligo as ligo
-from lightning_ligo.axes.forward import copied, without_values
+from lightning_ligo.axes.calls import copied, without_values
 from lightning_ligo.operator.cost import Uncounted, short
 from lightning_ligo.operator.flops import flop_counter
 from networks import IMAGES, TOKENS, gpt2, vit
