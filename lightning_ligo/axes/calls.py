@@ -76,6 +76,12 @@ def with_tensors(calls: Sequence[Call], of: Callable[[Tensor], Tensor]) -> list[
     return changed
 
 
+def tensors_of(calls: Sequence[Call]) -> list[Tensor]:
+    """List the tensors in the arguments of calls."""
+    leaves = tree_leaves([(call.args, call.kwargs) for call in calls])
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
 class Steady(TorchDispatchMode):
     """Let networks of any size draw the same random numbers.
 

@@ -17,7 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.axes.axes import Axes
-from lightning_ligo.axes.calls import Call, copied, evaluating, make, with_tensors, without_values
+from lightning_ligo.axes.calls import (
+    Call,
+    copied,
+    evaluating,
+    make,
+    tensors_of,
+    with_tensors,
+    without_values,
+)
 from lightning_ligo.axes.factors import Misaligned
 from lightning_ligo.axes.graph import CONSTANT, Graph, mark_nonlinear
 from lightning_ligo.axes.naming import name_axes
@@ -89,11 +97,8 @@ def _watch(
     tracer = Tracer(network, scalars_read)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     calls = with_tensors(calls, lambda tensor: tensor.detach().to(device))
-    for tensor in tree_leaves([(call.args, call.kwargs) for call in calls]):
-        if isinstance(tensor, Tensor):
-            tracer.graph.keep(
-                tensor, tracer.graph.unknown(tensor, pinned="it is the network's input")
-            )
+    for tensor in tensors_of(calls):
+        tracer.graph.keep(tensor, tracer.graph.unknown(tensor, pinned="it is the network's input"))
     naming = Naming(override, tracer.graph)
     with _asking(tracer.graph):
         # without values a mask selects everything: all experts see all tokens

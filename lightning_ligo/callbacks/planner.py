@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.checks import check_outputs
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
@@ -17,7 +17,7 @@ from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
-from lightning_ligo.plan.pair import pair
+from lightning_ligo.plan.pair import pair_calls
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
@@ -27,22 +27,15 @@ from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import called_with, training_loss
 
 
-class Call(NamedTuple):
-    """The arguments with which training calls a network."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class Pairing(NamedTuple):
-    """A planned growth, with its number from 1 and the inputs on which it was planned."""
+    """A planned growth, with its number from 1 and the calls on which it was planned."""
 
     number: int
     small: nn.Module
     large: nn.Module
     plan: Plan
-    call: Call  # of the small network
-    large_inputs: dict[str, Any] | None  # by name, if the data changes
+    calls: list[Call]  # of the small network
+    large_calls: list[Call] | None  # of the large network, if it is called otherwise
 
 
 class Planner:
@@ -102,11 +95,11 @@ class Planner:
         larger = {number: lambda large=large: large for number, large in self._larger.items()}
         with sandboxed(trainer, pl_module, settings.seed):
             slot.set(network)
-            batches, call = self.first_batch(trainer, pl_module, batch, batch_idx)
-            for pairing in self.pairings(trainer, pl_module, larger, batches, call):
+            batches, calls = self.first_batch(trainer, pl_module, batch, batch_idx)
+            for pairing in self.pairings(trainer, pl_module, larger, batches, calls):
                 self.plans[pairing.number] = pairing.plan
             if before is not None:
-                again = pair(before, network, *call.args, override=settings.override, **call.kwargs)
+                again = pair_calls(before, network, calls, override=settings.override)
         self._larger, self.is_done = {}, True
         return again
 
@@ -118,11 +111,11 @@ class Planner:
 
     def first_batch(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> tuple[dict[int, Any], Call]:
+    ) -> tuple[dict[int, Any], list[Call]]:
         """Return the batches of `DataStages.batches`, and how training calls the network on one."""
         size = size_of(pl_module)
         batches = self._stages.batches(trainer, pl_module, size, batch)
-        return batches, self._call(trainer, pl_module, batches[size], batch_idx)
+        return batches, self._calls(trainer, pl_module, batches[size], batch_idx)
 
     def pairings(
         self,
@@ -130,14 +123,14 @@ class Planner:
         pl_module: LightningModule,
         larger: Mapping[int, Callable[[], nn.Module]],
         batches: Mapping[int, Any],
-        call: Call,
+        calls: list[Call],
     ) -> Iterator[Pairing]:
         """Pair every network with the next larger one; for use within `sandboxed`.
 
         Args:
             trainer, pl_module: of the run.
             larger: builders of the larger networks, by the number of their growth.
-            batches, call: from `first_batch`.
+            batches, calls: from `first_batch`.
 
         Raises:
             ValueError: naming the growth that is not possible.
@@ -146,25 +139,23 @@ class Planner:
         scalars_read: Sequence[Any] = ()
         for number, build_large in larger.items():
             with self._of_growth(number):
-                large, inputs = build_large(), None
+                large, large_calls = build_large(), None
                 if number in batches:
-                    inputs = self._large_inputs(trainer, pl_module, number, batches[number])
-                plan = pair(
-                    small, large, *call.args, large_inputs=inputs, scalars_read=scalars_read,
-                    override=self._settings.override, **call.kwargs,
-                )  # fmt: skip
+                    large_calls = self._large_calls(trainer, pl_module, number, batches[number])
+                override = self._settings.override
+                plan = pair_calls(small, large, calls, large_calls, override, scalars_read)
                 check_outputs(plan)
                 refuse(plan, self._settings.method)
                 if self._settings.method.ramp:
                     check_ramp(plan, small)
-            yield Pairing(number, small, large, plan, call, inputs)
+            yield Pairing(number, small, large, plan, calls, large_calls)
             small, scalars_read = large, plan.scalars_read
-            call = call if inputs is None else Call((), inputs)
+            calls = large_calls or calls
 
-    def _large_inputs(
+    def _large_calls(
         self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
-    ) -> dict[str, Any]:
-        """Return the inputs, by name, that training gives to a large network on changed data.
+    ) -> list[Call]:
+        """Return the calls that training makes of a large network on changed data.
 
         Leaves that network in the module, for `sandboxed` to remove.
 
@@ -176,7 +167,7 @@ class Planner:
         large = trainer.precision_plugin.convert_module(build(description))
         self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
         try:
-            call = self._call(trainer, pl_module, batch, 0)
+            return self._calls(trainer, pl_module, batch, 0)
         except ValueError:
             raise
         except Exception as error:
@@ -184,17 +175,16 @@ class Planner:
                 f"{type(large).__name__} cannot be trained on this data: a training step fails "
                 f"with {type(error).__name__}: {error}; change the data or the network"
             ) from error
-        return dict(inspect.signature(large.forward).bind(*call.args, **call.kwargs).arguments)
 
-    def _call(
+    def _calls(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> Call:
-        """Return how training calls the network; check its loss if an operator is learned."""
+    ) -> list[Call]:
+        """Return the calls of the network; check the loss if an operator is learned."""
         slot = self._settings.slot(pl_module)
         args, kwargs, output = called_with(trainer, slot, batch, batch_idx)
         if self._settings.method.steps > 0:
             training_loss(output)
-        return Call(args, kwargs)
+        return [Call(args, kwargs)]
 
     @contextmanager
     def _of_growth(self, number: int) -> Iterator[None]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.override import Override
 from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build, inputs_of
-from lightning_ligo.operator.cost import Cost, Uncounted, estimate
+from lightning_ligo.operator.cost import Cost, Uncounted, estimate_calls
 from lightning_ligo.operator.flops import kind_of
 from lightning_ligo.plan.pair import pair
 from lightning_ligo.plan.plan import Plan
@@ -92,7 +93,7 @@ def plan_pair(
     if kind_of(inputs) == kind_of(large_inputs):
         large_inputs = None
     plan = pair(*networks, large_inputs=large_inputs, override=override, **inputs)
-    cost = cost_of(plan, *networks, method=method, large_inputs=large_inputs, **inputs)
+    cost = cost_of(plan, *networks, [Call(kwargs=large_inputs or inputs)], method)
     return Planned(small, large, plan, *cost)
 
 
@@ -106,9 +107,9 @@ def sized(description: Mapping[str, Any]) -> nn.Module:
         return build(description)
 
 
-def cost_of(*args: Any, **options: Any) -> tuple[Cost | None, str | None]:
-    """Return what `estimate` counts and None, or None and why it cannot count."""
+def cost_of(*args: Any) -> tuple[Cost | None, str | None]:
+    """Return what `estimate_calls` counts and None, or None and why it cannot count."""
     try:
-        return estimate(*args, **options), None
+        return estimate_calls(*args), None
     except Uncounted as error:
         return None, str(error)

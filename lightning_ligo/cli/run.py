@@ -57,14 +57,12 @@ class _Planner(Callback):
         small, coming = described(settings.slot(pl_module)), planner.coming(pl_module)
         larger = {number: functools.partial(sized, to) for number, to in coming.items()}
         with sandboxed(trainer, pl_module, settings.seed):
-            batches, call = planner.first_batch(trainer, pl_module, batch, batch_idx)
-            for each in planner.pairings(trainer, pl_module, larger, batches, call):
+            batches, calls = planner.first_batch(trainer, pl_module, batch, batch_idx)
+            for each in planner.pairings(trainer, pl_module, larger, batches, calls):
                 large, when = coming[each.number], settings.growths[each.number - 1].when
                 due = self.growing.triggers.due.get(each.number - 1)
-                cost = cost_of(
-                    each.plan, each.small, each.large, *each.call.args, method=settings.method,
-                    large_inputs=each.large_inputs, **each.call.kwargs,
-                )  # fmt: skip
+                calls = each.large_calls or each.calls
+                cost = cost_of(each.plan, each.small, each.large, calls, settings.method)
                 self.planned.append(Planned(small, large, each.plan, *cost, each.number, when, due))
                 small = large
         raise LeaveFit

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ligo.axes.calls import copied, outputs_of, without_values
+from lightning_ligo.axes.calls import Call, copied, make, tensors_of, with_tensors, without_values
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.fit import Loss, loss_and_gradients
@@ -135,14 +135,28 @@ def estimate(
         >>> cost.training_flops == 64 * 2 * (2 * 4 * 20 + 3 * 20 * 2)
         True
     """
-    if large_inputs is not None:
-        args, kwargs = (), dict(large_inputs)
-    batch = tree_map_only(Tensor, without_values, (args, kwargs))
+    call = Call(args, kwargs) if large_inputs is None else Call(kwargs=dict(large_inputs))
+    return estimate_calls(plan, small, large, [call], method, steps)
+
+
+def estimate_calls(
+    plan: Plan,
+    small: nn.Module,
+    large: nn.Module,
+    calls: Sequence[Call],
+    method: str | Method = DEFAULT,
+    steps: int | None = None,
+) -> Cost:
+    """Count the cost of learning the operator on these calls of the large network, see `estimate`.
+
+    Each call counts once; the loss is the mean over their first outputs.
+    """
+    batch = with_tensors(calls, without_values)
     small, large = copied(small, without_values), copied(large, without_values).eval()
 
     def loss(network: nn.Module, batch: Any) -> Tensor:
         with _Replay(plan.scalars_read):
-            return _mean(network(*batch[0], **batch[1]))
+            return _mean(make(network, batch))
 
     with _Held(small, large) as held:
         operator = Operator(plan, small, method)
@@ -156,7 +170,12 @@ def estimate(
     training_flops, training_bytes = _training(large, loss, batch)
     return Cost(
         method=operator.method.name,
-        batch=tuple(tuple(t.shape) for t in tree_leaves(batch) if isinstance(t, Tensor)),
+        batch=tuple(
+            tuple(t.shape)
+            for call in batch
+            for t in tree_leaves((call.args, call.kwargs))
+            if isinstance(t, Tensor)
+        ),
         coefficients=operator.coefficients,
         steps=steps if coefficients else 0,
         learning_flops=learning.get_total_flops() if coefficients else 0,
@@ -176,10 +195,12 @@ def _training(large: nn.Module, loss: Loss, batch: Any) -> tuple[int, int]:
     return flops.get_total_flops(), held.most
 
 
-def _mean(out: Any) -> Tensor:
-    for tensor in outputs_of(out):
-        if tensor.requires_grad:
-            return tensor.mean()
+def _mean(results: list[list[Tensor]]) -> Tensor:
+    """Sum the means of the first outputs that depend on parameters."""
+    means = [next((t.mean() for t in tensors if t.requires_grad), None) for tensors in results]
+    found = [mean for mean in means if mean is not None]
+    if found:
+        return sum(found[1:], found[0])
     raise Uncounted("no output of the network depends on its parameters, so there is no loss")
 
 

@@ -162,7 +162,7 @@ def test_what_cannot_be_counted_is_said_and_the_rest_is_planned(capsys, monkeypa
     def fails(*_, **__):
         raise Uncounted("the cost cannot be counted")
 
-    monkeypatch.setattr(lightning_ligo.cli.planned, "estimate", fails)
+    monkeypatch.setattr(lightning_ligo.cli.planned, "estimate_calls", fails)
     (growth,) = planned(capsys, *PAIR)
     assert (growth["cost"], growth["uncounted"]) == (None, "the cost cannot be counted")
     assert printed(capsys, *PAIR).endswith("\n\nthe cost cannot be counted\n")
