@@ -233,6 +233,20 @@ _METHODS = (
         ramp=100,
     ),
     Method(
+        name="fresh",
+        idea="fresh new parts on one side of every axis, zero on the other",
+        equation="W_large = [[W, 0], [R, R]] writes a hidden axis and [V, 0] reads it; new entries "
+        "of a stream hold the mean of the old ones, zero under an RMS norm, and are read by fresh "
+        "columns; of queries and keys the queries are fresh; R as built; new layers write zero",
+        source="ours",
+        keeps_function=True,
+        conditions="under pre-norm, to any length; norms in the stream itself only if they are RMS "
+        "norms, and never under a group norm",
+        breaks_symmetry="yes, nothing is copied but layers, which see other inputs",
+        width=Width(maps.old_and_mean, maps.upper_left, rest="one-sided"),
+        depth=_ZERO_OUTPUT,
+    ),
+    Method(
         name="zero",
         idea="the small network in the upper left block, zero elsewhere",
         equation="B = A = [I; 0], w = [I; 0]",

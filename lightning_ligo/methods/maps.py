@@ -177,6 +177,12 @@ def upper_left(small: int, large: int, *_: object) -> Map:
     return Map(both, both)
 
 
+def old_and_mean(small: int, large: int, normed: str | None, *_: object) -> Map:
+    """``B = A = [I; 0]``; under a layer norm new entries hold the mean, see `_averaged`."""
+    index, one = torch.arange(small), torch.ones(small, dtype=torch.float64)
+    return _averaged(small, large, normed, index, one, None)
+
+
 def random_rows(
     small: int, large: int, normed: str | None, zero_output: bool, generator: torch.Generator
 ) -> Map:

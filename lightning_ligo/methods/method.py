@@ -24,7 +24,10 @@ class Width:
         rank: of U and V.
         ties: "axis" gives every axis a producing and a consuming form, free of one another. "flow"
             gives every flow of values one map ``B = A``, as the paper does.
-        rest: "zero" or "fresh" (as the large network was built), for entries that no map reaches.
+        rest: new entries are "zero", where no map reaches them, or "fresh", as the large network
+            was built. "one-sided" ones are fresh where the function is kept: in what writes a
+            hidden axis, and what reads it is zero; in what reads a stream under a norm, and what
+            writes it is as the map says.
         noise: relative root mean square of noise on weights that read copies. It cancels between
             two copies of an entry: ``W + N`` and ``W - N``.
         rescales: correct for the new length in norms and softmaxes.
@@ -38,7 +41,7 @@ class Width:
     learns: Literal["nothing", "lower", "both", "low-rank"] = "nothing"
     rank: int = 0
     ties: Literal["axis", "flow"] = "axis"
-    rest: Literal["zero", "fresh"] = "zero"
+    rest: Literal["zero", "fresh", "one-sided"] = "zero"
     noise: float = 0.0
     rescales: bool = True
     diagonal: bool = False

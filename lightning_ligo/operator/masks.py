@@ -21,19 +21,62 @@ from lightning_ligo.plan.plan import Row
 Combine = Callable[[Tensor, Tensor], Tensor]
 
 
-def is_unreached(widths: Widths, row: Row) -> Tensor:
-    """Whether a large entry is made of no small one."""
-    return _outer(widths, row, lambda span: ~widths.reached[span.name])
+def is_fresh(widths: Widths, row: Row) -> Tensor:
+    """Whether a large entry stays as the large network was built.
+
+    If fresh parts are one-sided, a new entry stays if what reads it is zero, or if it reads what is
+    zero: a stream behind its norm, or values that grow with their queries. Gains may be any.
+    """
+    assert widths.width is not None
+    if widths.width.rest != "one-sided":
+        return is_new(widths, row) & (widths.width.rest == "fresh")
+
+    def unread(span: Span) -> bool:
+        return span.role == "gain" or (span.role != "consumes" and _is_hidden(widths, span))
+
+    def reads_fresh(span: Span) -> bool:
+        return span.role == "consumes" and _is_hidden(widths, span)
+
+    def reads_zero(span: Span) -> bool:
+        raw = span.power < 0 and widths.plan.all_axes[span.axis].normed == "layer"
+        return span.role == "consumes" and not _is_hidden(widths, span) and not raw
+
+    kept = _outer(widths, row, _new_if(reads_zero)) | _queries(widths, row)
+    return _outer(widths, row, _new_if(unread)) | (
+        kept & ~_outer(widths, row, _new_if(reads_fresh))
+    )
+
+
+def _is_hidden(widths: Widths, span: Span) -> bool:
+    """Whether fresh values may stand on an axis: neither a norm nor a product sums over it."""
+    axis = widths.plan.all_axes[span.axis]
+    return not (axis.normed or axis.contracted)
+
+
+def _queries(widths: Widths, row: Row) -> Tensor:
+    """Whether an entry is new in the queries, the first that write what is contracted with keys."""
+    axes, total = widths.plan.all_axes, torch.tensor(False)
+
+    def first(span: Span) -> bool:
+        asks = axes[span.axis].contracted and span.flow == widths.queries[span.axis]
+        return asks and span.role != "consumes"
+
+    def slot(span: Span) -> Tensor:  # the first of queries, keys and values in one projection
+        return torch.arange(span.large) < (1 if axes[span.axis].pinned else span.large)
+
+    for dim in row.dims:
+        new = _over(widths, dim, _new_if(first), False, torch.logical_or)
+        total = total.unsqueeze(-1) | (new & _over(widths, dim, slot, None, torch.logical_and))
+    return total
+
+
+def _new_if(counts: Callable[[Span], bool]) -> Callable[[Span], Tensor]:
+    return lambda span: (torch.arange(span.large) >= span.small) & counts(span)
 
 
 def is_new(widths: Widths, row: Row, form: str | None = None, role: str | None = None) -> Tensor:
     """Whether a large entry is new on any axis, or on one with this form or this role."""
-
-    def of(span: Span) -> Tensor:
-        counts = form in (None, span.form) and role in (None, span.role)
-        return (torch.arange(span.large) >= span.small) & counts
-
-    return _outer(widths, row, of)
+    return _outer(widths, row, _new_if(lambda s: form in (None, s.form) and role in (None, s.role)))
 
 
 def diagonal(widths: Widths, row: Row) -> Tensor | None:
@@ -103,18 +146,20 @@ def _over(
     widths: Widths,
     product: Product[Use],
     of: Callable[[Span], Tensor],
-    other: bool | int,
+    other: bool | int | None,
     combine: Combine,
 ) -> Tensor:
-    """The values along a large dimension; ``other`` where no map grows it."""
+    """The values along a large dimension; ``other``, if given, where no map grows it."""
 
     def along(span: Span) -> Tensor:
-        return of(span) if widths.has_map(span) else torch.full((span.large,), other)
+        if other is None or widths.has_map(span):
+            return of(span)
+        return torch.full((span.large,), other)
 
     def outer(vectors: list[Tensor]) -> Tensor:
         return functools.reduce(
             lambda total, vector: combine(total.unsqueeze(-1), vector).flatten(),
-            vectors or [torch.tensor([other])],
+            vectors or [torch.tensor([True if other is None else other])],
         )
 
     return fold(widths.factors(product), along, outer, torch.cat)

@@ -16,7 +16,7 @@ from lightning_ligo.methods.method import Method, Width
 from lightning_ligo.operator.depths import Depths
 from lightning_ligo.operator.limits import changes, refuse
 from lightning_ligo.operator.low_rank import add_low_rank, is_low_rank
-from lightning_ligo.operator.masks import diagonal, is_new, is_unreached, noise
+from lightning_ligo.operator.masks import diagonal, is_fresh, is_new, noise
 from lightning_ligo.operator.widths import Widths
 from lightning_ligo.plan.plan import Plan, Row
 
@@ -244,8 +244,8 @@ class Operator(nn.Module):
         fresh = torch.tensor(False)
         if depth is not None and depth.new == "fresh":
             fresh = self.depths.new(row.stack).view(-1, *[1] * len(row.large))
-        if width is not None and width.rest == "fresh" and self.widths.grows(row):
-            fresh = fresh | is_unreached(self.widths, row)
+        if width is not None and width.rest != "zero" and self.widths.grows(row):
+            fresh = fresh | is_fresh(self.widths, row)
         return fresh if bool(fresh.any()) else None
 
 

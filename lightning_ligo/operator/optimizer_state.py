@@ -16,7 +16,7 @@ from torch import Size, Tensor
 
 from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.methods.forms import along
-from lightning_ligo.operator.masks import diagonal
+from lightning_ligo.operator.masks import diagonal, is_new
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.widths import Span, Widths
 from lightning_ligo.plan.plan import Plan, Row
@@ -146,6 +146,8 @@ def _grow_gradient(widths: Widths, x: Tensor, row: Row, power: int = 1) -> Tenso
     repeats = math.prod(widths.plan.length(dim)[0] for dim in row.dims) // math.prod(row.small)
     if repeats > 1:  # each copy of a shared head has a share of its gradient
         grown = grown / repeats**power
+    if widths.width is not None and widths.width.rest != "zero":
+        grown = grown.masked_fill(is_new(widths, row).to(grown.device), 0)
     if widths.width is not None and widths.width.diagonal:
         mask = diagonal(widths, row)
         grown = grown if mask is None else grown * (mask > 0).to(grown)
@@ -183,4 +185,5 @@ def _reader(widths: Widths, span: Span) -> Span:
     contracted = widths.plan.all_axes[span.axis].contracted and span.form == "produces"
     form = "produces" if contracted or span.form == "consumes" else "consumes"
     reader = span._replace(form=form, power=-span.power)
-    return reader if reader.name in widths.reached else reader._replace(form=span.form)
+    known = reader.name in widths.fixed or reader.name in widths.maps
+    return reader if known else reader._replace(form=span.form)

@@ -35,6 +35,7 @@ class Span(NamedTuple):
     power: int
     axis: str  # the first that grows
     role: str
+    flow: str = ""
 
     @property
     def name(self) -> str:
@@ -79,7 +80,6 @@ class Widths(nn.Module):
         self.maps = nn.ParameterDict()
         self.starts: dict[str, Started] = {}
         self.fixed: dict[str, Copier] = {}  # by form: the part that is not learned
-        self.reached: dict[str, Tensor] = {}  # by form, (L): whether an entry has any small one
         self._place = device, dtype
         spans = [
             span
@@ -173,8 +173,34 @@ class Widths(nn.Module):
         )
 
     def _span(self, use: Use) -> Span:
+        """The map of an axis. Beside fresh parts a norm keeps its old gains and shifts alone."""
+        form, power = use.form, use.power
+        if self.width is not None and self.width.rest == "one-sided":
+            form = "consumes" if use.role in ("gain", "shift") else form
+            if use.axis in self._post_norm:
+                power = -1 if use.role == "gain" else 0
         lengths = self.plan.lengths[use.axis]
-        return Span(*lengths, use.axis, use.form, use.power, use.axis, use.role)
+        return Span(*lengths, use.axis, form, power, use.axis, use.role, use.flow)
+
+    @functools.cached_property
+    def _uses(self) -> list[tuple[Use, str | None]]:
+        """Every use of an axis, with the stack that it is in."""
+        rows = self.plan.rows
+        return [(use, row.stack) for row in rows for dim in row.dims for use in uses_of(dim)]
+
+    @functools.cached_property
+    def _post_norm(self) -> set[str]:
+        """The streams with norms in themselves: gains alone make up for their new lengths."""
+        gains = {use.axis: use.power for use, _ in self._uses if use.role == "gain"}
+        raw = {axis for axis, power in gains.items() if power == 0}
+        raw |= {u.axis for u, stack in self._uses if stack and u.role == "consumes" and u.power < 0}
+        return {axis for axis in gains.keys() & raw if not self.plan.all_axes[axis].contracted}
+
+    @functools.cached_property
+    def queries(self) -> dict[str, str]:
+        """By axis, the first flow that is written on it: of heads, that of the queries."""
+        writers = [use for use, _ in self._uses if use.role != "consumes"]
+        return {use.axis: use.flow for use in reversed(writers)}
 
     def _tied(self, product: Product[Use]) -> Iterator[Span]:
         """One map for a flow, over all of a dimension from its first axis that grows."""
@@ -220,8 +246,6 @@ class Widths(nn.Module):
         assert self.width is not None
         learns, small = self.width.learns, span.small
         forms = [getattr(layer, span.form) for layer in self.starts[span.key].layers]
-        first = forms[0]
-        self.reached[span.name] = first.weight != 0 if isinstance(first, Copies) else first.any(1)
         copies = [as_copies(form if learns != "lower" else _upper(form, small)) for form in forms]
         if learns == "both" or (learns == "nothing" and None in copies):
             matrices = [dense(form, small) for form in forms]

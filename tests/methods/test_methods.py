@@ -386,6 +386,7 @@ def test_a_method_of_one_s_own_is_data():
 # Copies that part ---------------------------------------------------------------------------------
 
 PARTING = ["ligo", "ligo-low-rank", "lemon", "net2net", "hypercloning-noisy", "ligo-paper", "copy"]
+PARTING += ["fresh"]
 LOCKED = ["hypercloning", "staged", "sparkling"]
 
 
