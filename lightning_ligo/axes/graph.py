@@ -46,6 +46,13 @@ class Mark(NamedTuple):
     reads: Flow | None = None
 
 
+class Term(NamedTuple):
+    """One term of a sum of activations."""
+
+    writers: frozenset[str]  # the parameters that wrote it last
+    norm: frozenset[str]  # gain and shift of the norm that it is the output of, if it is one
+
+
 class Unread(NamedTuple):
     """An operation on parameters' axes that tracing cannot follow."""
 
@@ -81,11 +88,14 @@ class Graph:
         self.opposed: list[tuple[Dim, Dim]] = []
         # The kind and the dimension of every reduction, see `Reduction`.
         self.reductions: list[tuple[str, Dim]] = []
-        # The writers of each term of a sum of activations; those of terms that are the output of
-        # a nonlinear function, with its name; and (parameters that scale a term, its writers).
-        self.sums: list[list[frozenset[str]]] = []
+        # The terms of every sum of activations; the writers of terms that are the output of a
+        # nonlinear function, with its name; and (parameters that scale a term, its writers).
+        self.sums: list[list[Term]] = []
         self.nonlinear_terms: list[tuple[str, frozenset[str]]] = []
         self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []
+        # By gain and shift, the writers of what a norm reads; and both by the output of the norm.
+        self.normed: dict[str, frozenset[str]] = {}
+        self._norms: dict[int, frozenset[str]] = {}
         # By storage: the nonlinear function, and the parameters, that were applied last.
         self._functions: dict[int, str] = {}
         self._scaled: dict[int, frozenset[str]] = {}
@@ -234,8 +244,10 @@ class Graph:
             item.factor.facts.contracted = not item.factor.facts.pinned
         self._contracted[storage(out)] = over
 
-    def multiply(self, tensor: Tensor, number: float) -> None:
-        """Note that an activation is multiplied by a number."""
+    def multiply(self, tensor: Tensor, number: float, out: Tensor | None = None) -> None:
+        """Note that an activation is multiplied by a number, which a next norm takes out."""
+        if out is not None and (norm := self._norms.get(self.values(tensor))):
+            self._norms[self.values(out)] = norm
         over = self._contracted.get(storage(tensor))
         items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
         for item in ends(items):
@@ -249,7 +261,10 @@ class Graph:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Note that activations are added, or joined."""
-        self.sums.append([self.writers(tensor) for tensor in tensors])
+        self.sums.append([
+            Term(self.writers(tensor), self._norms.get(self.values(tensor), frozenset()))
+            for tensor in tensors
+        ])  # fmt: skip
         for tensor in tensors:
             if (function := self._functions.get(storage(tensor))) is not None:
                 self.nonlinear_terms.append((function, self.writers(tensor)))
@@ -259,8 +274,15 @@ class Graph:
     def apply(self, out: Tensor, function: str | None) -> None:
         """Note that ``out`` is the output of a nonlinear function, or of none."""
         self._functions.pop(storage(out), None)
+        self._norms.pop(storage(out), None)
         if function is not None:
             self._functions[storage(out)] = function
+
+    def norm(self, out: Tensor, of: Tensor, affine: Sequence[Tensor | None]) -> None:
+        """Note that ``out`` is the output of a norm with this gain and shift."""
+        own = [self.writers(tensor) for tensor in affine if tensor is not None]
+        self._norms[self.values(out)] = frozenset().union(*own)
+        self.normed |= dict.fromkeys(self._norms[self.values(out)], self.writers(of))
 
     def mark(self, out: Tensor, step: str, of: Tensor, reads: Flow | None = None) -> None:
         self.marks[self.values(out)] = Mark(step, of, reads)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lightning_ligo.methods import maps, mixes
 from lightning_ligo.methods.method import Depth, Method, Width, combined
 
-_PRE_NORM = "in pre-norm networks; in post-norm networks for whole multiples and no new layers"
+_PRE_NORM = "in post-norm networks for whole multiples only"
 _LEARNING = "100 steps (the paper); AdamW 0.9, 0.95, gradients clipped to 1, 10 steps of warmup; "
 
 _LEMON = Width(maps.uneven_copies, maps.uneven_isometry)  # also of methods that are about depth

@@ -73,6 +73,10 @@ class Depths(nn.Module):
         source = sources(self._start(stack))
         return torch.where(source < 0, cycle, source)
 
+    def new_in(self, row: Row) -> Tensor:
+        """(g): whether a parameter of a layer is new."""
+        return ~self.old(row).any(1) if self._moves(row) else self.new(row.stack)
+
     def new(self, stack: str | None) -> Tensor:
         """(g): whether a layer is new, see `Depth`."""
         if self.depth is None or not self.mixed(stack):
@@ -93,7 +97,9 @@ class Depths(nn.Module):
         """The kind of a new layer of a stack, see `Depth`."""
         assert self.depth is not None
         rows = self._rows[stack]
-        if self.depth.new != "zero_output" or any(row.writes for row in rows):
+        if self.depth.new == "identity" and any(row.norms_stream for row in rows):
+            return "zero_output"  # what it adds is zero only if its output projection is
+        if self.depth.new != "zero_output" or any(row.writes or row.moves for row in rows):
             return self.depth.new
         vectors = sum(len(row.large) < 2 for row in rows)
         plain = stack in self._bare and 2 * vectors <= len(rows)
@@ -123,7 +129,7 @@ class Depths(nn.Module):
             return torch.eye(small)
         mix = mix.detach().cpu() if mix.dim() == 2 else _picked(mix.cpu(), small)
         kind = self.new_kind(row.stack)
-        if kind != "copied":
+        if kind != "copied" and not self._moves(row):
             source = _picked(sources(self._start(row.stack)), small)
             source = source * float(kind == "zero_output" and row.writes)
             mix = mix.where(~self.new(row.stack)[:, None], source)
@@ -131,6 +137,8 @@ class Depths(nn.Module):
 
     def old(self, row: Row) -> Tensor:
         """(g, l): the small layer that each old layer is, one-hot; zero for new layers."""
+        if self._moves(row):
+            return _handed_on(self._start(row.stack)).float()
         small = _picked(self.sources(row.stack), len(row.small_names))
         return small * ~self.new(row.stack)[:, None]
 
@@ -168,6 +176,8 @@ class Depths(nn.Module):
         """Start the mix of one parameter, without sources where a new layer has other weights."""
         assert row.stack is not None
         mix = self._start(row.stack, generator)
+        if self._moves(row):
+            return _handed_on(mix)
         scales = any(use.role == "scales" for product in row.dims for use in uses_of(product))
         zero = {
             "copied": False,
@@ -178,6 +188,11 @@ class Depths(nn.Module):
         if zero[self.new_kind(row.stack)]:
             mix[added_layers(mix)] = 0
         return mix
+
+    def _moves(self, row: Row) -> bool:
+        """Whether the last new layer behind an old one has the weights of this one."""
+        new = row.moves and row.stack is not None and self.mixed(row.stack)
+        return new and self.new_kind(row.stack or "") == "zero_output"
 
     @staticmethod
     def _over_layers(which: Tensor, like: Tensor) -> Tensor:
@@ -203,6 +218,17 @@ class Depths(nn.Module):
         if first is None or len(product) == 1:
             return 1
         return self.plan.lengths[first.axis][0] if self.plan.all_axes[first.axis].pinned else 1
+
+
+def _handed_on(mix: Tensor) -> Tensor:
+    """(g, l): the mix in which the last new layer behind an old one has the weights of this one."""
+    result, old = torch.zeros_like(mix), torch.zeros_like(mix[0])
+    new = [*added_layers(mix).tolist(), False]
+    for layer, weights in enumerate(mix):
+        old = old if new[layer] else weights
+        if not new[layer + 1]:
+            result[layer] = old
+    return result
 
 
 def _picked(source: Tensor, small: int) -> Tensor:

@@ -163,7 +163,7 @@ class Operator(nn.Module):
                 new |= {name: torch.ones(row.large, dtype=torch.bool) for name in row.large_names}
                 continue
             entries = is_new(self.widths, row).expand(row.large)
-            layers = zip(row.large_names, self.depths.new(row.stack), strict=True)
+            layers = zip(row.large_names, self.depths.new_in(row), strict=True)
             new |= {name: entries | layer for name, layer in layers}
         return new
 

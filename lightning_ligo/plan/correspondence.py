@@ -17,7 +17,7 @@ from lightning_ligo.axes.graph import Graph
 from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import Tracer
 from lightning_ligo.plan.plan import Lengths, Row, length
-from lightning_ligo.plan.residual import added_layers, passing, writing
+from lightning_ligo.plan.residual import Stream, added_layers, stream_of
 
 Counterparts = dict[str, tuple[str, ...]]  # axis of the large network -> those of the small one
 
@@ -68,7 +68,7 @@ class Correspondence:
         lengths: the (small, large) length of every axis.
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
         fresh: the patterns without a counterpart: they stay as the large network was built.
-        writes: the patterns in stacks that write into the residual stream.
+        stream: what the layers of stacks do to the residual stream.
         replaced: the starts of the patterns of replaced modules -> the (small, large) class.
     """
 
@@ -78,7 +78,7 @@ class Correspondence:
     lengths: Lengths
     shared: dict[str, int]
     fresh: frozenset[str]
-    writes: frozenset[str]
+    stream: Stream
     replaced: dict[str, tuple[str, str]]
 
     @cached_property
@@ -114,7 +114,7 @@ class Correspondence:
         return self._rows(buffers=True)
 
     def _rows(self, buffers: bool) -> tuple[Row, ...]:
-        axes, passes = self.large.axes, passing(self.large.axes, self.large.graph.scalings)
+        axes = self.large.axes
         names = [name for name, _ in self.large.network.named_parameters()]
         parameters = {pattern_of(name, axes.stacks)[0] for name in names}
         return tuple(
@@ -126,8 +126,9 @@ class Correspondence:
                 dims=axes.dims.get(pattern, ()),
                 small_names=() if pattern in self.fresh else self.small.names(pattern),
                 large_names=self.large.names(pattern),
-                writes=pattern in self.writes,
-                passes=pattern in passes,
+                writes=pattern in self.stream.writes,
+                passes=pattern in self.stream.passes,
+                moves=pattern in self.stream.moves,
             )
             for pattern, shape in self.large.shapes.items()
             if (pattern in parameters) != buffers
@@ -137,16 +138,16 @@ class Correspondence:
 def correspond(small: Side, large: Side) -> Correspondence:
     """Find the part of the small network that stands in the place of each of the large one."""
     counterparts = _counterparts(small.axes, large.axes)
-    writes = writing(large.axes, large.graph.sums)
-    replaced = _replaced(small, large, counterparts, writes)
+    stream = stream_of(large.axes, large.graph)
+    replaced = _replaced(small, large, counterparts, stream.writes)
     small, kept = small.without(replaced), large.without(replaced)
     lengths, shared = _lengths(small, kept, counterparts)
-    fresh = added_layers(small.graph.shapes, small.shapes, large.shapes, large.graph.sums)
-    fresh.update({name: name in writes for name in large.shapes if name not in kept.shapes})
+    fresh = added_layers(small.graph.shapes, small.shapes, large.shapes, large.graph)
+    fresh.update({name: name in stream.writes for name in large.shapes if name not in kept.shapes})
     fresh.update(dict.fromkeys(_unused(small, large), False))
-    writes.update(name for name in fresh if fresh[name])
+    stream.writes.update(name for name in fresh if fresh[name])
     return Correspondence(
-        small, large, counterparts, lengths, shared, frozenset(fresh), frozenset(writes), replaced
+        small, large, counterparts, lengths, shared, frozenset(fresh), stream, replaced
     )
 
 

@@ -33,6 +33,7 @@ class Row:
         large_names: the names in every layer of the large network.
         writes: it writes into the residual stream, so zero makes a layer add nothing.
         passes: it multiplies the residual stream, so one makes a layer pass it on unchanged.
+        moves: it is of the norm that ends a layer, and goes to the last new layer behind it.
     """
 
     pattern: str
@@ -44,6 +45,13 @@ class Row:
     large_names: tuple[str, ...]
     writes: bool = False
     passes: bool = False
+    moves: bool = False
+
+    @property
+    def norms_stream(self) -> bool:
+        """Whether it is the gain of a norm in the residual stream itself."""
+        gains = any(use.role == "gain" for product in self.dims for use in uses_of(product))
+        return self.passes and gains
 
 
 def length(product: Product[Use], lengths: Lengths) -> tuple[int, int]:

@@ -2,51 +2,105 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
 
 from lightning_ligo.axes.axes import Axes
+from lightning_ligo.axes.graph import Graph, Term
 from lightning_ligo.axes.stacks import pattern_of
 
-Sums = list[list[frozenset[str]]]  # for every addition of activations, the writers of each term
+Place = Callable[[str], Hashable]  # the layer that a parameter is in, or None
 
 
-def writing(axes: Axes, sums: Sums) -> set[str]:
-    """Find the patterns in stacks that write into the residual stream."""
-    layers: dict[tuple[str, int | None], set[str]] = {}
-    for name in {name for terms in sums for written in terms for name in written}:
-        _, stack, layer = pattern_of(name, axes.stacks)
-        if stack is not None and stack not in axes.sequential:
-            layers.setdefault((stack, layer), set()).add(name)
-    return {
-        pattern_of(name, axes.stacks)[0]
-        for inside in layers.values()
-        for name in _added(inside, sums)
-    }
+class Stream(NamedTuple):
+    """What the layers of stacks do to the residual stream, as patterns of parameters.
+
+    A post-norm layer has norms in the stream itself, and the last of them writes its output. Where
+    a new layer follows, the old one leaves this norm to it: all norms between have the gain 1 and
+    the shift 0, and what is normed once stays as it is.
+
+    Args:
+        writes: add to it, so zero makes a layer add nothing.
+        passes: multiply it, so one makes a layer pass it on unchanged.
+        moves: are of the last norm of a post-norm layer.
+    """
+
+    writes: set[str]
+    passes: set[str]
+    moves: set[str]
 
 
-def passing(axes: Axes, scalings: list[tuple[frozenset[str], frozenset[str]]]) -> set[str]:
-    """Find the patterns in stacks that multiply the residual stream."""
-    return {
-        pattern_of(name, axes.stacks)[0]
-        for scaled, written in scalings
+def stream_of(axes: Axes, graph: Graph) -> Stream:
+    """Find what the layers of stacks do to the residual stream."""
+    places = {name: pattern_of(name, axes.stacks) for name in graph.parameters}
+
+    def place(name: str) -> Hashable:
+        _, stack, layer = places[name]
+        return None if stack is None or stack in axes.sequential else (stack, layer)
+
+    def patterns(names: Iterable[str]) -> set[str]:
+        return {places[name][0] for name in names}
+
+    inside: set[str] = set()
+    moves: set[str] = set()
+    for terms, added in _sums(graph, place):
+        for term in terms:
+            layer = next(map(place, term.norm), None)
+            if layer is not None and layer not in added and added:
+                moves |= patterns(term.norm)
+            elif layer in added and not _closed(term, place, graph):
+                inside |= patterns(term.norm)
+    norms = inside | moves
+    gains = {name for name in norms if any(use.role == "gain" for use in axes.uses(name))}
+    scales = {
+        name
+        for scaled, written in graph.scalings
         for name in scaled
-        if {pattern_of(name, axes.stacks)[1:]} != {pattern_of(w, axes.stacks)[1:] for w in written}
+        if places[name][1] and {places[name][1:]} != {places[other][1:] for other in written}
     }
+    writes = patterns(
+        name for terms, added in _sums(graph, place) for names in added.values() for name in names
+    )
+    return Stream((writes - norms) | (norms - gains), patterns(scales) | gains, moves)
 
 
-def passed(stack: str, axes: Axes, sums: Sums) -> bool:
+def _sums(graph: Graph, place: Place) -> Iterator[tuple[list[Term], dict[Hashable, set[str]]]]:
+    """Yield every sum in which a layer adds to what comes from outside, with its writers there."""
+    for terms in graph.sums:
+        written = [term for term in terms if term.writers]
+        layers = [_closed(term, place, graph) for term in written]
+        if len({*layers}) > 1:
+            added: dict[Hashable, set[str]] = {}
+            for term, layer in zip(written, layers, strict=True):
+                if layer is not None:
+                    added.setdefault(layer, set()).update(term.writers)
+            yield written, added
+
+
+def _closed(term: Term, place: Place, graph: Graph) -> Hashable:
+    """The layer that all of a term comes from, through the norms of its own; None if of more."""
+    seen = list(term.writers)
+    layer = place(seen[0])
+    for name in seen:  # which grows
+        if layer is None or place(name) != layer:
+            return None
+        seen += graph.normed.get(name, frozenset()) - {*seen}
+    return layer
+
+
+def passed(stack: str, axes: Axes, graph: Graph) -> bool:
     """Whether all layers of a stack add to one residual stream."""
-    for written in itertools.chain.from_iterable(sums):
-        sources = {pattern_of(name, axes.stacks)[1:] for name in written}
+    for term in chain.from_iterable(graph.sums):
+        sources = {pattern_of(name, axes.stacks)[1:] for name in term.writers}
         if len(sources) > 1 and any(source == stack for source, _ in sources):
             return True
     return False
 
 
 def added_layers(
-    names: Iterable[str], small: Iterable[str], large: Iterable[str], sums: Sums
+    names: Iterable[str], small: Iterable[str], large: Iterable[str], graph: Graph
 ) -> dict[str, bool]:
     """Find the parameters and buffers of new layers in lists of the small network.
 
@@ -62,23 +116,11 @@ def added_layers(
             if path in lists and not any(other.startswith(child) for other in small):
                 layers.setdefault(child, set()).add(name)
                 break
-    return {
-        name: name in added
-        for inside in layers.values()
-        if (added := _added(inside, sums))
-        for name in inside
-    }
-
-
-def _added(inside: set[str], sums: Sums) -> set[str]:
-    """The parameters of a layer that write a term of a sum with terms from outside the layer."""
-    return {
-        name
-        for terms in sums
-        for written in terms
-        if written <= inside and not set().union(*terms) <= inside
-        for name in written
-    }
+    child_of = {name: child for child, inside in layers.items() for name in inside}
+    added = [each for _, each in _sums(graph, child_of.get)]
+    writes = set(chain(*(chain(*layer.values()) for layer in added)))
+    adding = set().union(*added)
+    return {name: name in writes for name, child in child_of.items() if child in adding}
 
 
 def children(name: str) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from networks import (
     resnet,
     vit,
 )
+from toys import Toy, X
 
 MULTIPLES = {
     "vit": (vit, IMAGES, 64, 4),
@@ -67,9 +68,83 @@ def test_the_start_keeps_the_function(name, method, dtype, bound):
 
 @pytest.mark.parametrize("method", ["ligo", "lemon", "net2net", "staged"])
 def test_where_no_method_can_keep_the_function_all_say_so(method):
-    small, large = bert(), bert(32, 4)
-    plan = ligo.pair(small, large, **TOKENS)
-    assert "norms in the stream itself" in ligo.Operator(plan, small, method).inexact[0]
+    class Bounded(Toy):
+        def forward(self, x):
+            x = self.embed(x)
+            for block in self.blocks:
+                x = block(x).tanh()
+            return self.head(x)
+
+    small, large = Bounded(), Bounded(depth=4)
+    plan = ligo.pair(small, large, X.float())
+    assert "tanh in the stream itself" in ligo.Operator(plan, small, method).inexact[0]
+
+
+class PostNorm(nn.Module):
+    """Layers whose stream goes through norms, in one of the orders that are in use."""
+
+    class Layer(nn.Module):
+        def __init__(self, width, norm, order):
+            super().__init__()
+            self.order = order
+            self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
+            self.norm1, self.norm2 = norm(width), norm(width)
+
+        def forward(self, x):
+            if self.order == "first":  # as BLOOM's residual behind its norms
+                x = self.norm1(x)
+                x = self.norm2(x + self.one(x).relu())
+                return x + self.two(x).relu()
+            if self.order == "sandwich":
+                return x + self.norm2(self.one(self.norm1(x)))
+            scale = 1.5 if self.order == "scaled" else 1  # as DeepNorm
+            x = self.norm1(x * scale + self.one(x).relu())
+            return self.norm2(x * scale + self.two(x).relu())
+
+    def __init__(self, width=16, depth=2, norm=nn.LayerNorm, order="last"):
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+        self.layers = nn.ModuleList(self.Layer(width, norm, order) for _ in range(depth))
+        self.norm = norm(width) if order in ("first", "sandwich") else nn.Identity()
+
+    def forward(self, x):
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+class HandwrittenNorm(nn.RMSNorm):
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+@pytest.mark.parametrize("order", ["last", "first", "sandwich", "scaled"])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, HandwrittenNorm])
+def test_new_layers_pass_a_stream_that_goes_through_norms(norm, order):
+    small = randomised(PostNorm(norm=norm, order=order), torch.float64)
+    for width, depth in ((16, 4), (16, 3), (32, 5)):  # one or several behind one, and wider
+        large = PostNorm(width, depth, norm, order).double().eval()
+        plan = ligo.pair(small, large, X)
+        for method in ("lemon", "ligo", "net2net", "hypercloning", "llama-pro", "staged", "zero"):
+            if (width, method) == (32, "zero"):
+                continue
+            ligo.Operator(plan, small, method).bake(large)
+            changed = (large(X) - small(X)).norm() / small(X).norm()
+            assert changed < 1e-4, (method, width, depth, changed)
+
+
+@pytest.mark.parametrize("method", ["lemon", "ligo", "net2net", "hypercloning", "llama-pro"])
+def test_a_deeper_and_wider_bert_keeps_the_function(method):
+    small, large = randomised(bert(), torch.float64), bert(64, 5).double().eval()
+    ligo.Operator(ligo.pair(small, large, **TOKENS), small, method).bake(large)
+    before, after = output(small, TOKENS), output(large, TOKENS)
+    assert (after - before).norm() <= 1e-9 * before.norm()
+    for layer, source in ((0, None), (1, None), (2, 0), (3, None), (4, 1)):
+        norm = large.bert.encoder.layer[layer].output.LayerNorm
+        one = torch.ones(32, dtype=torch.float64)
+        weight = one if source is None else small.bert.encoder.layer[source].output.LayerNorm.weight
+        assert torch.equal(norm.weight[:32], weight)
 
 
 def test_layer_scale_and_an_untied_head_keep_the_function():

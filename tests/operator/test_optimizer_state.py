@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo.operator.optimizer_state import grow_states
-from networks import IMAGES64, TOKENS, gpt2, llama, randomised, resnet, vit
+from networks import IMAGES64, TOKENS, bert, gpt2, llama, randomised, resnet, vit
 from runs import Net
 
 
@@ -91,6 +91,23 @@ def test_unequal_shares_differ_only_in_what_is_written_into_a_stream_under_norms
     writers = {n for n in expected if n.endswith(writes) or n.startswith("patch_embed")}
     assert differ == {*writers, "cls_token", "pos_embed"}
     assert all(relative(moments[name]["exp_avg"], expected[name]) < 0.1 for name in differ)
+
+
+def test_the_moments_of_a_norm_that_ends_a_post_norm_layer_move_with_it():
+    operator, states, expected = grown(bert(), bert(64, 4), TOKENS, "hypercloning")
+    for policy in ("map", "keep-old-zero-new"):
+        moments = grow_states(operator, states, policy)
+        for part in ("weight", "bias"):
+            name = f"bert.encoder.layer.{{}}.output.LayerNorm.{part}"
+            assert name.format(0) not in moments and name.format(2) not in moments
+            for layer, source in ((1, 0), (3, 1)):
+                moment = moments[name.format(layer)]["exp_avg"]
+                whole = torch.cat([states[name.format(source)]["exp_avg"] / 2] * 2)
+                assert relative(whole, expected[name.format(layer)]) < 1e-8
+                if policy == "map":
+                    assert relative(moment, expected[name.format(layer)]) < 1e-8
+    new = operator.new_entries()
+    assert new[name.format(0)].all() and not new[name.format(1)][:32].any()
 
 
 @pytest.mark.parametrize(

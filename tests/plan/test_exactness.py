@@ -602,7 +602,7 @@ RESTS = {  # what follows in the block, and whether a new one passes on what it 
     "relu": (lambda block, x: (x + block.two(x) * block.own).relu(), True),
     "gelu": (lambda block, x: F.gelu(x + block.two(x) * block.own), False),
     "a layer": (lambda block, x: block.two(x) * block.own, False),
-    "rms norm": (lambda block, x: F.rms_norm(x + block.two(x), (6,), block.own), False),
+    "rms norm": (lambda block, x: F.rms_norm(x + block.two(x), (6,), block.own), True),
     "itself": (lambda block, x: x + x.flip(0) + block.two(x) * block.own, False),
     "a mean": (lambda block, x: x.mean(0) + block.two(x) * block.own, False),
     "softmax": (lambda block, x: (x + block.two(x) * block.own).softmax(-1), False),

@@ -147,7 +147,6 @@ def test_chained_modules_grow_in_depth_and_the_plan_says_what_that_means():
 @pytest.mark.parametrize(
     ("small", "large", "inputs", "reason"),
     [
-        (bert(32, 2), bert(32, 4), TOKENS, "norms in the stream itself: a new layer"),
         (bert(32), bert(48), TOKENS, "embed grows from 32 to 48, no multiple"),
     ],
 )

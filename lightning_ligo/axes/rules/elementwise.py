@@ -42,7 +42,7 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
             mark_nonlinear([first if any(item.flow for item in second) else []])
     numbers = [number for arg in args[:2] if (number := _number(graph, arg))]
     if name in ("mul", "div") and len(moving) == len(numbers) == 1:
-        graph.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0])
+        graph.multiply(moving[0], numbers[0] if name == "mul" else 1 / numbers[0], out)
     flowing = [graph.dims(tensor)[::-1] for tensor in moving]
     for tensor in filter(graph.static, tensors) if moving else ():
         for number, items in enumerate(graph.dims(tensor)[::-1]):
@@ -85,6 +85,7 @@ def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list
         if name == "mul" and normed and isinstance(x, Tensor) and graph.static(x):
             dims = broadcast([graph.dims(other), graph.dims(x)])
             graph.record(x, "gain", reads=normed.reads)
+            graph.norm(out, normed.of, [x])
             return dims
     return None
 

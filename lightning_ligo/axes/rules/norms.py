@@ -17,6 +17,7 @@ from lightning_ligo.axes.rules.table import position, rule
 def layer_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims, axes = list(graph.dims(args[0])), range(-len(args[1]), 0)
     norm(graph, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
+    graph.norm(out[0], args[0], args[2:4])
     return [dims, *map(graph.unknown, out[1:])]
 
 
@@ -24,6 +25,7 @@ def layer_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: A
 def rms_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims, axes = list(graph.dims(args[0])), range(-len(args[1]), 0)
     norm(graph, dims, axes, {"gain": args[2]}, "rms")
+    graph.norm(out if isinstance(out, Tensor) else out[0], args[0], args[2:3])
     return dims if isinstance(out, Tensor) else [dims, *map(graph.unknown, out[1:])]
 
 
@@ -35,6 +37,7 @@ def group_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: A
     parts = [group, rest]
     positions = any(size(items) > 1 for items in dims[2:])
     norm(graph, parts, (1,), {}, "group" if positions else "layer")
+    graph.norm(out[0], args[0], args[1:3])
     dims[1] = [*group, *parts[1]]
     for parameter, role in ((args[1], "gain"), (args[2], "shift")):
         if parameter is not None:
