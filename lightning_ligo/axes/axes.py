@@ -95,6 +95,8 @@ class Axes:
         nonlinear: axes with a norm behind an activation.
         reductions: the reductions that are taken over axes.
         heterogeneous: stacks whose layers use the same parameters in different ways.
+        outputs: for every tensor that the network returns and each of its dimensions, how its axes
+            are read; None where parameters have no such axis.
     """
 
     axes: dict[str, Axis]
@@ -106,6 +108,7 @@ class Axes:
     nonlinear: frozenset[str] = frozenset()
     reductions: frozenset[Reduction] = frozenset()
     heterogeneous: frozenset[str] = frozenset()
+    outputs: tuple[tuple[Product[Use] | None, ...], ...] = ()
 
     def uses(self, pattern: str) -> list[Use]:
         """The uses of axes in all dimensions of a parameter."""

@@ -247,13 +247,7 @@ class Flows:
         roles = [use.role for use in uses]
         if "consumes" in roles and "produces" not in roles:
             reads = next(use.reads for use in uses if use.role == "consumes")
-            unknown = self._written.get(leaf.factor, f"{axis}:input")
-            if reads is None:  # the network's input, or the output of an operation without a rule
-                return Use(axis, "consumes", "consumes", 0, unknown)
-            form = "produces" if reads.root() in self._flipped else "consumes"
-            name = self._names.get(reads.root(), unknown)
-            power = -1 if leaf.factor.facts.contracted else -self._power(reads)
-            return Use(axis, "consumes", form, power, name)
+            return self.reading(axis, leaf, reads)
         own = self.flow(leaf)
         role = roles[0] if roles else "produces"
         role = "produces" if "produces" in roles else role
@@ -262,6 +256,16 @@ class Flows:
         if role == "gain" and uses[0].reads is not None:
             power -= self._power(uses[0].reads)
         return Use(axis, role, form, power, self._names[own])
+
+    def reading(self, axis: str, leaf: Item, reads: Flow | None) -> Use:
+        """The use of a factor that reads a flow."""
+        unknown = self._written.get(leaf.factor, f"{axis}:input")
+        if reads is None:  # the network's input, or the output of an operation without a rule
+            return Use(axis, "consumes", "consumes", 0, unknown)
+        form = "produces" if reads.root() in self._flipped else "consumes"
+        name = self._names.get(reads.root(), unknown)
+        power = -1 if leaf.factor.facts.contracted else -self._power(reads)
+        return Use(axis, "consumes", form, power, name)
 
 
 def _owner(leaf: Item) -> Owner:

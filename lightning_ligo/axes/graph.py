@@ -82,7 +82,7 @@ class Graph:
         # The dimensions of every tensor, of parameters and floating point buffers, of the outputs.
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         self.parameters: dict[str, list[Dim]] = {}
-        self.outputs: list[Dim] = []
+        self.outputs: list[list[Dim]] = []
         # The roles of parameters; and products of parameters, whose roles follow from other uses.
         self.uses: list[Observed] = []
         self.opposed: list[tuple[Dim, Dim]] = []

@@ -241,6 +241,12 @@ def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
     def use(leaf: Item) -> Use:
         return flows.use(names[leaf.factor], leaf)
 
+    def read(items: Dim) -> Product[Use] | None:
+        product = axes_of(items)
+        if any(leaf.factor not in names for leaf in uses_of(product)):
+            return None
+        return replaced(product, lambda leaf: flows.reading(names[leaf.factor], leaf, leaf.flow))
+
     dims: dict[str, tuple[Product[Use], ...]] = {}
     uneven: set[str] = set()  # axes that one layer of a stack grows by another power than others
     for name, parameter in graph.parameters.items():
@@ -258,6 +264,7 @@ def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
     return Axes(
         axes, dims, stacks, post_norm=post_norm | uneven, tied=tied, nonlinear=nonlinear,
         reductions=reductions,
+        outputs=tuple(tuple(map(read, out)) for out in graph.outputs),
     )  # fmt: skip
 
 
@@ -295,7 +302,7 @@ def _axes(
     """
     roles = _by_factor((use.role, [Item(use.factor, None)]) for use in graph.uses)
     over = _by_factor(graph.reductions)
-    outputs = {*end_factors(*graph.outputs)}
+    outputs = {*end_factors(*itertools.chain(*graph.outputs))}
     names: dict[Factor, str] = {}
     axes: dict[str, Axis] = {}
     taken: dict[str, tuple[_Place, ...]] = {}

@@ -210,14 +210,27 @@ def _calmed(network: nn.Module, outputs: Callable[[], list[Tensor]]) -> list[Ten
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Return the largest relative change of an output."""
-    return max(map(_difference, before, after), default=math.inf)
+    changes = list(map(relative, before, after))
+    return math.inf if any(map(math.isnan, changes)) else max(changes, default=math.inf)
 
 
-def _difference(before: Tensor, after: Tensor) -> float:
+def relative(before: Tensor, after: Tensor) -> float:
+    """Return the relative change of an output; NaN if none of its entries was finite before.
+
+    Entries that were not finite, such as masked scores, must be the same.
+    """
     if before.shape != after.shape or not before.numel():
         return 0.0 if before.shape == after.shape else math.inf
-    if not before.is_floating_point():
+    if not before.is_floating_point() and not before.is_complex():
         return float((before != after).double().mean())
+    after, finite = after.to(before.dtype), before.isfinite()
+    if not bool(finite.all()):
+        one, other = before[~finite], after[~finite]
+        if not bool(((one == other) | (one.isnan() & other.isnan())).all()):
+            return math.inf
+        if not bool(finite.any()):
+            return math.nan
+        before, after = before[finite], after[finite]
     norm = float(before.norm())
     change = float((after - before).norm()) / (norm or 1.0)
     return change if math.isfinite(change) else math.inf

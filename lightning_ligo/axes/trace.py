@@ -111,7 +111,7 @@ def _watch(
         naming.finish()
     tracer.graph.join_flows()
     tracer.graph.settle()
-    tracer.graph.outputs = [dim for out in tracer.outputs for dim in tracer.graph.dims(out)]
+    tracer.graph.outputs = [tracer.graph.dims(out) for out in tracer.outputs]
     return tracer
 
 

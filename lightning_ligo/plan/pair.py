@@ -82,7 +82,7 @@ def pair_calls(
         both.lengths, both.stacks, both.rows, both.buffers, both.large.axes.axes,
         inexact=tuple(inexactness(both, proofs, errors, large_calls is None)),
         proofs=proofs, scales=both.scales, shared=both.shared,
-        scalars_read=tuple(both.large.tracer.scalars_read),
+        scalars_read=tuple(both.large.tracer.scalars_read), outputs=both.large.axes.outputs,
     )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ class Plan:
         scales: the factors on what writes contracted axes, so that their product keeps its scale.
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
         scalars_read: the values that the large network read from its tensors, in order.
+        outputs: how the axes of its outputs are read, see `Axes`.
     """
 
     lengths: Lengths
@@ -87,6 +88,9 @@ class Plan:
     scales: dict[str, float] = field(default_factory=dict, repr=False)
     shared: dict[str, int] = field(default_factory=dict)
     scalars_read: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    outputs: tuple[tuple[Product[Use] | None, ...], ...] = field(
+        default=(), repr=False, compare=False
+    )
 
     @property
     def axes(self) -> Lengths:

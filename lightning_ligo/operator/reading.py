@@ -1,0 +1,194 @@
+"""Read what a large network computes in the terms of the small one, and find where they differ."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.calls import outputs_of
+from lightning_ligo.axes.dims import Product, change_along, replaced, uses_of
+from lightning_ligo.axes.proof import relative
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.operator.widths import Span
+from lightning_ligo.plan.plan import Row
+
+Outputs = dict[str, list[Tensor]]  # by the name of a module, one for each time it was called
+
+
+class Unreadable(ValueError):
+    """A tensor of the large network has no counterpart in the small one."""
+
+
+def read_output(
+    operator: Operator, small: Tensor, large: Tensor, products: Sequence[Product[Use] | None]
+) -> Tensor:
+    """Read an output of the large network in the shape of the small one's.
+
+    Args:
+        operator: the operator that has grown the large network.
+        small, large: what the networks returned.
+        products: for every dimension, how its axes are read; None if its axes are unknown.
+
+    Raises:
+        Unreadable: if it has another shape for another reason than a grown axis.
+    """
+    for dim in range(large.dim() if small.dim() == large.dim() else 0):
+        if small.shape[dim] != large.shape[dim] and dim < len(products):
+            product = products[dim]
+            if product and operator.plan.length(product) == (small.shape[dim], large.shape[dim]):
+                large = _read(operator, large, dim, product, None)
+    if small.shape != large.shape:
+        raise Unreadable(f"got {tuple(small.shape)} and {tuple(large.shape)}")
+    return large
+
+
+def first_change(
+    operator: Operator,
+    small: nn.Module,
+    large: nn.Module,
+    run: Callable[[nn.Module], object],
+    tolerance: float,
+) -> str | None:
+    """Find the first module of the large network whose output differs from the small one's.
+
+    The modules with parameters are compared that stand in both networks, in the order of the
+    forward: the parameters tell which axes an output has. New layers are left out.
+
+    Args:
+        operator: the operator that has grown ``large``.
+        small, large: the networks.
+        run: makes the calls of a network.
+        tolerance: up to which it does not differ.
+    """
+    places = dict(_places(operator, large))
+    before = _outputs(small, {place[0] for place in places.values()}, run)
+    after = _outputs(large, places.keys(), run)
+    for name, outputs in after.items():
+        other, row, layer = places[name]
+        if len(before.get(other, ())) != len(outputs):
+            continue
+        for one, out in zip(before[other], outputs, strict=True):
+            read = _readings(operator, one, out, row, layer)
+            if read and not min(relative(one, each) for each in read) <= tolerance:
+                return name
+    return None
+
+
+def _places(operator: Operator, large: nn.Module) -> Iterator[tuple[str, tuple[str, Row, int]]]:
+    """Yield every module of both networks: its name, that in the small one, a row and a layer.
+
+    The row is of its bias if it has one, which shows the axes of the output as they are.
+    """
+    rows = {
+        name: (row, layer) for row in operator.plan.rows for layer, name in
+        enumerate(row.large_names) if row.small_names
+    }  # fmt: skip
+    for path, module in large.named_modules():
+        own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
+        known = sorted((name for name in own if name in rows), key=lambda n: len(rows[n][0].large))
+        if not known:
+            continue
+        row, layer = rows[known[0]]
+        if bool(operator.depths.new(row.stack)[layer]):
+            continue
+        source = row.small_names[int(operator.depths.sources(row.stack)[layer])]
+        last = known[0].removeprefix(path).lstrip(".")
+        yield path, (source.removesuffix(last).rstrip("."), row, layer)
+
+
+def _outputs(network: nn.Module, names: Any, run: Callable[[nn.Module], object]) -> Outputs:
+    """Record the first output of modules, each time they are called, in the order of the calls."""
+    outputs: Outputs = {}
+
+    def record(_: nn.Module, __: Any, out: Any, name: str) -> None:
+        if tensors := outputs_of(out):
+            outputs.setdefault(name, []).append(tensors[0].detach().clone())
+
+    handles = [
+        module.register_forward_hook(functools.partial(record, name=name))
+        for name, module in network.named_modules()
+        if name in names
+    ]
+    try:
+        run(network)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _readings(
+    operator: Operator, small: Tensor, large: Tensor, row: Row, layer: int
+) -> list[Tensor]:
+    """Read an output of a module that holds the parameter of a row, in every way it may be scaled.
+
+    A gain does not tell the scale of what comes out of a norm.
+    """
+    if small.shape == large.shape:
+        return [large]
+    if small.dim() != large.dim():
+        return []
+    differing = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
+    lengths = (small.shape[differing[0]], large.shape[differing[0]])
+    for product in row.dims if len(differing) == 1 else ():
+        roles = {use.role for use in uses_of(product)}
+        if "consumes" not in roles and operator.plan.length(product) == lengths:
+            try:
+                return [
+                    _read(operator, large, differing[0], _reader(product, more), layer)
+                    for more in (0, 1, -1)
+                ]
+            except Unreadable:
+                return []
+    return []
+
+
+def _reader(product: Product[Use], more: int) -> Product[Use]:
+    """How what a parameter writes is read: by the other form, without the factor."""
+
+    def reading(use: Use) -> Use:
+        form = "produces" if use.form == "consumes" else "consumes"
+        return use._replace(form=form, power=-use.power - more)
+
+    return replaced(product, reading)
+
+
+def _read(
+    operator: Operator, x: Tensor, dim: int, product: Product[Use], layer: int | None
+) -> Tensor:
+    """Read a dimension of a tensor of the large network, in a layer of a stack."""
+    spans = operator.widths.factors(product)
+    changes = {
+        span: functools.partial(_narrowed, operator=operator, span=span, layer=layer or 0)
+        for span in uses_of(spans)
+        if span.small != span.large
+    }
+    return change_along(x, dim, spans, lambda span: span.large, changes)
+
+
+def _narrowed(x: Tensor, dim: int, operator: Operator, span: Span, layer: int) -> Tensor:
+    """Read an axis of a large tensor by the transpose of the form that reads it."""
+    axis, widths = operator.plan.all_axes[span.axis], operator.widths
+    if axis.resize == "append":
+        return x.narrow(dim, 0, span.small)
+    if axis.resize or span.key not in widths.starts:
+        raise Unreadable(f"{span.axis} grows from {span.small} to {span.large}")
+    scale = 1.0
+    if axis.contracted:  # the same form writes queries and keys, and keeps their product
+        span = span._replace(form="produces", power=1)
+        scale = operator.plan.scales.get(span.axis, 1.0)
+    if widths.width is not None and widths.width.ties == "flow":
+        span = span._replace(form="produces", power=0)
+    layers = operator.plan.stacks[axis.stack][1] if axis.stack else 1
+    eye = torch.eye(span.small, dtype=operator.dtype, device=x.device)
+    try:
+        matrix = widths.widen(eye.expand(layers, -1, -1), 1, span)
+    except KeyError:
+        raise Unreadable(f"nothing reads {span.axis}") from None
+    matrix = matrix[layer if axis.stack else 0] / scale**2
+    return (x.movedim(dim, -1) @ matrix.to(x)).movedim(-1, dim)
