@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from lightning_ligo.axes.axes import Axes, Axis
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.proof import prove
 from lightning_ligo.axes.trace import trace
 from lightning_ligo.methods.catalog import METHODS
@@ -16,6 +17,7 @@ from lightning_ligo.networks import build, describe, named
 from lightning_ligo.operator.cost import Cost, estimate
 from lightning_ligo.operator.fit import Fit, fit
 from lightning_ligo.operator.grow import grow
+from lightning_ligo.operator.measure import Change, measure
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import grow_states
 from lightning_ligo.operator.ramp import Ramp
@@ -54,6 +56,8 @@ __all__ = [
     "METHODS",
     "Axes",
     "Axis",
+    "Call",
+    "Change",
     "Cost",
     "Depth",
     "DigitsDataModule",
@@ -82,6 +86,7 @@ __all__ = [
     "grow",
     "grow_checkpoint",
     "grow_states",
+    "measure",
     "named",
     "pair",
     "prove",

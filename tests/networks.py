@@ -101,6 +101,14 @@ def changed(
     return float((after - before).norm() / before.norm()), plan
 
 
+def measured(
+    small: nn.Module, large: nn.Module, inputs: dict[str, Tensor], method: str = "lemon"
+) -> ligo.Change:
+    """How much the growth changes the function, as the plan tells it."""
+    plan = ligo.pair(small, large, **inputs)
+    return ligo.measure(plan, small, large, [ligo.Call(kwargs=inputs)], method=method)
+
+
 SEQUENCES = {"x": torch.linspace(-1, 1, 3 * 12).sin().mul(7).cos().reshape(3, 4, 3)}
 
 

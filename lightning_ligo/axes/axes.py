@@ -34,49 +34,28 @@ class Axis:
         length: how many entries it has.
         stack: the stack of which every layer has an axis of its own by this name, if any.
         pinned: why it cannot grow, if it cannot.
-        over: the reductions that are taken over it, see `Reduction`.
+        normed: the norm, or the mean, that its map must keep: "layer", "rms" or "group", if any.
         contracted: whether a product of two activations (queries with keys) sums over it.
         scale: the number that multiplies this product, usually one over the root of the length.
-        unit: whether a weight is divided by its norm over it.
         resize: how a pinned axis can still become longer, if it can.
         named: whether the user named it; it may then grow though it is pinned.
-        unread: an operation that reads it and that tracing cannot follow, if any.
     """
 
     name: str
     length: int
     stack: str | None = None
     pinned: str | None = None
-    over: frozenset[str] = frozenset()
+    normed: str | None = None
     contracted: bool = False
     scale: float = 1.0
-    unit: bool = False
     resize: Resize | None = None
     named: bool = False
-    unread: str | None = None
 
     @property
     def stays(self) -> bool:
         """Whether it can never become longer; notation shows its length in place of its name."""
         slot = self.resize is None or last_word(self.name).startswith("slot")
         return bool(self.pinned) and slot and self.pinned != UNUSED and not self.named
-
-    @property
-    def normed(self) -> str | None:
-        """The norm, or the mean, that its map must keep: see `maps.py`."""
-        if self.over & {"layer", "mean"}:
-            return "layer"
-        return next((norm for norm in ("rms", "group") if norm in self.over), None)
-
-
-class Reduction(NamedTuple):
-    """A reduction over axes: a norm, a mean, a softmax, or attention in each of its heads.
-
-    ``terms`` are the axes of a sum of products: a norm over concatenated dimensions has several.
-    """
-
-    kind: str
-    terms: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -90,11 +69,6 @@ class Axes:
         dims: for every pattern and dimension, the uses of its axes, slowest first.
         stacks: the runs of repeated modules by their names.
         sequential: lists of equal modules that are no stack, and why.
-        post_norm: axes with norms in the residual stream itself.
-        tied: axes of a table that writes and reads the same flow.
-        nonlinear: axes with a norm behind an activation.
-        reductions: the reductions that are taken over axes.
-        heterogeneous: stacks whose layers use the same parameters in different ways.
         outputs: for every tensor that the network returns and each of its dimensions, how its axes
             are read; None where parameters have no such axis.
     """
@@ -103,11 +77,6 @@ class Axes:
     dims: dict[str, tuple[Product[Use], ...]]
     stacks: Stacks
     sequential: dict[str, str] = field(default_factory=dict)
-    post_norm: frozenset[str] = frozenset()
-    tied: frozenset[str] = frozenset()
-    nonlinear: frozenset[str] = frozenset()
-    reductions: frozenset[Reduction] = frozenset()
-    heterogeneous: frozenset[str] = frozenset()
     outputs: tuple[tuple[Product[Use] | None, ...], ...] = ()
 
     def uses(self, pattern: str) -> list[Use]:

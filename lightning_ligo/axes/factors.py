@@ -34,7 +34,6 @@ class Facts:
         hint: the word of an operation for it: "heads", "kernel", ...
         contracted: a product of two activations sums over it.
         scale: the product of the numbers that multiply it, or a contraction over it.
-        unit: a weight is divided by its norm over it.
     """
 
     owned: bool = False
@@ -42,7 +41,6 @@ class Facts:
     hint: str | None = None
     contracted: bool = False
     scale: float = 1.0
-    unit: bool = False
 
     def merge(self, other: Facts) -> Facts:
         """Combine what is known of two factors that are united."""
@@ -52,7 +50,6 @@ class Facts:
             self.hint or other.hint,
             self.contracted or other.contracted,
             self.scale * other.scale,
-            self.unit or other.unit,
         )
 
 

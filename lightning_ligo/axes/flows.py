@@ -56,7 +56,7 @@ class Flows:
 
     A **tied head** writes and reads with one table, which grows by the producing form. So its input
     must be written in the consuming form: this flow is *flipped*, by the gain of the norm. Without
-    a gain nothing can write it so, and the axis is `tied`.
+    a gain nothing can write it so.
 
     >>> class Tied(nn.Module):
     ...     def __init__(self, gain):
@@ -68,25 +68,6 @@ class Flows:
     >>> axes = table(Tied(gain=True), torch.zeros(2, 3, dtype=torch.long))
     table.weight produces produces 1
     norm.weight gain consumes -2
-    >>> trace(Tied(gain=False), torch.zeros(2, 3, dtype=torch.long)).tied
-    frozenset({'table.hidden'})
-
-    Under **post-norm** blocks add to the output of a norm with a gain, and the next norm reads the
-    sum. Such axes are `post_norm`.
-
-    >>> class PostNorm(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.stem = nn.Linear(3, 4, False)
-    ...         self.blocks = nn.ModuleList(nn.Linear(4, 4, False) for _ in range(2))
-    ...         self.norms = nn.ModuleList(nn.RMSNorm(4) for _ in range(2))
-    ...     def forward(self, x):
-    ...         x = self.stem(x)
-    ...         for block, norm in zip(self.blocks, self.norms):
-    ...             x = norm(x + block(x))
-    ...         return x.mean(-1)
-    >>> trace(PostNorm(), x).post_norm
-    frozenset({'embed'})
     """
 
     def __init__(self, graph: Graph, stacks: Stacks) -> None:
@@ -108,8 +89,8 @@ class Flows:
             if any(use.role == "gain" for use in uses)
         }
         self._gainless: set[Flow] = set()
-        self.post_norm = {flow for flow in self._after_norm if flow.normed_into}
-        self.nonlinear = {self.flow(leaf) for leaf in self.own if self._is_nonlinear(leaf)}
+        for leaf in self.own:
+            self._follow(self.flow(leaf))
         # 3. The flows that one weight reads together, and those that pass as they are.
         reads = [
             {use.reads.root() for use in self._uses[leaf] if use.reads is not None}
@@ -119,7 +100,6 @@ class Flows:
         flows = {self.flow(leaf) for leaf in self.own}
         plain = {flow for flow in flows if not (flow.nonlinear or flow.reduced)}
         # 4. Tied tables: flip what they read, where only parameters outside of stacks write it.
-        self.tied: set[Flow] = set()
         self._flipped: dict[Flow, int] = {}  # with its power
         self._raised: set[Flow] = set()
         in_stacks = {
@@ -128,7 +108,7 @@ class Flows:
         writable = {flow for flow in plain - self._gainless if not flow.normed_into}
         self._flip(self._tables(writable - in_stacks.union(*together)))
         # 5. One power for flows that one weight reads together.
-        self.post_norm |= self._level(together, plain)
+        self._level(together, plain)
         # 6. The names of flows, and the flow that parameters write on every axis.
         self._names = self._merge(stacks)
         self._written: dict[Factor, str] = {}
@@ -137,7 +117,7 @@ class Flows:
                 self._written.setdefault(leaf.factor, self._names[self.flow(leaf)])
 
     def _tables(self, writable: set[Flow]) -> dict[Flow, set[Flow]]:
-        """The flows that tied tables read, with the flows that they write; others are `tied`."""
+        """The flows that tied tables read and that can be flipped, with those that they write."""
         tables: dict[Flow, set[Flow]] = defaultdict(set)
         for leaf, uses in self._uses.items():
             roles = {use.role for use in uses} - {"consumes"}
@@ -146,34 +126,19 @@ class Flows:
                     read = use.reads.root()
                     if roles == {"produces"} and read is not self.flow(leaf) and read in writable:
                         tables[read].add(self.flow(leaf))
-                    else:
-                        self.tied.add(self.flow(leaf))
         return tables
 
     def flow(self, leaf: Item) -> Flow:
         assert leaf.flow is not None
         return leaf.flow.root()
 
-    def _is_nonlinear(self, leaf: Item) -> bool:
-        """Whether copies do not pass a nonlinear function: a norm or a reduction is behind it.
-
-        Norms without a gain are followed: their output is the same flow for a reader.
-        """
-        followed = [self.flow(leaf)]
+    def _follow(self, flow: Flow) -> None:
+        """Follow norms without a gain: their output is the same flow for a reader."""
+        followed = [flow]
         for flow in followed:  # which grows
             bare = {out.root() for out in flow.normed_into} - self._after_norm - {*followed}
             self._gainless |= bare
             followed += bare
-        return any(
-            flow.nonlinear
-            and bool(
-                flow.normed_into
-                or flow.reduced
-                or leaf.factor.facts.contracted
-                or flow in self._gainless
-            )
-            for flow in followed
-        )
 
     def _of(self, leaf: Item) -> list[Observed]:
         """The observed roles of a factor of a parameter's dimension."""
@@ -194,18 +159,16 @@ class Flows:
                 own = left.pop(read)
                 powers = {(flow in self._flipped, self._power(flow)) for flow in own}
                 ((turned, power), *others) = powers
-                if others or not ready or (turned and power != -self._power(read)):
-                    self.tied |= own
-                elif not turned:
+                if ready and not others and not turned:
                     self._flipped[read] = -power
 
-    def _level(self, together: list[set[Flow]], plain: set[Flow]) -> set[Flow]:
-        """Raise flows that one weight reads to one power; return the flows that cannot be."""
+    def _level(self, together: list[set[Flow]], plain: set[Flow]) -> None:
+        """Raise flows that one weight reads to one power, where they can be."""
         while True:
             apart = [flows for flows in together if len({*map(self._power, flows)}) > 1]
             lower = {flow for flows in apart for flow in flows if self._power(flow) == 0}
             if not lower & plain:
-                return set().union(*apart)
+                return
             self._raised |= lower & plain
 
     def _power(self, flow: Flow) -> int:

@@ -56,7 +56,6 @@ class Term(NamedTuple):
 class Unread(NamedTuple):
     """An operation on parameters' axes that tracing cannot follow."""
 
-    name: str
     problem: str  # the operation, its shapes, and why it cannot be followed
     inputs: list[Dim]  # including those of parameters
     weights: list[Dim]  # the dimensions that are taken to produce the output
@@ -88,16 +87,13 @@ class Graph:
         self.opposed: list[tuple[Dim, Dim]] = []
         # The kind and the dimension of every reduction, see `Reduction`.
         self.reductions: list[tuple[str, Dim]] = []
-        # The terms of every sum of activations; the writers of terms that are the output of a
-        # nonlinear function, with its name; and (parameters that scale a term, its writers).
+        # The terms of every sum of activations; (parameters that scale a term, its writers).
         self.sums: list[list[Term]] = []
-        self.nonlinear_terms: list[tuple[str, frozenset[str]]] = []
         self.scalings: list[tuple[frozenset[str], frozenset[str]]] = []
         # By gain and shift, the writers of what a norm reads; and both by the output of the norm.
         self.normed: dict[str, frozenset[str]] = {}
         self._norms: dict[int, frozenset[str]] = {}
-        # By storage: the nonlinear function, and the parameters, that were applied last.
-        self._functions: dict[int, str] = {}
+        # By storage: the parameters that were applied last.
         self._scaled: dict[int, frozenset[str]] = {}
         # By storage: steps of norms, the same values in another dtype, contracted dimensions.
         self.marks: dict[int, Mark] = {}
@@ -105,10 +101,6 @@ class Graph:
         self._contracted: dict[int, Dim] = {}
         # Dimensions to pin once a tensor is used, with the reason.
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
-        # The numbers that operations used, with the dimension that they scale, by the parameter
-        # that was used last before.
-        self._numbers: dict[str, list[tuple[Any, Dim]]] = {}
-        self._latest = ""
         # Dimensions of parameters that the user named, the words for their factors, and the
         # operations that cannot be followed.
         self.named: list[Dim] = []
@@ -212,30 +204,11 @@ class Graph:
         owners = {owner for item in ends(side) for owner in item.owners}
         return {use.role for use in self.uses if use.owner in owners}
 
-    def compute(self, tensors: Sequence[Tensor], numbers: Sequence[Any]) -> None:
-        """Note that an operation on ``tensors`` was given these numbers."""
-        used = [name for tensor in tensors if self.static(tensor) for name in self.writers(tensor)]
-        self._latest = min(used, default=self._latest)
-        self._numbers.setdefault(self._latest, []).extend((number, []) for number in numbers)
-
-    @property
-    def order(self) -> list[str]:
-        """The parameters behind which something was computed, in the order of the forward."""
-        return list(self._numbers)
-
-    def numbers(self, name: str) -> list[Any]:
-        """The numbers that were used behind a parameter, except the scales of contracted axes."""
-        return [
-            number
-            for number, over in self._numbers.get(name, [])
-            if not any(item.factor.facts.contracted for item in ends(over))
-        ]
-
     def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
         """Note that something, such as a norm, is taken over all of these dimensions at once."""
         items = [item for dim in dims for item in dim]
         self.reductions.append((kind, items))
-        if kind not in ("layer", "rms", "group", "mean square", "attention"):
+        if kind not in ("layer", "rms", "group", "mean square"):
             reduced(items)
 
     def contracted(self, out: Tensor, over: Dim) -> None:
@@ -252,7 +225,6 @@ class Graph:
         items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
         for item in ends(items):
             item.factor.facts.scale *= number
-        self._numbers.setdefault(self._latest, []).append((number, items))
 
     def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
         """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""
@@ -266,17 +238,12 @@ class Graph:
             for tensor in tensors
         ])  # fmt: skip
         for tensor in tensors:
-            if (function := self._functions.get(storage(tensor))) is not None:
-                self.nonlinear_terms.append((function, self.writers(tensor)))
             if scaled := self._scaled.get(storage(tensor)):
                 self.scalings.append((scaled, self.writers(tensor)))
 
-    def apply(self, out: Tensor, function: str | None) -> None:
-        """Note that ``out`` is the output of a nonlinear function, or of none."""
-        self._functions.pop(storage(out), None)
+    def apply(self, out: Tensor) -> None:
+        """Note that ``out`` is the output of a function, and no longer of a norm."""
         self._norms.pop(storage(out), None)
-        if function is not None:
-            self._functions[storage(out)] = function
 
     def norm(self, out: Tensor, of: Tensor, affine: Sequence[Tensor | None]) -> None:
         """Note that ``out`` is the output of a norm with this gain and shift."""
@@ -322,13 +289,9 @@ class Graph:
                     if along:
                         break
 
-    def unread_factors(self) -> dict[Factor, str]:
-        """The factors that enter operations that tracing cannot follow, with one such operation."""
-        return {
-            factor: unread.name
-            for unread in self.unread[::-1]
-            for factor in end_factors(*unread.inputs)
-        }
+    def unread_factors(self) -> set[Factor]:
+        """The factors that enter operations that tracing cannot follow."""
+        return {factor for unread in self.unread for factor in end_factors(*unread.inputs)}
 
 
 def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from lightning_ligo.axes.axes import LOST, OUTPUT, UNUSED, Axes, Axis, Reduction, Resize, Use
-from lightning_ligo.axes.dims import Product, fold, replaced, uses_of
+from lightning_ligo.axes.axes import LOST, OUTPUT, UNUSED, Axes, Axis, Resize, Use
+from lightning_ligo.axes.dims import Product, replaced, uses_of
 from lightning_ligo.axes.factors import (
     Dim,
     Factor,
@@ -17,7 +17,6 @@ from lightning_ligo.axes.factors import (
     Misaligned,
     end_factors,
     leaves,
-    product_of,
     unite,
 )
 from lightning_ligo.axes.flows import Flows, axes_of
@@ -42,7 +41,6 @@ class _Member(NamedTuple):
 
 
 _Places = dict[Factor, list[_Member]]
-_Terms = tuple[tuple[str, ...], ...]
 
 
 def name_axes(*graphs: Graph) -> list[Axes]:
@@ -83,32 +81,25 @@ def name_axes(*graphs: Graph) -> list[Axes]:
     >>> list(axes.stacks), list(axes.sequential)
     (['blocks'], ['chain'])
     """
-    stacks, sequential, heterogeneous = _stacks(graphs)
+    stacks, sequential = _stacks(graphs)
     sides = list(zip(graphs, stacks, strict=True))
     shared = set.intersection(
         *({pattern_of(name, each)[0] for name in graph.parameters} for graph, each in sides)
     )
-    return [
-        replace(
-            _named(graph, each, shared),
-            sequential=sequential,
-            heterogeneous=heterogeneous & each.keys(),
-        )
-        for graph, each in sides
-    ]
+    return [replace(_named(graph, each, shared), sequential=sequential) for graph, each in sides]
 
 
 # Stacks -----------------------------------------------------------------------------------------
 
 
-def _stacks(
-    graphs: Sequence[Graph],
-) -> tuple[list[Stacks], dict[str, str], frozenset[str]]:
+def _stacks(graphs: Sequence[Graph]) -> tuple[list[Stacks], dict[str, str]]:
     """Find the stacks of every network.
 
+    Layers that use the same parameters in different ways are no stack, unless its depth changes.
+
     Returns:
-        the stacks of each network, the reason why a stack of chained modules cannot change its
-        depth, and the stacks with layers of several kinds.
+        the stacks of each network, and the reason why a stack of chained modules cannot change its
+        depth.
     """
     stacks = find_stacks(*(graph.shapes for graph in graphs))
     sequential: dict[str, str] = {}
@@ -128,11 +119,10 @@ def _stacks(
             stacks = [_without(each, broken) for each in stacks]
         else:
             _agree(graphs, stacks, broken)
-    heterogeneous = frozenset().union(*map(_heterogeneous, graphs, stacks))
-    for stack in heterogeneous:
+    for stack in frozenset().union(*map(_heterogeneous, graphs, stacks)):
         if _same_depth(stacks, stack):
             stacks = [_without(each, stack) for each in stacks]
-    return stacks, sequential, heterogeneous
+    return stacks, sequential
 
 
 def _same_depth(stacks: Sequence[Stacks], name: str) -> bool:
@@ -248,39 +238,11 @@ def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
         return replaced(product, lambda leaf: flows.reading(names[leaf.factor], leaf, leaf.flow))
 
     dims: dict[str, tuple[Product[Use], ...]] = {}
-    uneven: set[str] = set()  # axes that one layer of a stack grows by another power than others
     for name, parameter in graph.parameters.items():
         layer = tuple(replaced(axes_of(items), use) for items in parameter)
-        first = dims.setdefault(pattern_of(name, stacks)[0], layer)
-        for one, other in zip(map(uses_of, first), map(uses_of, layer), strict=True):
-            uneven |= {a.axis for a, b in zip(one, other, strict=False) if a.power != b.power}
-    post_norm, tied, nonlinear = (
-        frozenset(names[leaf.factor] for leaf in flows.own if flows.flow(leaf) in these)
-        for these in (flows.post_norm, flows.tied, flows.nonlinear)
-    )
-    reductions = frozenset(
-        Reduction(kind, _terms(items, names)) for kind, items in graph.reductions
-    )
-    return Axes(
-        axes, dims, stacks, post_norm=post_norm | uneven, tied=tied, nonlinear=nonlinear,
-        reductions=reductions,
-        outputs=tuple(tuple(map(read, out)) for out in graph.outputs),
-    )  # fmt: skip
-
-
-def _terms(items: Dim, names: dict[Factor, str]) -> _Terms:
-    """The names of the axes of a dimension, as a sum of products."""
-
-    def term(leaf: Item) -> _Terms:
-        return ((names[leaf.factor],) if leaf.factor in names else (),)
-
-    def times(factors: list[_Terms]) -> _Terms:
-        return tuple(tuple(itertools.chain(*each)) for each in itertools.product(*factors))
-
-    def plus(segments: list[_Terms]) -> _Terms:
-        return tuple(itertools.chain(*segments))
-
-    return fold(product_of(items, lambda leaf: leaf.factor in names), term, times, plus)
+        dims.setdefault(pattern_of(name, stacks)[0], layer)
+    outputs = tuple(tuple(map(read, out)) for out in graph.outputs)
+    return Axes(axes, dims, stacks, outputs=outputs)
 
 
 def _by_factor(words: Iterable[tuple[str, Dim]]) -> dict[Factor, set[str]]:
@@ -316,13 +278,13 @@ def _axes(
         members, facts = common[factor] or places[factor], factor.facts
         inside = end_factors([Item(factor, None)])
         played = set().union(*(roles[end] for end in inside))
-        passed = next((unread[end] for end in inside if end in unread), None)
+        passed = not unread.isdisjoint(inside)
         pinned = facts.pinned or inside[0].facts.pinned
         if not pinned and not played and not passed:
             pinned = UNUSED
         elif not pinned and "consumes" not in played and not facts.contracted:
             pinned = OUTPUT if factor in outputs else LOST
-            pinned = None if over[factor] - {"attention"} and pinned == LOST else pinned
+            pinned = None if over[factor] and pinned == LOST else pinned
         where, local = tuple(member.place for member in members), _local(members)
         base = name = _name(factor, members, played, local, words.get(factor))
         number = 2
@@ -332,10 +294,17 @@ def _axes(
         resize = _resize(facts.hint, pinned, played) if pinned else None
         named = known.issuperset(inside) and pinned != STAYS
         axes[name] = Axis(
-            name, factor.size, local, pinned, frozenset(over[factor]), facts.contracted,
-            facts.scale, facts.unit, resize, named, passed,
+            name, factor.size, local, pinned, _normed(over[factor]), facts.contracted,
+            facts.scale, resize, named,
         )  # fmt: skip
     return names, axes
+
+
+def _normed(over: set[str]) -> str | None:
+    """The norm, or the mean, that a map must keep."""
+    if over & {"layer", "mean"}:
+        return "layer"
+    return next((norm for norm in ("rms", "group") if norm in over), None)
 
 
 def _resize(hint: str | None, pinned: str, roles: set[str]) -> Resize | None:

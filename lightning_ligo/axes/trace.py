@@ -244,9 +244,6 @@ class Tracer(TorchDispatchMode):
         elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
         rule = rule or (pointwise if elementwise else untouched)
         written = writers(self.graph, name, args, kwargs, known=rule is not untouched)
-        if not static:
-            made = [] if name in ("add", "scaled_dot_product_attention") else inputs
-            self.graph.compute(made, _numbers(name, args, kwargs))
         if not inputs:
             reason = None if uniform else CONSTANT
             results = [self.graph.unknown(tensor, pinned=reason) for tensor in outputs]
@@ -262,16 +259,3 @@ class Tracer(TorchDispatchMode):
             self.graph.keep(tensor, dims, static, written)
         if name.rstrip("_") in ("mul", "div") and not static:
             self.graph.scale(outputs[0], inputs)
-
-
-def _numbers(name: str, args: Any, kwargs: Any) -> list[Any]:
-    """List the arguments of an operation that are neither tensors nor shapes."""
-    if name == "convolution":
-        return list(args[3:8])  # stride, padding, dilation, transposed
-    if name == "roll":
-        return list(args[1])
-    if name == "scaled_dot_product_attention":
-        return [tensor.shape[-2] for tensor in args[:2]]
-    if name.rstrip("_") in ("mul", "div", "baddbmm"):  # see `Graph.multiply`
-        return []
-    return [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is float]

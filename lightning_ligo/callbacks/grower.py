@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import (
     averaged_validation,
@@ -28,6 +29,7 @@ from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
+from lightning_ligo.operator.measure import Change, compare
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import grow_states
 from lightning_ligo.operator.ramp import Ramp
@@ -46,6 +48,8 @@ from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
 from lightning_ligo.trainer.swap import conform, swap, undone
 
+Calls = Callable[[], list[Call]]
+
 
 class Grown(NamedTuple):
     """The results of a growth."""
@@ -54,6 +58,7 @@ class Grown(NamedTuple):
     large: nn.Module
     operator: Operator
     ramp: Ramp | None  # for a method that masks new parts
+    change: Change  # of the function
     losses: tuple[float, ...]  # of every step of learning
     flops: int  # of learning
     metrics: dict[str, float]  # of the large network, if it was validated
@@ -73,6 +78,7 @@ class Grower:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
+        calls: Calls | None,
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
         """Grow the network once, at the start of a batch.
@@ -80,6 +86,8 @@ class Grower:
         Args:
             trainer, pl_module: of the run.
             plan: plan of this growth.
+            calls: calls that the step about to be done makes of the small network, on which the
+                function is compared; None if its data is of the large one.
             check: called with the metrics of the large network, before the swap.
 
         Raises:
@@ -94,12 +102,16 @@ class Grower:
             small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
+                made = calls() if calls is not None else None
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
                 slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
+                change = Change(None, why="the growth changes the data")
+                if made is not None:
+                    change = compare(operator, small, large, made)
                 averaged = grown_averages(trainer, slot.attribute, operator, large)
                 ramp = Ramp(operator, large) if self._settings.method.ramp else None
             watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]
@@ -120,7 +132,7 @@ class Grower:
             remember_groups(trainer, pl_module)
             remember_growth(pl_module, growths)
         state = {"carried": carried, "parameters": len(parents)}
-        return Grown(small, large, operator, ramp, *learned, metrics, state)
+        return Grown(small, large, operator, ramp, change, *learned, metrics, state)
 
     def _learn(
         self,
@@ -199,7 +211,7 @@ def check_grown(name: str | None, before: float | None, after: float | None) -> 
         return
     raise FloatingPointError(
         f"{name} is {after} for the grown network, and was {before:.4g} for the small one; use a "
-        "lower learning rate for the operator, or a method that keeps the function, such as lemon"
+        "lower learning rate for the operator if it is learned, or another method"
     )
 
 

@@ -115,7 +115,7 @@ class Planner:
         """Return the batches of `DataStages.batches`, and how training calls the network on one."""
         size = size_of(pl_module)
         batches = self._stages.batches(trainer, pl_module, size, batch)
-        return batches, self._calls(trainer, pl_module, batches[size], batch_idx)
+        return batches, self.calls(trainer, pl_module, batches[size], batch_idx)
 
     def pairings(
         self,
@@ -167,7 +167,7 @@ class Planner:
         large = trainer.precision_plugin.convert_module(build(description))
         self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
         try:
-            return self._calls(trainer, pl_module, batch, 0)
+            return self.calls(trainer, pl_module, batch, 0)
         except ValueError:
             raise
         except Exception as error:
@@ -176,7 +176,7 @@ class Planner:
                 f"with {type(error).__name__}: {error}; change the data or the network"
             ) from error
 
-    def _calls(
+    def calls(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> list[Call]:
         """Return the calls of the network; check the loss if an operator is learned."""

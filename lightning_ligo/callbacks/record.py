@@ -12,6 +12,7 @@ from torch import nn
 from lightning_ligo.callbacks.grower import Grown
 from lightning_ligo.callbacks.learned import learned
 from lightning_ligo.callbacks.report import carried_over
+from lightning_ligo.operator.measure import Change
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.schedule import Rate
 from lightning_ligo.trainer.lightning import logged_step
@@ -42,7 +43,7 @@ class GrowthRecord:
         optimizer_state: the `policy`, and for how many (`carried`) of all `parameters` the
             optimizer continues with a state.
         rate: learning rate after the growth.
-        inexact: reasons why the growth did not keep the function.
+        change: how much the growth changed the function, on the batch before which it grew.
         metric: name of the reported metric, and its values before and after the growth.
         flops: FLOPs of learning the `operator`.
         seconds: duration of the growth.
@@ -59,7 +60,7 @@ class GrowthRecord:
     operator: dict[str, Any]
     optimizer_state: dict[str, Any]
     rate: Rate
-    inexact: list[str]
+    change: Change
     metric: Metric
     flops: dict[str, int]
     seconds: float
@@ -67,14 +68,22 @@ class GrowthRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data; `optimizer_state` has the key `moments`."""
-        return {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        plain = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return plain | {"change": self.change.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> GrowthRecord:
         """Read what `to_dict` has returned."""
         plain = {"learned": {}, **plain}  # older checkpoints have none
         fields = {name: plain[_KEYS.get(name, name)] for name in cls.__dataclass_fields__}
-        return cls(**fields | {"rate": Rate(**plain["rate"]), "metric": Metric(**plain["metric"])})
+        return cls(
+            **fields
+            | {
+                "rate": Rate(**plain["rate"]),
+                "metric": Metric(**plain["metric"]),
+                "change": Change.from_dict(plain["change"]),
+            }
+        )
 
 
 _KEYS = {"optimizer_state": "moments"}
@@ -107,7 +116,7 @@ def growth_record(
         },
         optimizer_state={"policy": optimizer_state, **grown.optimizer_state},
         rate=rate,
-        inexact=list(operator.inexact),
+        change=grown.change,
         metric=metric,
         flops={"operator": grown.flops},
         seconds=seconds,
@@ -128,8 +137,6 @@ def log_line(
     """
     steps = len(losses)
     learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
-    reasons = "; ".join(record.inexact)
-    exact = f"is not kept ({reasons})" if reasons else "is kept"
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))
     metric = record.metric
@@ -137,7 +144,7 @@ def log_line(
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
         f"{record.method} (operator: {record.operator['coefficients']:,} coefficients, {learned}); "
-        f"at its start the function {exact}; {validated if metric.name else ''}"
+        f"{record.change.sentence}; {validated if metric.name else ''}"
         f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )

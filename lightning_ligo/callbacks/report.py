@@ -25,6 +25,7 @@ from lightning_ligo.callbacks.document import (
     write_files,
 )
 from lightning_ligo.operator.cost import short
+from lightning_ligo.operator.measure import Change
 from lightning_ligo.schedule import Rate
 
 if TYPE_CHECKING:
@@ -174,19 +175,13 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def _summary(number: int, growth: dict[str, Any]) -> str:
-    metric, inexact = growth["metric"], growth["inexact"]
+    metric = growth["metric"]
     values = [_metric(metric[when]) for when in ("before", "after", "final")]
     validated = ", {} {} before, {} after and {} at the end".format(metric["name"], *values)
     return (
         f"Growth {number} at step {growth['step']:,} ({growth['reason']}) by {growth['method']}: "
         f"{_arrow(growth['parameters'].values())} parameters{validated if metric['name'] else ''}. "
-        + (
-            "By the plan, before anything is learned,"
-            if growth["operator"]["steps"]
-            else "By the plan"
-        )
-        + " the function is "
-        + (f"not kept exactly: {'; '.join(inexact)}." if inexact else "kept.")
+        f"On the batch before which it grew, {Change.from_dict(growth['change']).sentence}."
     )
 
 

@@ -57,7 +57,10 @@ no memory, and no axis is proved.
   proofs          axis -> relative change of the output when it is permuted; null if not proved or
                   no proof is needed
   fixed           axis that cannot grow -> its length and the reason
-  inexact         why the large network does not start as the same function
+  change          change: largest relative change of an output by the growth of a copy with noise
+                  on its weights, or "inf"; null if not measured; place: the first module whose
+                  output differs; why: why it, or an output, was not measured
+  notes           what may have changed it
   cost            coefficients, steps and method of the operator; batch: shapes of its tensors;
                   flops: learning (in all), learning_step, generating_step (its part that makes the
                   weights), training_step (of the large network); training_steps: learning in

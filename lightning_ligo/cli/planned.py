@@ -16,7 +16,8 @@ from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build, inputs_of
 from lightning_ligo.operator.cost import Cost, Uncounted, estimate_calls
 from lightning_ligo.operator.flops import kind_of
-from lightning_ligo.plan.pair import pair
+from lightning_ligo.operator.measure import Change, measure
+from lightning_ligo.plan.pair import pair_calls
 from lightning_ligo.plan.plan import Plan
 
 REAL = 100_000_000
@@ -31,6 +32,7 @@ class Planned:
         small: the description of the small network, if there is one.
         large: the description of the large network.
         plan: the two networks side by side.
+        change: how much the method changes the function.
         cost: the cost of learning the operator, if it can be counted.
         uncounted: the reason why there is no cost.
         number: which growth of a run it is, counted from 1.
@@ -41,19 +43,12 @@ class Planned:
     small: dict[str, Any] | None
     large: dict[str, Any]
     plan: Plan
+    change: Change
     cost: Cost | None
     uncounted: str | None = None
     number: int | None = None
     when: str | None = None
     step: int | None = None
-
-    @property
-    def inexact(self) -> tuple[str, ...]:
-        """Return why the large network does not start as the same function as the small one.
-
-        Without a cost, these are the reasons that hold for every method.
-        """
-        return self.cost.inexact if self.cost else self.plan.inexact
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data, for JSON."""
@@ -64,14 +59,14 @@ class Planned:
             "when": self.when,
             "step": self.step,
             **self.plan.to_dict(),
-            "inexact": list(self.inexact),
+            "change": self.change.to_dict(),
             "cost": self.cost.to_dict() if self.cost else None,
             "uncounted": self.uncounted,
         }
 
     def __str__(self) -> str:
-        own = [f"not exact: {why}" for why in self.inexact if why not in self.plan.inexact]
-        return "\n".join([str(self.plan), *own, "", str(self.cost or self.uncounted)])
+        lines = [str(self.plan), f"function: {self.change}", "", str(self.cost or self.uncounted)]
+        return "\n".join(lines)
 
 
 def plan_pair(
@@ -92,9 +87,13 @@ def plan_pair(
     large_inputs: dict[str, Any] | None = inputs_of(large, networks[1], inputs)
     if kind_of(inputs) == kind_of(large_inputs):
         large_inputs = None
-    plan = pair(*networks, large_inputs=large_inputs, override=override, **inputs)
-    cost = cost_of(plan, *networks, [Call(kwargs=large_inputs or inputs)], method)
-    return Planned(small, large, plan, *cost)
+    calls = [Call(kwargs=inputs)]
+    large_calls = None if large_inputs is None else [Call(kwargs=large_inputs)]
+    plan = pair_calls(*networks, calls, large_calls, override)
+    change = measure(plan, *networks, calls, large_calls, method)
+    return Planned(
+        small, large, plan, change, *cost_of(plan, *networks, large_calls or calls, method)
+    )
 
 
 def sized(description: Mapping[str, Any]) -> nn.Module:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.cli.planned import Planned, cost_of, sized
+from lightning_ligo.operator.measure import measure
 from lightning_ligo.trainer.checkpoint import described
 from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of
 from lightning_ligo.trainer.sandbox import sandboxed
@@ -61,9 +62,15 @@ class _Planner(Callback):
             for each in planner.pairings(trainer, pl_module, larger, batches, calls):
                 large, when = coming[each.number], settings.growths[each.number - 1].when
                 due = self.growing.triggers.due.get(each.number - 1)
-                calls = each.large_calls or each.calls
-                cost = cost_of(each.plan, each.small, each.large, calls, settings.method)
-                self.planned.append(Planned(small, large, each.plan, *cost, each.number, when, due))
+                calls, method = each.large_calls or each.calls, settings.method
+                cost = cost_of(each.plan, each.small, each.large, calls, method)
+                change = measure(
+                    each.plan, each.small, each.large, each.calls, each.large_calls, method,
+                    settings.seed,
+                )  # fmt: skip
+                self.planned.append(
+                    Planned(small, large, each.plan, change, *cost, each.number, when, due)
+                )
                 small = large
         raise LeaveFit
 

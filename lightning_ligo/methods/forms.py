@@ -45,22 +45,6 @@ def dense(form: Copies | Tensor, small: int) -> Tensor:
     return rows[form.entry] * form.weight.unsqueeze(-1)
 
 
-def applied(form: Copies | Tensor, x: Tensor) -> Tensor:
-    """Multiply a form by (S, ...)."""
-    if isinstance(form, Tensor):
-        return form @ x
-    return torch.cat([x, x.mean(0, keepdim=True)])[form.entry] * form.weight.unsqueeze(-1)
-
-
-def transposed(form: Copies | Tensor, x: Tensor, small: int) -> Tensor:
-    """Multiply the transpose of a form by (L, ...)."""
-    if isinstance(form, Tensor):
-        return form.T @ x
-    weighed = x * form.weight.unsqueeze(-1)
-    sums = torch.zeros(small + 1, x.shape[1], dtype=x.dtype).index_add(0, form.entry, weighed)
-    return sums[:small] + sums[small] / small
-
-
 def as_copies(form: Copies | Tensor) -> Copies | None:
     """Write a form as copies, if no entry of it is made of more than one."""
     if isinstance(form, Copies):

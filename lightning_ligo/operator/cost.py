@@ -46,7 +46,6 @@ class Cost:
         training_flops: of one step of training the large network.
         learning_bytes: of learning, or of writing the weights if nothing is learned.
         training_bytes: of training the large network.
-        inexact: reasons why the start does not compute what the small network does.
     """
 
     method: str
@@ -58,7 +57,6 @@ class Cost:
     training_flops: int
     learning_bytes: int
     training_bytes: int
-    inexact: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -183,7 +181,6 @@ def estimate_calls(
         training_flops=training_flops,
         learning_bytes=held.most,
         training_bytes=training_bytes,
-        inexact=operator.inexact,
     )
 
 

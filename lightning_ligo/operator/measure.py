@@ -65,6 +65,12 @@ class Change:
         """Whether no output is known not to be finite."""
         return self.change is None or math.isfinite(self.change)
 
+    @property
+    def sentence(self) -> str:
+        """What has become of the function, as a sentence."""
+        verb = "" if self.is_finite and not self.kept and self.change is not None else "is "
+        return f"the function {verb}{self}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data; a change that is not finite is the word for it."""
         change = self.change if self.is_finite else str(self.change)
@@ -157,7 +163,7 @@ def _grown(
     if not _is_finite(noisy, given):
         noisy, given = copied(small, _cast(dtype)), with_tensors(calls, _cast(dtype))
     operator = Operator(plan, noisy, method, seed)
-    copy = copied(large, _cast(dtype))
+    copy = copied(large, _cast(dtype, next(noisy.parameters()).device))
     operator.bake(copy)
     return _Pair(operator, noisy, copy, given)
 
@@ -179,7 +185,7 @@ def told(change: Change, method: Method) -> str:
         warnings.warn(
             f"method {method.name!r} promises to keep the function, and it {change}", stacklevel=2
         )
-    return f"function: {change}"
+    return f"{change.sentence}, by a copy with noise on its weights"
 
 
 @torch.no_grad()
@@ -188,13 +194,19 @@ def compare(
 ) -> Change:
     """Compare a network with the one that an operator has grown from it, with their own weights.
 
-    Copies of both make the calls, with the same random numbers.
+    Copies of both make the calls, with the same random numbers. Those of networks in half precision
+    are grown and compared in float32, in which a change is no rounding.
     """
     if (reason := _reason(small, large, operator.method)) is not None:
         return Change(None, why=reason)
+    is_half = any(p.dtype in (torch.float16, torch.bfloat16) for p in small.parameters())
+    cast = _cast(torch.float32) if is_half else Tensor.clone
     try:
-        pair = _Pair(operator, copied(small, Tensor.clone), copied(large, Tensor.clone), calls)
-        return pair.compared()
+        small, large = copied(small, cast), copied(large, cast)
+        if is_half:
+            operator = operator.of(small)
+            operator.bake(large)
+        return _Pair(operator, small, large, with_tensors(calls, cast)).compared()
     except (torch.OutOfMemoryError, MemoryError):
         return Change(None, why="there is not enough memory")
     except Exception as error:
@@ -350,9 +362,9 @@ def _is_text(tensor: Tensor) -> bool:
     return whole and tensor.dtype != torch.bool and tensor.dim() == 2 and tensor.shape[-1] > 1
 
 
-def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _cast(dtype: torch.dtype, device: torch.device | None = None) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor.detach().to(
-        dtype if tensor.is_floating_point() else tensor.dtype, copy=True
+        device or tensor.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True
     )
 
 

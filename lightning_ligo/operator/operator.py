@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method, Width
 from lightning_ligo.operator.depths import Depths
-from lightning_ligo.operator.limits import changes, refuse
+from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.low_rank import add_low_rank, is_low_rank
 from lightning_ligo.operator.masks import diagonal, is_fresh, is_new, noise
 from lightning_ligo.operator.widths import Widths
@@ -28,9 +28,6 @@ class Operator(nn.Module):
     layer g: ``W[g] = B (Σ_l w[g, l] W_small[l]) Aᵀ``, with the depth mix ``w`` first, in the small
     space, and a producing or consuming form of a map on every dimension (LiGO, equation 5). Forms
     and mixes that copy, and are not learned, are applied by indexing.
-
-    ``inexact`` lists the reasons why the large network does not compute what the small one does,
-    before anything is learned: those of the plan, for every method, and those of this method.
 
     Args:
         plan: what grows into what.
@@ -61,7 +58,6 @@ class Operator(nn.Module):
         depth, width = self.method.depth, self.method.width
         self.depths = Depths(plan, depth, generator, device, self.dtype)
         self.widths = Widths(plan, width, self.depths.zero_output, generator, device, self.dtype)
-        self.inexact = (*plan.inexact, *changes(plan, self.method, self.widths, self.depths))
         self.widths.forget()
         self._low_rank = {row.pattern for row in self._grown if self._is_low_rank(row)}
         self._fixed: dict[str, Tensor] = {}  # (g, *shape): fixed parts, the same at every step

@@ -13,6 +13,7 @@ from lightning_ligo.axes.axes import Use
 from lightning_ligo.axes.calls import outputs_of
 from lightning_ligo.axes.dims import Product, change_along, replaced, uses_of
 from lightning_ligo.axes.proof import relative
+from lightning_ligo.methods.forms import dense
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.widths import Span
 from lightning_ligo.plan.plan import Row
@@ -91,7 +92,7 @@ def _places(operator: Operator, large: nn.Module) -> Iterator[tuple[str, tuple[s
     for path, module in large.named_modules():
         own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
         known = sorted((name for name in own if name in rows), key=lambda n: len(rows[n][0].large))
-        if not known:
+        if not path or not known:
             continue
         row, layer = rows[known[0]]
         if bool(operator.depths.new(row.stack)[layer]):
@@ -176,7 +177,8 @@ def _narrowed(x: Tensor, dim: int, operator: Operator, span: Span, layer: int) -
     axis, widths = operator.plan.all_axes[span.axis], operator.widths
     if axis.resize == "append":
         return x.narrow(dim, 0, span.small)
-    if axis.resize or span.key not in widths.starts:
+    started = widths.starts.get(span.key)
+    if axis.resize or started is None or not (started.layers or span.name in widths.reached):
         raise Unreadable(f"{span.axis} grows from {span.small} to {span.large}")
     scale = 1.0
     if axis.contracted:  # the same form writes queries and keys, and keeps their product
@@ -184,11 +186,12 @@ def _narrowed(x: Tensor, dim: int, operator: Operator, span: Span, layer: int) -
         scale = operator.plan.scales.get(span.axis, 1.0)
     if widths.width is not None and widths.width.ties == "flow":
         span = span._replace(form="produces", power=0)
-    layers = operator.plan.stacks[axis.stack][1] if axis.stack else 1
-    eye = torch.eye(span.small, dtype=operator.dtype, device=x.device)
-    try:
-        matrix = widths.widen(eye.expand(layers, -1, -1), 1, span)
-    except KeyError:
-        raise Unreadable(f"nothing reads {span.axis}") from None
-    matrix = matrix[layer if axis.stack else 0] / scale**2
-    return (x.movedim(dim, -1) @ matrix.to(x)).movedim(-1, dim)
+    number = layer if axis.stack else 0
+    if span.name in widths.reached:
+        layers = operator.plan.stacks[axis.stack][1] if axis.stack else 1
+        eye = torch.eye(span.small, dtype=operator.dtype, device=x.device)
+        matrix = widths.widen(eye.expand(layers, -1, -1), 1, span)[number]
+    else:  # no parameter reads it so
+        form = getattr(started.layers[number], span.form)
+        matrix = dense(form, span.small) * started.scale**span.power
+    return (x.movedim(dim, -1) @ (matrix / scale**2).to(x)).movedim(-1, dim)

@@ -14,8 +14,7 @@ from lightning_ligo.axes.proof import prove_axes
 from lightning_ligo.axes.stacks import pattern_of
 from lightning_ligo.axes.trace import watch
 from lightning_ligo.plan.correspondence import Correspondence, Side, correspond
-from lightning_ligo.plan.exactness import inexactness
-from lightning_ligo.plan.identity import identity_errors
+from lightning_ligo.plan.notes import notes
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.plan.refusals import refusals, unproved
 
@@ -77,11 +76,9 @@ def pair_calls(
     check(override, small, large)
     both = _traced(small, large, calls, large_calls, override, scalars_read)
     proofs = _checked(both, calls)
-    errors = {} if _is_meta(both.small.network) else identity_errors(both, calls)
     return Plan(
         both.lengths, both.stacks, both.rows, both.buffers, both.large.axes.axes,
-        inexact=tuple(inexactness(both, proofs, errors, large_calls is None)),
-        proofs=proofs, scales=both.scales, shared=both.shared,
+        notes=tuple(notes(both, proofs)), proofs=proofs, scales=both.scales, shared=both.shared,
         scalars_read=tuple(both.large.tracer.scalars_read), outputs=both.large.axes.outputs,
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ class Plan:
         rows: the parameters of the large network, by pattern.
         buffers: its persistent buffers, by pattern.
         all_axes: every axis of the large network; ``axes`` are those that grow.
-        inexact: why no growth can keep the function exactly; empty if one can.
+        notes: what a reader should know who finds the function changed.
         proofs: for every axis that grows, the change of the output when it is permuted.
         scales: the factors on what writes contracted axes, so that their product keeps its scale.
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
@@ -83,7 +83,7 @@ class Plan:
     rows: tuple[Row, ...]
     buffers: tuple[Row, ...]
     all_axes: dict[str, Axis] = field(repr=False)
-    inexact: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     proofs: dict[str, float] = field(default_factory=dict, compare=False)
     scales: dict[str, float] = field(default_factory=dict, repr=False)
     shared: dict[str, int] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Plan:
                 name: {"length": self.lengths[name][1], "reason": reason}
                 for name, reason in self.fixed.items()
             },
-            "inexact": list(self.inexact),
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -161,8 +161,8 @@ class Plan:
             f"{name}: one head of keys and values becomes {repeats}, which were shared"
             for name, repeats in self.shared.items()
         ]
-        inexact = [f"not exact: {reason}" for reason in self.inexact]
-        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *inexact])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *notes])
 
     def _proof(self, name: str) -> str:
         if name in self.proofs:

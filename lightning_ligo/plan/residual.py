@@ -90,15 +90,6 @@ def _closed(term: Term, place: Place, graph: Graph) -> Hashable:
     return layer
 
 
-def passed(stack: str, axes: Axes, graph: Graph) -> bool:
-    """Whether all layers of a stack add to one residual stream."""
-    for term in chain.from_iterable(graph.sums):
-        sources = {pattern_of(name, axes.stacks)[1:] for name in term.writers}
-        if len(sources) > 1 and any(source == stack for source, _ in sources):
-            return True
-    return False
-
-
 def added_layers(
     names: Iterable[str], small: Iterable[str], large: Iterable[str], graph: Graph
 ) -> dict[str, bool]:

@@ -11,10 +11,8 @@ from lightning_ligo.axes.factors import Dim, broadcast, take
 from lightning_ligo.axes.graph import Graph, mark_nonlinear, reduced
 from lightning_ligo.axes.rules.norms import norm
 from lightning_ligo.axes.rules.table import position, rule
-from lightning_ligo.axes.rules.writers import values
 
 LINEAR = {"add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "where", "masked_fill"}
-IDEMPOTENT = {"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "abs"}  # twice is once
 
 
 @rule("masked_fill_", "hardswish",  # not tagged pointwise in older versions of torch
@@ -30,14 +28,9 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
         return normed
     if name not in LINEAR and not graph.marked(out, "square"):
         mark_nonlinear(graph.dims(tensors[0]))
+    graph.apply(out)
     moving = [tensor for tensor in tensors if not graph.static(tensor)]
-    nonlinear = name not in LINEAR and len(moving) == 1 and values(moving) == moving
-    gates = name in ("mul", "div") and len(moving) > 1
-    function = nonlinear and name not in IDEMPOTENT
-    graph.apply(out, "a product of activations" if gates else name if function else None)
-    if nonlinear:
-        graph.compute((), [name])
-    if gates:
+    if name in ("mul", "div") and len(moving) > 1:
         for first, second in zip(*(graph.dims(tensor)[::-1] for tensor in moving), strict=False):
             mark_nonlinear([first if any(item.flow for item in second) else []])
     numbers = [number for arg in args[:2] if (number := _number(graph, arg))]
@@ -105,7 +98,7 @@ def same(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) ->
 def prelu(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     dims = list(map(graph.dims, args))
     mark_nonlinear(dims[0])
-    graph.apply(out, "prelu")
+    graph.apply(out)
     graph.record(args[1], "scales")
     return broadcast(dims)
 

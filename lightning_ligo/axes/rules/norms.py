@@ -76,9 +76,6 @@ def norm(
 def weight_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     """``g * v / |v|`` over all dimensions of v but one."""
     dims, axis = graph.dims(args[0]), position(args[2] if len(args) > 2 else 0, args[0].dim())
-    for number, items in enumerate(dims):
-        for end in ends(items) if number != axis else ():
-            end.factor.facts.unit = True
     unite(dims[axis], graph.dims(args[1])[axis])
     graph.record(args[1], "scales")
     return [dims, *map(graph.unknown, out[1:])]
@@ -96,11 +93,7 @@ def batch_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: A
         if isinstance(parameter, Tensor):
             graph.record(parameter, "scales")
             unite(dims[1], graph.dims(parameter)[0])
-    weighs = graph.static(args[0])  # a weight is normed over all dimensions that it sums over
-    for items in (dims[0], *dims[2:]) if weighs else ():
-        for end in ends(items):
-            end.factor.facts.unit = True
-    if weighs or isinstance(args[3], Tensor):
+    if graph.static(args[0]) or isinstance(args[3], Tensor):
         written = Flow()
         dims[1] = [Item(leaf.factor, written) for leaf in leaves(dims[1])]
     else:

@@ -78,8 +78,6 @@ def _product(graph: Graph, left: Tensor, right: Tensor, out: Tensor) -> list[Dim
         if lefts[0] and rights[0]:
             unite(lefts[0], rights[0], flow=static)
         batch.append(rights[0] or lefts[0])
-        if not static:
-            graph.reduce("attention", batch)
         lefts, rights = lefts[1:], rights[1:]
     if not static:
         graph.contracted(out, inner_left)
@@ -110,7 +108,6 @@ def attention(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
         for other in (key, value):
             unite(shared, other[-3], flow=False)
         value[-3] = [*value[-3], *group]  # the output is made of values
-        graph.reduce("attention", [value[-3]])
     unite(query[-1], key[-1], flow=False)
     unite(key[-2], value[-2], flow=False)
     hint(query[-1], "head_dim")

@@ -72,7 +72,7 @@ def unread(
         shapes = [tuple(tensor.shape) for tensor in tensors]
         problem = f"the operation {func} on shapes {shapes}, {problem}"
         made = [items for dims in results for items in dims]
-        graph.unread.append(Unread(str(func), problem, inputs, weights, made, named))
+        graph.unread.append(Unread(problem, inputs, weights, made, named))
     return results[0] if isinstance(out, Tensor) else results
 
 
