@@ -78,7 +78,7 @@ class Grower:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        calls: Calls | None,
+        calls: Calls,
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
         """Grow the network once, at the start of a batch.
@@ -86,8 +86,8 @@ class Grower:
         Args:
             trainer, pl_module: of the run.
             plan: plan of this growth.
-            calls: calls that the step about to be done makes of the small network, on which the
-                function is compared; None if its data is of the large one.
+            calls: the calls that the coming step makes of the small network. The function is
+                compared on these, unless the growth changes the data.
             check: called with the metrics of the large network, before the swap.
 
         Raises:
@@ -102,16 +102,14 @@ class Grower:
             small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
-                made = calls() if calls is not None else None
+                made = [] if growths[size].data else calls()
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
                 slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
-                change = Change(None, why="the growth changes the data")
-                if made is not None:
-                    change = compare(operator, small, large, made)
+                change = compare(operator, small, large, made)
                 averaged = grown_averages(trainer, slot.attribute, operator, large)
                 ramp = Ramp(operator, large) if self._settings.method.ramp else None
             watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]

@@ -326,8 +326,7 @@ class GrowthCallback(Counting):
         if warning := self.triggers.unreached(self.size(pl_module)):
             rank_zero_warn(warning)
         folder = trainer.log_dir or trainer.default_root_dir  # called on all ranks
-        nothing = not self._records and self._failed is None
-        if nothing or not trainer.is_global_zero:
+        if not (self._records or self._failed) or not trainer.is_global_zero:
             return
         records = [record.to_dict() for record in self._records]
         totals, metrics = self.accounting.training.totals, self._validations.metrics
@@ -393,9 +392,8 @@ class GrowthCallback(Counting):
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
         grown = self._grower.grow(
-            trainer, pl_module, plan, None if growth.data else calls,
-            lambda after: check_grown(**vars(metric(after))),
-        )  # fmt: skip
+            trainer, pl_module, plan, calls, lambda after: check_grown(**vars(metric(after)))
+        )
         if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
             grown.small.zero_grad()
             self._resume.kept[pl_module] = grown.small.cpu()

@@ -95,10 +95,10 @@ def _places(operator: Operator, large: nn.Module) -> Iterator[tuple[str, tuple[s
         if not path or not known:
             continue
         row, layer = rows[known[0]]
-        if bool(operator.depths.new(row.stack)[layer]):
+        old = operator.depths.old(row)[layer]
+        if not bool(old.any()):
             continue
-        source = row.small_names[int(operator.depths.sources(row.stack)[layer])]
-        last = known[0].removeprefix(path).lstrip(".")
+        source, last = row.small_names[int(old.argmax())], known[0].removeprefix(path).lstrip(".")
         yield path, (source.removesuffix(last).rstrip("."), row, layer)
 
 
@@ -154,7 +154,7 @@ def _reader(product: Product[Use], more: int) -> Product[Use]:
 
     def reading(use: Use) -> Use:
         form = "produces" if use.form == "consumes" else "consumes"
-        return use._replace(form=form, power=-use.power - more)
+        return use._replace(role="consumes", form=form, power=-use.power - more)
 
     return replaced(product, reading)
 
@@ -177,17 +177,17 @@ def _narrowed(x: Tensor, dim: int, operator: Operator, span: Span, layer: int) -
     axis, widths = operator.plan.all_axes[span.axis], operator.widths
     if axis.resize == "append":
         return x.narrow(dim, 0, span.small)
-    started = widths.starts.get(span.key)
-    if axis.resize or started is None or not (started.layers or span.name in widths.reached):
-        raise Unreadable(f"{span.axis} grows from {span.small} to {span.large}")
     scale = 1.0
     if axis.contracted:  # the same form writes queries and keys, and keeps their product
         span = span._replace(form="produces", power=1)
         scale = operator.plan.scales.get(span.axis, 1.0)
     if widths.width is not None and widths.width.ties == "flow":
         span = span._replace(form="produces", power=0)
+    started, known = widths.starts.get(span.key), {*widths.fixed, *widths.maps}
+    if axis.resize or started is None or not (started.layers or span.name in known):
+        raise Unreadable(f"{span.axis} grows from {span.small} to {span.large}")
     number = layer if axis.stack else 0
-    if span.name in widths.reached:
+    if span.name in known:
         layers = operator.plan.stacks[axis.stack][1] if axis.stack else 1
         eye = torch.eye(span.small, dtype=operator.dtype, device=x.device)
         matrix = widths.widen(eye.expand(layers, -1, -1), 1, span)[number]

@@ -79,11 +79,13 @@ def test_lengths_that_are_no_multiple_keep_the_function_through_weights_of_stran
     torch.testing.assert_close(large(X), small(X), rtol=1e-10, atol=1e-10)
 
 
-def test_the_plan_names_the_operation_that_it_has_to_trust():
-    plan = ligo.pair(Mixer().double(), Mixer(16).double(), X, override=NAMES)
-    assert plan.axes == {"stream": (8, 16), "blocks.*.wide": (16, 32)}
-    assert any("blocks.*.wide goes into ligo_tests.affine" in line for line in plan.inexact)
-    assert any("stream goes into ligo_tests.fourier" in line for line in plan.inexact)
+def test_the_plan_measures_the_operation_that_it_has_to_trust():
+    for large, kept in ((Mixer(16), True), (Mixer(20), False)):
+        small, large = Mixer().double(), large.double()
+        plan = ligo.pair(small, large, X, override=NAMES)
+        width = len(large.embed.weight)
+        assert plan.axes == {"stream": (8, width), "blocks.*.wide": (16, 2 * width)}
+        assert ligo.measure(plan, small, large, [ligo.Call((X,))], method="lemon").kept == kept
 
 
 def test_the_paper_s_maps_are_tied_through_a_strange_operation():
@@ -99,7 +101,7 @@ def test_names_that_are_right_pass_the_proof_and_wrong_ones_do_not():
     assert ligo.prove(over_channels, X, axes=["stream"], override=NAMES)["stream"] > 1e-3
     plan = ligo.pair(over_channels, Mixer(16, dim=2).double(), X, override=NAMES)
     change = plan.proofs["stream"]
-    assert change > 1e-3 and plan.inexact[0] == (
+    assert change > 1e-3 and plan.notes[0] == (
         "stream grows as you named it, against this: permuting its entries changes the output by "
         f"{change:.1g} of itself"
     )
@@ -188,7 +190,7 @@ def test_what_is_named_may_grow_although_tracing_pinned_it():
     change = plan.proofs["patch_embed.proj.colours"]
     assert change > 1e-3 and f"fails, by {change:.0e}" in str(plan)
     assert "colours stays" not in str(plan)
-    assert plan.inexact == (
+    assert plan.notes == (
         "patch_embed.proj.colours grows as you named it, against this: it is the network's input, "
         f"and permuting its entries changes the output by {change:.1g} of itself",
     )

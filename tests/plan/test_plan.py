@@ -11,7 +11,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 import lightning_ligo as ligo
-from networks import IMAGES, IMAGES64, TOKENS, bert, gpt2, output, randomised, vit
+from networks import IMAGES, TOKENS, bert, changed, gpt2, measured, vit
 
 SMALL = {"img_size": 8, "in_chans": 1, "num_classes": 5}
 
@@ -27,7 +27,7 @@ def test_the_plan_of_a_vision_transformer_names_what_grows():
     assert plan.parameters == tuple(
         sum(p.numel() for p in network.parameters()) for network in (vit(), vit(64, 4))
     )
-    assert plan.inexact == ()
+    assert plan.notes == ()
 
 
 def test_the_plan_prints_as_a_table():
@@ -139,21 +139,23 @@ def test_chained_modules_grow_in_depth_and_the_plan_says_what_that_means():
         layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth)))
         return nn.Sequential(layers, nn.Linear(4, 2))
 
-    plan = ligo.pair(chain(2), chain(3), torch.randn(3, 4))
+    x = torch.randn(3, 4)
+    plan = ligo.pair(chain(2), chain(3), x)
     assert plan.stacks == {"0": (2, 3)}
-    assert any(line.startswith("0 grows from 2 to 3 layers: ") for line in plan.inexact)
+    for method, kept in (("lemon", True), ("stack", False)):  # its new layer is the identity
+        assert measured(plan, chain(2), chain(3), {"input": x}, method).kept == kept
 
 
 @pytest.mark.parametrize(
     ("small", "large", "inputs", "reason"),
     [
-        (bert(32), bert(48), TOKENS, "embed grows from 32 to 48, no multiple"),
+        (bert(32), bert(48), TOKENS, "embed grows from 32 to 48, no multiple, under a norm"),
     ],
 )
 def test_a_growth_that_cannot_keep_the_function_says_why(small, large, inputs, reason):
     plan = ligo.pair(small, large, **inputs)
-    assert any(reason in line for line in plan.inexact)
-    assert reason in str(plan)
+    assert any(reason in line for line in plan.notes)
+    assert reason in str(plan) and not measured(plan, small, large, inputs).kept
 
 
 def cait(width, depth, depth_token_only):
@@ -178,28 +180,19 @@ def swin(width, depths):
 )
 def test_two_stacks_that_grow_at_once_keep_the_function(small, large, stacks):
     change, plan = grown(small, large)
-    assert plan.stacks == stacks and plan.axes and plan.inexact == ()
+    assert plan.stacks == stacks and plan.axes
     assert change < 1e-12
 
 
 def test_layers_that_would_be_shifted_otherwise_are_named():
-    change, plan = grown(swin(8, (2, 2)), swin(8, (4, 4)))
-    assert change > 1e-3
-    for stage in (0, 1):
-        blocks = f"behind layers.{stage}.blocks"
-        assert any(
-            line.startswith(f"{blocks}.1.attn.proj.bias the small network computes with [1, 1]")
-            for line in plan.inexact
-        )
+    small, large = swin(8, (2, 2)), swin(8, (4, 4))
+    told = measured(ligo.pair(small, large, **IMAGES), small, large, IMAGES)
+    assert told.change > 1e-3 and told.place == "layers.0.blocks.2.attn.qkv"
 
 
 def grown(small, large):
     """How much the output changes by a growth, and its plan."""
-    small, large = randomised(small, torch.float64), large.double().eval()
-    plan = ligo.pair(small, large, **IMAGES64)
-    ligo.Operator(plan, small, "lemon").bake(large)
-    before, after = output(small, IMAGES64), output(large, IMAGES64)
-    return float((after - before).norm() / before.norm()), plan
+    return changed(small, large, IMAGES)
 
 
 @pytest.mark.parametrize(("distilled", "lacks"), [(False, "small"), (True, "large")])
@@ -221,7 +214,7 @@ def test_layers_that_are_equal_in_one_of_the_networks_only_are_no_stack():
         return nn.Sequential(nn.Sequential(*linears), nn.Tanh())
 
     plan = ligo.pair(network(5, 5, 5), network(7, 6, 7), torch.randn(3, 4))
-    assert list(plan.axes.values()) == [(5, 7), (5, 6), (5, 7)] and plan.inexact == ()
+    assert list(plan.axes.values()) == [(5, 7), (5, 6), (5, 7)]
 
 
 COST = """

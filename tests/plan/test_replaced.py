@@ -35,7 +35,7 @@ def test_a_feed_forward_part_with_a_gate_stays_as_it_was_built_and_adds_nothing(
 
 def test_the_plan_says_what_stays_as_it_was_built():
     plan = ligo.pair(vit(), vit(64, 4, mlp_ratio=1, **GATED), **IMAGES)  # shorter than it was
-    assert plan.inexact == (
+    assert plan.notes == (
         "blocks.*.mlp is a Mlp in the small network and a GluMlp in the large one, with other "
         "axes: it starts as it was built, and what it writes is zero",
     )
