@@ -45,7 +45,7 @@ RECORDS = [
         "rate": {"factor": 0.5, "rewarm": 0, "peak": 1.0},
         "metric": {"name": "val_loss", "before": 1.5 / number, "after": 1.4 / number},
         "flops": {"operator": 7},
-        "inexact": ["a <norm>"] if number == 2 else [],
+        "change": {"change": 0.12 if number == 2 else 3e-7, "place": "a <norm>", "why": ""},
         "seconds": 2.0,
         "learned": LEARNED if number == 1 else {},
     }
@@ -124,9 +124,9 @@ def test_the_page_holds_all_in_one_file():
         for cell in row:
             assert html.escape(cell) in text
     assert "Growth 1 at step 100 (step 100) by ligo: 1,000 → 4,000 parameters" in text
-    assert "By the plan, before anything is learned, the function is kept." in text
+    assert "On the batch before which it grew, the function is kept, to 3e-7" in text
     assert (
-        "By the plan, before anything is learned, the function is not kept exactly: a &lt;norm&gt;."
+        "On the batch before which it grew, the function changes by 12 %, first at a &lt;norm&gt;."
         in text
     )
     assert "What the operator learned" in text
@@ -230,7 +230,7 @@ def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
     for number, growth in enumerate(report["growths"]):
         assert set(growth) == {
             "step", "method", "parameters", "axes", "stacks", "operator", "metric", "flops",
-            "seconds", "inexact", "moments", "ramp", "rate", "reason",
+            "seconds", "change", "moments", "ramp", "rate", "reason",
         }  # fmt: skip
         small, large = counts[number], counts[number + 1]
         assert growth["parameters"] == {"small": small, "large": large}
