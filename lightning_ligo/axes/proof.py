@@ -237,9 +237,9 @@ def relative(before: Tensor, after: Tensor) -> float:
 
 
 @torch.no_grad()
-def noisy(network: nn.Module) -> nn.Module:
-    """Add noise to every parameter and to the statistics of norms, the same at every call."""
-    generator = torch.Generator().manual_seed(0)
+def noisy(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Add noise to every parameter and to the statistics of norms, the same for one seed."""
+    generator = torch.Generator().manual_seed(seed)
     kept = network.state_dict(keep_vars=True)
     buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
     for tensor in [*network.parameters(), *buffers]:

@@ -126,9 +126,9 @@ def _outputs(network: nn.Module, names: Any, run: Callable[[nn.Module], object])
 def _readings(
     operator: Operator, small: Tensor, large: Tensor, row: Row, layer: int
 ) -> list[Tensor]:
-    """Read an output of a module that holds the parameter of a row, in every way it may be scaled.
+    """Read an output of a module that holds the parameter of a row.
 
-    A gain does not tell the scale of what comes out of a norm.
+    A gain alone does not tell the scale of what comes out of its norm, which is read in two ways.
     """
     if small.shape == large.shape:
         return [large]
@@ -142,7 +142,7 @@ def _readings(
             try:
                 return [
                     _read(operator, large, differing[0], _reader(product, more), layer)
-                    for more in (0, 1, -1)
+                    for more in ((0, 1) if "gain" in roles else (0,))
                 ]
             except Unreadable:
                 return []
