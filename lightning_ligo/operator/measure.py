@@ -379,7 +379,7 @@ def _is_finite(network: nn.Module, calls: Sequence[Call]) -> bool:
 
 def _percent(change: float) -> str:
     percent = 100 * change
-    return f"{percent:.0f} %" if percent >= 100 else f"{percent:.2g} %"
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def _line(error: Exception) -> str:

@@ -89,17 +89,19 @@ def _places(operator: Operator, large: nn.Module) -> Iterator[tuple[str, tuple[s
         name: (row, layer) for row in operator.plan.rows for layer, name in
         enumerate(row.large_names) if row.small_names
     }  # fmt: skip
+    names = {parameter: name for name, parameter in large.named_parameters()}
     for path, module in large.named_modules():
-        own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
+        own = [names[parameter] for parameter in module.parameters(recurse=False)]
         known = sorted((name for name in own if name in rows), key=lambda n: len(rows[n][0].large))
         if not path or not known:
             continue
         row, layer = rows[known[0]]
         old = operator.depths.old(row)[layer]
-        if not bool(old.any()):
-            continue
-        source, last = row.small_names[int(old.argmax())], known[0].removeprefix(path).lstrip(".")
-        yield path, (source.removesuffix(last).rstrip("."), row, layer)
+        if not known[0].startswith(f"{path}."):  # it is tied to that of another module
+            yield path, (path, row, layer)
+        elif bool(old.any()):
+            source, last = row.small_names[int(old.argmax())], known[0].removeprefix(f"{path}.")
+            yield path, (source.removesuffix(f".{last}"), row, layer)
 
 
 def _outputs(network: nn.Module, names: Any, run: Callable[[nn.Module], object]) -> Outputs:
