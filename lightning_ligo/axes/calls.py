@@ -133,6 +133,10 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, tensor.requires_grad)
         memo[id(tensor)] = new
+    for module in network.modules():
+        for value in vars(module).values():  # weights that old parametrizations have computed
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = of(value.detach())
     network = copy.deepcopy(network, memo)
     for module in network.modules():
         if isinstance(module, nn.RNNBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
@@ -102,14 +102,17 @@ class Grower:
             small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
-                made = [] if growths[size].data else calls()
+                made = list[Call]()
+                if not growths[size].data:
+                    with suppress(ValueError):  # a step that calls no network
+                        made = calls()
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
                 slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
-                change = compare(operator, small, large, made)
+                change = _compared(operator, small, large, made)
                 averaged = grown_averages(trainer, slot.attribute, operator, large)
                 ramp = Ramp(operator, large) if self._settings.method.ramp else None
             watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]
@@ -197,6 +200,20 @@ class Grower:
             if is_sharded(trainer):
                 self._sharding.see(pl_module, small)
             raise
+
+
+def _compared(operator: Operator, small: nn.Module, large: nn.Module, calls: list[Call]) -> Change:
+    """Compare the networks on the calls of the coming step, if there are any.
+
+    Raises:
+        FloatingPointError: if the large network returns what is not finite.
+    """
+    if not calls:
+        return Change(None, why="no calls of the small network are at hand")
+    change = compare(operator, small, large, calls)
+    if not change.is_finite:
+        raise FloatingPointError(f"the grown network returns what is {change}")
+    return change
 
 
 def check_grown(name: str | None, before: float | None, after: float | None) -> None:

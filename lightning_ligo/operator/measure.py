@@ -194,12 +194,11 @@ def compare(
 ) -> Change:
     """Compare a network with the one that an operator has grown from it, with their own weights.
 
-    Copies of both make the calls, if there are any, with the same random numbers. Those of networks
-    in half precision are grown and compared in float32, in which a change is no rounding.
+    Copies of both make the calls, with the same random numbers. Those of networks in half precision
+    are grown and compared in float32, in which a change is no rounding.
     """
-    reason = _reason(small, large, operator.method)
-    if reason is not None or not calls:
-        return Change(None, why=reason or "the large network gets other data")
+    if (reason := _reason(small, large, operator.method)) is not None:
+        return Change(None, why=reason)
     is_half = any(p.dtype in (torch.float16, torch.bfloat16) for p in small.parameters())
     cast = _cast(torch.float32) if is_half else Tensor.clone
     try:
