@@ -86,8 +86,8 @@ class Grower:
         Args:
             trainer, pl_module: of the run.
             plan: plan of this growth.
-            calls: the calls that the coming step makes of the small network. The function is
-                compared on these, unless the growth changes the data.
+            calls: returns the calls that the coming step makes of the small network, on which the
+                function is compared.
             check: called with the metrics of the large network, before the swap.
 
         Raises:
@@ -102,10 +102,7 @@ class Grower:
             small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
-                made = list[Call]()
-                if not growths[size].data:
-                    with suppress(ValueError):  # a step that calls no network
-                        made = calls()
+                made = _made(calls)
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 large = conform(trainer, small, build(description), parents)
@@ -200,6 +197,13 @@ class Grower:
             if is_sharded(trainer):
                 self._sharding.see(pl_module, small)
             raise
+
+
+def _made(calls: Calls) -> list[Call]:
+    """Return the calls of a step; none if it fails, as on data of another shape."""
+    with suppress(Exception):
+        return calls()
+    return []
 
 
 def _compared(operator: Operator, small: nn.Module, large: nn.Module, calls: list[Call]) -> Change:

@@ -74,7 +74,8 @@ class GrowthRecord:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> GrowthRecord:
         """Read what `to_dict` has returned."""
-        plain = {"learned": {}, **plain}  # older checkpoints have none
+        unknown = Change(None, why="the checkpoint is older").to_dict()
+        plain = {"learned": {}, "change": unknown, **plain}  # older checkpoints have none
         fields = {name: plain[_KEYS.get(name, name)] for name in cls.__dataclass_fields__}
         return cls(
             **fields
