@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from lightning_ligo.axes.dims import Product, replaced, uses_of
+from lightning_ligo.axes.factors import CONSTANT
 from lightning_ligo.axes.notation import hole, labels, last_word, match, split, write
 from lightning_ligo.axes.stacks import Stacks, place_of
 
@@ -33,7 +34,8 @@ class Axis:
         name: the path of the modules that share it, and a word: ``blocks.*.attn.heads``.
         length: how many entries it has.
         stack: the stack of which every layer has an axis of its own by this name, if any.
-        pinned: why it cannot grow, if it cannot.
+        pinned: why its entries are not exchangeable, if they are not. Constants on it are no
+            reason not to grow, as the larger network has its own.
         normed: the norm, or the mean, that its map must keep: "layer", "rms" or "group", if any.
         contracted: whether a product of two activations (queries with keys) sums over it.
         scale: the number that multiplies this product, usually one over the root of the length.
@@ -52,10 +54,15 @@ class Axis:
     named: bool = False
 
     @property
+    def fixed(self) -> str | None:
+        """Why it cannot grow, if it cannot."""
+        return None if self.pinned == CONSTANT else self.pinned
+
+    @property
     def stays(self) -> bool:
         """Whether it can never become longer; notation shows its length in place of its name."""
         slot = self.resize is None or last_word(self.name).startswith("slot")
-        return bool(self.pinned) and slot and self.pinned != UNUSED and not self.named
+        return bool(self.fixed) and slot and self.pinned != UNUSED and not self.named
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Axes:
         sequential: lists of equal modules that are no stack, and why.
         outputs: for every tensor that the network returns and each of its dimensions, how its axes
             are read; None where parameters have no such axis.
+        tried: the operations without a rule whose inputs were permuted to find one.
     """
 
     axes: dict[str, Axis]
@@ -78,6 +86,7 @@ class Axes:
     stacks: Stacks
     sequential: dict[str, str] = field(default_factory=dict)
     outputs: tuple[tuple[Product[Use] | None, ...], ...] = ()
+    tried: tuple[str, ...] = ()
 
     def uses(self, pattern: str) -> list[Use]:
         """The uses of axes in all dimensions of a parameter."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+FLEX, UNCOMPILED = "torch.nn.attention.flex_attention", "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,33 @@ def make(network: nn.Module, calls: Sequence[Call]) -> list[list[Tensor]]:
         args, kwargs = tree_map(
             filled, (call.args, call.kwargs), is_leaf=lambda leaf: isinstance(leaf, Result)
         )
-        results.append(outputs_of(method(*args, **kwargs)))
+        with plain_attention():
+            results.append(outputs_of(method(*args, **kwargs)))
     return results
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let attention run step by step: encoder layers without nested tensors, flex uncompiled."""
+    fast, flex = torch.backends.mha.get_fastpath_enabled(), sys.modules.get(FLEX)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with patch.object(flex, UNCOMPILED, True) if flex else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def without_gradients(run: Callable[[], list[list[Tensor]]]) -> list[list[Tensor]]:
+    """Run calls without gradients, unless the network differentiates in its forward."""
+    try:
+        with torch.no_grad():
+            return run()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return [[out.detach() for out in returned] for returned in run()]
 
 
 def passed_on(calls: Sequence[Call]) -> set[int]:
@@ -90,6 +119,8 @@ class Steady(TorchDispatchMode):
     the time steps of a diffusion, are the same where their shape is.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self._drawn: dict[int, Tensor] = {}
@@ -100,7 +131,7 @@ class Steady(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if name == "native_dropout":

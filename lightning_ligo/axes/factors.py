@@ -18,6 +18,7 @@ from lightning_ligo.axes.dims import Product, Sum
 from lightning_ligo.axes.flow import Flow, Node
 
 SINGLE = "it is a single entry"
+CONSTANT = "a constant of the network lies on it"
 
 
 class Misaligned(ValueError):
@@ -34,6 +35,8 @@ class Facts:
         hint: the word of an operation for it: "heads", "kernel", ...
         contracted: a product of two activations sums over it.
         scale: the product of the numbers that multiply it, or a contraction over it.
+        named: it comes out of an operation that cannot be followed: whether the user named all
+            axes that went in.
     """
 
     owned: bool = False
@@ -41,16 +44,23 @@ class Facts:
     hint: str | None = None
     contracted: bool = False
     scale: float = 1.0
+    named: bool | None = None
 
     def merge(self, other: Facts) -> Facts:
         """Combine what is known of two factors that are united."""
         return Facts(
             self.owned or other.owned,
-            self.pinned or other.pinned,
+            _stronger(self.pinned, other.pinned),
             self.hint or other.hint,
             self.contracted or other.contracted,
             self.scale * other.scale,
+            other.named if self.named is None else self.named,
         )
+
+
+def _stronger(first: str | None, second: str | None) -> str | None:
+    """The stronger reason to stay: a constant is computed anew where the axis is longer."""
+    return (first if first != CONSTANT else second) or first or second
 
 
 class Factor(Node):
@@ -212,15 +222,18 @@ def owned(items: Iterable[Item]) -> bool:
 
 
 def fixed(items: Iterable[Item]) -> bool:
-    """Whether nothing of a dimension can grow."""
-    return all(factor.facts.pinned for factor in end_factors(items))
+    """Whether nothing of a dimension can grow; a parameter's axis can, under a constant."""
+    return all(
+        factor.facts.pinned and not (factor.facts.owned and factor.facts.pinned == CONSTANT)
+        for factor in end_factors(items)
+    )
 
 
 def pin(items: Iterable[Item], reason: str) -> None:
     """Record why the entries of these factors are distinguished by their position."""
     for leaf in leaves(items):
         for factor in (leaf.factor, *end_factors([leaf])):
-            factor.facts.pinned = factor.facts.pinned or reason
+            factor.facts.pinned = _stronger(factor.facts.pinned, reason)
 
 
 def hint(items: Iterable[Item], word: str) -> None:
@@ -390,7 +403,8 @@ def concatenate(pieces: Sequence[Dim]) -> Dim:
     total.facts.owned = any(segment.facts.owned for segment in joined)
     pinned = [factor.facts.pinned for factor in end_factors([Item(total, None)])]
     if all(pinned):
-        total.facts.pinned = next((reason for reason in pinned if reason != SINGLE), SINGLE)
+        strong = (reason for reason in pinned if reason not in (SINGLE, CONSTANT))
+        total.facts.pinned = next(strong, CONSTANT if CONSTANT in pinned else SINGLE)
     return [Item(total, flow)]
 
 

@@ -56,16 +56,25 @@ class Flow(Node):
 
     def segment(self, start: int, length: int, flow: Flow | None = None) -> Flow:
         """Return the flow along part of this one, united with ``flow``."""
-        segments = self.root()._segments
-        for (begin, extent), inside in segments.items():
-            if (begin, extent) == (start, length):
-                break
-            if begin <= start and start + length <= begin + extent:
-                return inside.segment(start - begin, length, flow)
-        else:
-            inside = segments[start, length] = flow or Flow()
-            inside.root().normed_into += self.root().normed_into
-            inside.root().nonlinear = inside.root().nonlinear or self.root().nonlinear
+        whole, passed = self.root(), set[Flow]()
+        while (around := whole._around(start, length)) is not None and whole not in passed:
+            passed.add(whole)  # shuffles can make a segment of a flow one with the flow
+            start, whole = start - around[0], around[1].root()
+        if whole in passed:
+            return whole
+        inside = whole._segments.get((start, length))
+        if inside is None:
+            inside = whole._segments[start, length] = flow or Flow()
+            inside.root().normed_into += whole.normed_into
+            inside.root().nonlinear = inside.root().nonlinear or whole.nonlinear
         if flow is not None:
             inside.union(flow)
         return inside
+
+    def _around(self, start: int, length: int) -> tuple[int, Flow] | None:
+        """Find a longer segment that this one lies in: where it begins, and its flow."""
+        for (begin, extent), inside in self._segments.items():
+            within = begin <= start and start + length <= begin + extent
+            if within and extent > length and (start, length) not in self._segments:
+                return begin, inside
+        return None

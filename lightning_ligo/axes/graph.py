@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.factors import (
+    CONSTANT,
     Dim,
     Factor,
     Facts,
@@ -22,7 +24,6 @@ from lightning_ligo.axes.factors import (
 )
 from lightning_ligo.axes.flow import Flow
 
-CONSTANT = "a constant of the network lies on it"
 TABLE = "it is the rows of a table that indices look up"
 SELECTED = "its entries are selected by position"
 RANKED = "it is ranked"
@@ -106,6 +107,9 @@ class Graph:
         self.named: list[Dim] = []
         self.words: list[tuple[Factor, str]] = []
         self.unread: list[Unread] = []
+        # What trials have found, and the operations of which they have found the rule.
+        self.trials: dict[Any, Any] = {}
+        self.tried: dict[str, None] = {}
         for name, tensor in carriers(network):
             dims: list[Dim] = [[] for _ in tensor.shape]
             for dim, length in enumerate(tensor.shape):
@@ -316,16 +320,12 @@ def reduced(items: Dim) -> None:
 
 
 def storage(tensor: Tensor) -> int:
-    """Identify the storage that a tensor and its views share."""
-    return tensor.untyped_storage()._cdata
+    """Identify the storage that a tensor and its views share; a sparse tensor stands alone."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else tensor._cdata
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
     """Identify a tensor: views may come back as new objects, their storage does not change."""
-    return (
-        storage(tensor),
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+    strided = tensor.layout == torch.strided
+    places = (tensor.storage_offset(), tensor.stride()) if strided else ()
+    return storage(tensor), tuple(tensor.shape), tensor.dtype, *places

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lightning_ligo.axes.axes import LOST, OUTPUT, UNUSED, Axes, Axis, Resize, Use
 from lightning_ligo.axes.dims import Product, replaced, uses_of
 from lightning_ligo.axes.factors import (
+    CONSTANT,
     Dim,
     Factor,
     Item,
@@ -242,7 +243,7 @@ def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
         layer = tuple(replaced(axes_of(items), use) for items in parameter)
         dims.setdefault(pattern_of(name, stacks)[0], layer)
     outputs = tuple(tuple(map(read, out)) for out in graph.outputs)
-    return Axes(axes, dims, stacks, outputs=outputs)
+    return Axes(axes, dims, stacks, outputs=outputs, tried=tuple(graph.tried))
 
 
 def _by_factor(words: Iterable[tuple[str, Dim]]) -> dict[Factor, set[str]]:
@@ -329,6 +330,7 @@ def _name(
             break
         scope.append(parts[0])
     pinned, role = factor.facts.pinned, "hidden"
+    pinned = None if pinned == CONSTANT else pinned
     if pinned and "consumes" in roles:
         role = "in"
     elif pinned:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.axes import Axes, Use
-from lightning_ligo.axes.calls import Call, Steady, copied, make, passed_on, with_tensors
+from lightning_ligo.axes.calls import (
+    Call,
+    Steady,
+    copied,
+    make,
+    passed_on,
+    with_tensors,
+    without_gradients,
+)
 from lightning_ligo.axes.dims import change_along
 from lightning_ligo.axes.override import Override
 from lightning_ligo.axes.stacks import pattern_of
@@ -98,19 +106,17 @@ def _errors(
     def length(use: Use) -> int:
         return named.axes[use.axis].length
 
-    steady, inner = Steady(), passed_on(calls)
+    inner = passed_on(calls)
+    run = functools.partial(_run, network, calls, Steady())
 
     def outputs() -> list[Tensor]:
-        steady.restart()
-        with torch.no_grad(), steady:
-            results = make(network, calls)
         return [
             out.flatten().sort().values if leaf or call in inner else out
-            for call, returned in enumerate(results)
+            for call, returned in enumerate(without_gradients(run))
             for leaf, out in enumerate(returned)
         ]
 
-    double = next(p for p in network.parameters() if p.is_floating_point()).dtype == torch.float64
+    double = any(parameter.dtype == torch.float64 for parameter in network.parameters())
     before = _calmed(network, outputs) if double else outputs()
 
     def permute(group: list[str], swap: bool, back: bool = False) -> None:
@@ -148,6 +154,12 @@ def _errors(
     return {name: errors[name] for name in wanted}
 
 
+def _run(network: nn.Module, calls: Sequence[Call], steady: Steady) -> list[list[Tensor]]:
+    steady.restart()
+    with steady:
+        return make(network, calls)
+
+
 def _bisected(groups: list[list[str]], error: Callable[[list[str]], float]) -> dict[str, float]:
     """Find the error of every axis; a group without an error is not told apart."""
     errors: dict[str, float] = {}
@@ -170,8 +182,13 @@ def prepared(
     Inputs that are zero become random. All are moved to the device of the network.
     """
 
+    def like(tensor: Tensor) -> torch.dtype:
+        if tensor.is_complex():
+            return dtype.to_complex()
+        return dtype if tensor.is_floating_point() else tensor.dtype
+
     def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        return tensor.to(like(tensor), copy=True)
 
     network = noisy(copied(network, cast))
     device = next(network.parameters()).device
@@ -179,7 +196,7 @@ def prepared(
 
     def given(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return tensor.detach().to(device)
+            return tensor.detach().to(device, like(tensor))
         if not tensor.is_meta and not tensor.any():
             tensor = torch.randn(tensor.shape, generator=generator)
         return tensor.detach().to(device, dtype)
@@ -243,11 +260,14 @@ def noisy(network: nn.Module, seed: int = 0) -> nn.Module:
     kept = network.state_dict(keep_vars=True)
     buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
     for tensor in [*network.parameters(), *buffers]:
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
         if tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator)
             if (tensor < 0).any():  # else it may be a variance, which noise must not make negative
                 noise.mul_(2).sub_(1)
-            scale = 0.2 * (float(tensor.std()) if tensor.numel() > 1 else 1.0) + 0.02
+            finite = tensor[tensor.isfinite()]  # a mask may be minus infinity
+            scale = 0.2 * (float(finite.std()) if finite.numel() > 1 else 1.0) + 0.02
             tensor += noise.mul_(scale).to(tensor)
     return network
 

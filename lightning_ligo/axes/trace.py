@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.fx.experimental import _config as symbolic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -26,20 +27,22 @@ from lightning_ligo.axes.calls import (
     with_tensors,
     without_values,
 )
-from lightning_ligo.axes.factors import Misaligned
-from lightning_ligo.axes.graph import CONSTANT, Graph, mark_nonlinear
+from lightning_ligo.axes.factors import CONSTANT, Misaligned
+from lightning_ligo.axes.graph import Graph, mark_nonlinear
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.notation import match, split
 from lightning_ligo.axes.override import Naming, Override, check
 from lightning_ligo.axes.rules import lookup, norms, products, shape, space  # noqa: F401
 from lightning_ligo.axes.rules.elementwise import pointwise
 from lightning_ligo.axes.rules.recurrent import RECURRENT
-from lightning_ligo.axes.rules.table import RULES, unread, untouched
+from lightning_ligo.axes.rules.table import RULES, unread
+from lightning_ligo.axes.rules.tried import tried
 from lightning_ligo.axes.rules.writers import writers
 
 _ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
-           "zeros_like", "ones_like", "full_like", "empty_like", "new_empty")  # fmt: skip
+           "zeros_like", "ones_like", "full_like", "empty_like", "new_empty",
+           "zero_", "fill_")  # fmt: skip
 
 
 def trace(network: nn.Module, *args: Any, override: Override | None = None, **kwargs: Any) -> Axes:
@@ -105,7 +108,7 @@ def _watch(
         everything = symbolic.patch(  # type: ignore[attr-defined]
             meta_nonzero_assume_all_nonzero=True
         )
-        with evaluating(network), torch.no_grad(), everything, tracer, _Whole(tracer):
+        with evaluating(network), everything, tracer, _Whole(tracer):
             tracer.outputs = list(chain.from_iterable(make(network, calls)))
         tracer.graph.use(tracer.outputs)
         naming.finish()
@@ -148,7 +151,8 @@ def _asking(graph: Graph) -> Iterator[None]:
 class _Whole(TorchFunctionMode):
     """Follow attention and recurrent networks whole: every device decomposes them differently.
 
-    Also keep the values of a list that indexes a tensor without values.
+    Also keep the values of a list that indexes a tensor without values. A gradient has the axes of
+    what it is taken of; how it is computed is not followed.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -160,6 +164,10 @@ class _Whole(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             known = (torch.tensor(i) if isinstance(i, list) and i else i for i in index)
             return func(args[0], tuple(known))
+        if func is torch.autograd.grad:
+            return self.gradient(func, args, kwargs or {})
+        if any(map(_transformed, tree_leaves((args, kwargs)))):  # inside of vmap, jvp, ...
+            return func(*args, **(kwargs or {}))
         if func is functional.multi_head_attention_forward:  # calls both past this mode
             with patch.multiple(
                 functional, scaled_dot_product_attention=self.attention, linear=self.linear
@@ -181,6 +189,18 @@ class _Whole(TorchFunctionMode):
     def attention(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.whole(_ATTENTION, args, kwargs)
 
+    def gradient(self, func: Any, args: Any, kwargs: Any) -> Any:
+        graph, inputs = self.tracer.graph, args[1] if len(args) > 1 else kwargs["inputs"]
+        with self.tracer.unwatched():
+            out = func(*args, **kwargs)
+        inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+        for gradient, of in zip(map(_plain, out), map(_plain, inputs), strict=True):
+            if gradient is not None:
+                many = gradient.shape[: gradient.dim() - of.dim()]  # those of several outputs
+                dims = [*map(graph.new, many), *graph.dims(of)]
+                graph.keep(gradient, dims, writers=graph.writers(of))
+        return out
+
     def whole(self, func: Any, args: Any, kwargs: Any) -> Any:
         with _disable_current_modes():
             out = func(*args, **kwargs)
@@ -191,23 +211,36 @@ class _Whole(TorchFunctionMode):
 class Tracer(TorchDispatchMode):
     """Follow the factors of every dimension of every tensor through one forward."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, network: nn.Module, scalars_read: Sequence[Any] = ()) -> None:
         super().__init__()
         self.graph = Graph(network)
         self.scalars_read: list[Any] = []  # values that the network read from tensors
         self.outputs: list[Tensor] = []
         self._told = list(scalars_read)
+        self._watching = True
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Run operations without following them."""
+        watching, self._watching = self._watching, False
+        try:
+            yield
+        finally:
+            self._watching = watching
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
+        name = _name(func)
         if name == "_local_scalar_dense":
             return self._read(func, args, kwargs)
         before = args
-        if torch.Tag.inplace_view in func.tags:  # it changes the shape of its input in place
+        if torch.Tag.inplace_view in getattr(func, "tags", ()):  # it reshapes its input in place
             before = (args[0].detach(), *args[1:])
         out = func(*args, **kwargs)
-        self.follow(name, func, before, kwargs, out)
+        if self._watching:
+            self.follow(name, func, before, kwargs, out)
         return out
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -236,16 +269,19 @@ class Tracer(TorchDispatchMode):
                 mark_nonlinear(
                     self.graph.dims(tensor) if self.graph.marked(tensor, "square") else []
                 )
-        uniform = name in UNIFORM
+        tags = getattr(func, "tags", ())
+        drawn = torch.Tag.nondeterministic_seeded in tags
+        uniform = name in UNIFORM or (drawn and (name[-1] == "_" or name.endswith("_like")))
         if uniform:  # it uses at most the shape of another tensor
             args, kwargs, inputs = (), {}, []
         static = all(self.graph.static(tensor) for tensor in inputs)
         rule = RULES.get(name) or RULES.get(name.rstrip("_"))
-        elementwise = torch.Tag.pointwise in getattr(func, "tags", ())
-        rule = rule or (pointwise if elementwise else untouched)
-        written = writers(self.graph, name, args, kwargs, known=rule is not untouched)
+        noised = drawn and inputs and outputs[0].shape == inputs[0].shape
+        elementwise = torch.Tag.pointwise in tags or noised
+        rule = rule or (pointwise if elementwise else tried)
+        written = writers(self.graph, name, args, kwargs, known=rule is not tried)
         if not inputs:
-            reason = None if uniform else CONSTANT
+            reason = None if uniform or drawn else CONSTANT
             results = [self.graph.unknown(tensor, pinned=reason) for tensor in outputs]
         else:
             try:
@@ -259,3 +295,21 @@ class Tracer(TorchDispatchMode):
             self.graph.keep(tensor, dims, static, written)
         if name.rstrip("_") in ("mul", "div") and not static:
             self.graph.scale(outputs[0], inputs)
+
+
+def _transformed(x: Any) -> bool:
+    """Whether a tensor stands for another inside of `torch.func`."""
+    return isinstance(x, Tensor) and is_functorch_wrapped_tensor(x)
+
+
+def _plain(tensor: Any) -> Any:
+    """The tensor that others stand for inside of `torch.func`."""
+    while _transformed(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def _name(func: Any) -> str:
+    """The name of an operation, also of one of higher order."""
+    schema = getattr(func, "_schema", None)
+    return schema.name.removeprefix("aten::") if schema else func.name()

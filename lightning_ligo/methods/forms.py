@@ -141,7 +141,7 @@ def _run(x: Tensor, dim: int, first: int, many: int, step: int) -> Tensor:
 
 def project(right: Tensor, x: Tensor, dim: int) -> Tensor:
     """Multiply a dimension of (g, ..., S, ...) by V, which is (r, S) or (g, r, S)."""
-    behind = math.prod(x.shape[dim + 1 :])
+    behind, right = math.prod(x.shape[dim + 1 :]), right.to(x.dtype)
     if behind == 1:
         few = x.reshape(len(x), -1, x.shape[dim]) @ right.mT
     elif dim == 1:
@@ -153,7 +153,7 @@ def project(right: Tensor, x: Tensor, dim: int) -> Tensor:
 
 def along(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
     """Multiply a dimension of (g, ...) by (L, S), or by (g, L, S) with a map for each layer."""
-    shape = x.shape
+    shape, matrix = x.shape, matrix.to(x.dtype)
     x = x.reshape(shape[0], math.prod(shape[1:dim]), shape[dim], -1)
     x = torch.einsum("LS,goSi->goLi" if matrix.dim() == 2 else "gLS,goSi->goLi", matrix, x)
     return x.reshape(*shape[:dim], -1, *shape[dim + 1 :])

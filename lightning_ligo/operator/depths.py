@@ -112,7 +112,7 @@ class Depths(nn.Module):
             layers = self.sources(row.stack).to(x.device)
             return x if len(layers) == len(x) else x.index_select(0, layers)
         if mix.dim() == 2:
-            return torch.tensordot(mix, x, dims=1)
+            return torch.tensordot(mix.to(x.dtype), x, dims=1)
         x = x.index_select(0, mix.clamp(min=0))
         zero = self._zero.get(row.pattern)
         return x if zero is None else x * self._over_layers(~zero, x)

@@ -49,7 +49,7 @@ def add_low_rank(widths: Widths, fixed: Tensor, x: Tensor, row: Row) -> list[Ten
             if other != number:
                 widen = widths.widen if other > number else widths.widen_fixed
                 right = widen(right, where + 1, factor)
-        left = widths.maps[f"{span.name}:U"].expand(len(x), -1, -1)
+        left = widths.maps[f"{span.name}:U"].to(x.dtype).expand(len(x), -1, -1)
         terms.append([(place, *each) for each in zip(left, right, strict=True)])
     layers = zip(fixed, *terms, strict=True)
     return [_add_products(layer.reshape(shape), of).reshape(row.large) for layer, *of in layers]

@@ -51,7 +51,8 @@ class Operator(nn.Module):
         self._grown = [row for row in plan.rows if row.small_names]
         self._moved = [row for row in plan.buffers if row.small_names]
         self._small = self._read(small)
-        floats = [t.dtype for t in self._small.values() if t.is_floating_point()]
+        small_dtypes = (t.dtype for t in self._small.values())
+        floats = [t.to_real() for t in small_dtypes if t.is_floating_point or t.is_complex]
         half = floats[0] in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if half else floats[0]
         generator = torch.Generator().manual_seed(seed)
@@ -179,13 +180,17 @@ class Operator(nn.Module):
         small = self._small[row.pattern]
         if row.pattern not in self._low_rank:
             return self._grow(row, fresh).to(small.dtype).unbind()
-        mixed = self.depths.grow(small.to(self.dtype), row)
+        mixed = self.depths.grow(self.precise(small), row)
         fixed = self._fixed.get(row.pattern)
         if fixed is None:
             fixed = self.widths.grow(mixed, row, self.widths.widen_fixed)
             if torch.is_grad_enabled() and not mixed.requires_grad:
                 self._fixed[row.pattern] = fixed
         return [layer.to(small.dtype) for layer in add_low_rank(self.widths, fixed, mixed, row)]
+
+    def precise(self, small: Tensor) -> Tensor:
+        """Convert a tensor to the precision of the coefficients, complex numbers to complex."""
+        return small.to(torch.promote_types(self.dtype, small.dtype))
 
     def _is_low_rank(self, row: Row) -> bool:
         """Whether a parameter is a sum of copies and low-rank products, and of nothing else."""
@@ -203,7 +208,7 @@ class Operator(nn.Module):
         """(g, *large shape): the parameter of every layer."""
         small, width = self._small[row.pattern], self.method.width
         if self.widths.grows(row) or self.depths.multiplies(row):
-            small = small.to(self.dtype)
+            small = self.precise(small)
         grown = self.widths.grow(self.depths.grow(small, row), row)
         if width is not None and self.widths.grows(row):
             grown = self._arranged(row, width, small, grown)
@@ -230,7 +235,7 @@ class Operator(nn.Module):
         if width.diagonal and (mask := diagonal(self.widths, row)) is not None:
             grown = grown * mask.to(grown)
         if width.noise and (drawn := noise(self.widths, row, grown, self._seed)) is not None:
-            size = grown.detach().square().flatten(1).mean(1).sqrt()
+            size = grown.detach().abs().square().flatten(1).mean(1).sqrt()
             grown = grown + width.noise * size.view(-1, *[1] * (grown.dim() - 1)) * drawn
         return grown
 

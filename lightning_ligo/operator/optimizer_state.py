@@ -114,7 +114,7 @@ def _grown(
             continue
         first = next(value for value in values if value is not None)
         small = torch.stack([torch.zeros_like(first) if v is None else v for v in values])
-        small = small.to(operator.dtype)
+        small = operator.precise(small)
         small = torch.tensordot(mix.to(small) ** POWERS[key], small, dims=1)
         if mapped:
             large = _grow_gradient(operator.widths, small, row, POWERS[key])

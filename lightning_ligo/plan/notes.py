@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lightning_ligo.axes.axes import Axis
+from lightning_ligo.axes.factors import CONSTANT
 from lightning_ligo.axes.proof import TOLERANCE
 from lightning_ligo.plan.correspondence import Correspondence
 
@@ -21,6 +22,8 @@ def notes(both: Correspondence, proofs: Mapping[str, float]) -> Iterator[str]:
         axis = axes.axes[name]
         if axis.named and (against := _against(axis, proofs.get(name))):
             yield f"{name} grows as you named it, against this: {against}"
+        if axis.pinned == CONSTANT and not axis.named:
+            yield f"{name} grows although {CONSTANT}: the large network has its own"
         if large % small and axis.normed and not axis.resize:
             yield f"{name} grows from {small} to {large}, no multiple, under a norm"
 

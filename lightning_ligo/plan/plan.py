@@ -74,6 +74,7 @@ class Plan:
         proofs: for every axis that grows, the change of the output when it is permuted.
         scales: the factors on what writes contracted axes, so that their product keeps its scale.
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
+        tried: operations without a rule, of which permuting their inputs has told one.
         scalars_read: the values that the large network read from its tensors, in order.
         outputs: how the axes of its outputs are read, see `Axes`.
     """
@@ -87,6 +88,7 @@ class Plan:
     proofs: dict[str, float] = field(default_factory=dict, compare=False)
     scales: dict[str, float] = field(default_factory=dict, repr=False)
     shared: dict[str, int] = field(default_factory=dict)
+    tried: tuple[str, ...] = ()
     scalars_read: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     outputs: tuple[tuple[Product[Use] | None, ...], ...] = field(
         default=(), repr=False, compare=False
@@ -118,9 +120,9 @@ class Plan:
     def fixed(self) -> dict[str, str]:
         """The axes that keep their length because they cannot grow: name -> why."""
         return {
-            name: axis.pinned
+            name: axis.fixed
             for name, axis in self.all_axes.items()
-            if axis.pinned and name not in self.axes
+            if axis.fixed and name not in self.axes
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,6 +138,7 @@ class Plan:
                 name: {"length": self.lengths[name][1], "reason": reason}
                 for name, reason in self.fixed.items()
             },
+            "tried": list(self.tried),
             "notes": list(self.notes),
         }
 
@@ -161,8 +164,11 @@ class Plan:
             f"{name}: one head of keys and values becomes {repeats}, which were shared"
             for name, repeats in self.shared.items()
         ]
+        tried = [f"found by trial, not by a rule: {', '.join(self.tried)}"] if self.tried else []
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *notes])
+        return "\n".join([
+            head, rule, *lines[:-1], rule, lines[-1], *shared, *fixed, *tried, *notes
+        ])  # fmt: skip
 
     def _proof(self, name: str) -> str:
         if name in self.proofs:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lightning_ligo.axes.axes import UNUSED, Axis
 from lightning_ligo.axes.dims import uses_of
+from lightning_ligo.axes.factors import CONSTANT
 from lightning_ligo.axes.graph import SELECTED
 from lightning_ligo.axes.proof import TOLERANCE
 from lightning_ligo.plan.correspondence import Correspondence, mismatch
@@ -33,7 +34,9 @@ def unproved(both: Correspondence, proofs: Mapping[str, float]) -> list[str]:
         f"axis {name} cannot grow: permuting its entries changes the output by {change:.1g} of "
         "itself, so they are not exchangeable; give both networks the same length"
         for name, change in proofs.items()
-        if change > TOLERANCE and not both.large.axes.axes[name].named
+        if change > TOLERANCE
+        and not both.large.axes.axes[name].named
+        and both.large.axes.axes[name].pinned != CONSTANT
     ]
 
 
@@ -93,7 +96,7 @@ def _of_axes(both: Correspondence) -> Iterator[str]:
             )
         elif axis.named and not axis.resize:
             continue
-        elif length < axis.length and axis.pinned and not _resizes(axis, length):
+        elif length < axis.length and axis.fixed and not _resizes(axis, length):
             yield (
                 f"axis {name} is {length} long in the small network and {axis.length} in the large "
                 f"one, and cannot grow: {axis.pinned}; give both networks the same length"

@@ -6,13 +6,7 @@ from torch import Tensor, nn
 
 import lightning_ligo as ligo
 from networks import IMAGES, IMAGES64, TOKENS, gpt2, randomised, vit
-from operations import fourier
-
-
-@torch.library.custom_op("ligo_tests::affine", mutates_args=())
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear that tracing knows nothing of."""
-    return nn.functional.linear(x, weight, bias)
+from operations import affine, fourier
 
 
 class Mixer(nn.Module):

@@ -204,8 +204,10 @@ def test_heads_of_plain_torch_grow_and_keep_the_function(small, large, inputs, a
 
 
 def test_slopes_of_heads_that_are_no_parameter_stay_as_they_were_built():
-    with pytest.raises(ValueError, match=r"heads is 2 long .* a constant of the network lies on"):
-        changed(Sloped(8, 2, held=False), Sloped(16, 4, held=False), SEQUENCES)
+    change, plan = changed(Sloped(8, 2, held=False), Sloped(16, 4, held=False), SEQUENCES)
+    assert change > 1e-4
+    constant = "a constant of the network lies on it: the large network has its own"
+    assert plan.notes == (f"heads grows although {constant}",)
     change, _ = changed(Sloped(8, 2, held=True), Sloped(16, 4, held=True), SEQUENCES)
     assert change > 1e-4
 

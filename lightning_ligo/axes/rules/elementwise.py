@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ligo.axes.factors import Dim, broadcast, take
+from lightning_ligo.axes.factors import CONSTANT, Dim, broadcast, ends, pin, take
 from lightning_ligo.axes.graph import Graph, mark_nonlinear, reduced
 from lightning_ligo.axes.rules.norms import norm
 from lightning_ligo.axes.rules.table import position, rule
@@ -42,6 +42,9 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
             along = any(number < len(dims) and dims[number] for dims in flowing)
             divides = name == "div" and tensor is tensors[-1]
             scales = name in ("mul", "div") and (along or divides)
+            constant = any(end.factor.facts.pinned == CONSTANT for end in ends(items))
+            if along and scales and constant and not graph.writers(tensor):
+                pin(items, "a constant of the network multiplies it")
             graph.record(tensor, "scales" if scales else "produces", items)
     return broadcast([graph.dims(tensor) for tensor in tensors])
 
@@ -83,7 +86,7 @@ def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list
     return None
 
 
-@rule("_to_copy")
+@rule("_to_copy", "to")
 def cast(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     graph.cast(out, args[0])
     return graph.dims(args[0])

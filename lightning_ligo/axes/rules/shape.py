@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_ligo.axes.factors import Dim, broadcast, concatenate, pin, regroup, take
 from lightning_ligo.axes.graph import SELECTED, Graph
-from lightning_ligo.axes.rules.table import position, rule, untouched
+from lightning_ligo.axes.rules.table import position, rule
+from lightning_ligo.axes.rules.tried import tried
 
 
 @rule("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "unflatten")
@@ -24,7 +25,7 @@ def as_strided(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: T
         step for step, length in zip(out.stride(), out.shape, strict=True) if length > 1
     ] == [step for step, length in zip(args[0].stride(), out.shape, strict=True) if length > 1]:
         return graph.dims(args[0])
-    return untouched(graph, func, args, kwargs, out)
+    return tried(graph, func, args, kwargs, out)
 
 
 @rule("permute")

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_ligo.axes.factors import Dim, Item, ends, owned, size
+from lightning_ligo.axes.factors import CONSTANT, Dim, Item, end_factors, ends, size
 from lightning_ligo.axes.flow import Flow
-from lightning_ligo.axes.graph import CONSTANT, Graph, Unread
+from lightning_ligo.axes.graph import Graph, Unread
 
 Rule = Callable[[Graph, Any, Sequence[Any], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
@@ -37,11 +37,6 @@ def position(dim: int, rank: int) -> int:
     return dim % rank if rank else 0
 
 
-def untouched(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    """Follow an operation without a rule: it is harmless only if no parameter's axis enters it."""
-    return unread(graph, func, args, kwargs, out, "for which there is no rule")
-
-
 def unread(
     graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any, problem: str
 ) -> Any:
@@ -54,15 +49,25 @@ def unread(
     """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-    touched = [tensor for tensor in tensors if any(owned(dim) for dim in graph.dims(tensor))]
+    touched = [
+        tensor
+        for tensor in tensors
+        if any(f.facts.owned or f.facts.named is not None for f in end_factors(*graph.dims(tensor)))
+    ]
     fixed = CONSTANT if all(map(graph.static, tensors)) else f"it comes out of {func}, {problem}"
     results = [graph.unknown(out, pinned=None if touched else fixed) for out in outputs]
     if touched:
         results = [[[i._replace(flow=Flow()) for i in items] for items in dims] for dims in results]
         inputs = [items for tensor in touched for items in graph.dims(tensor)]
         known = graph.named_factors()
-        carried = [end.factor for items in inputs for end in ends(items)]
-        named = all(factor in known for factor in carried if factor.facts.owned)
+        named = all(
+            factor in known if factor.facts.owned else factor.facts.named is not False
+            for factor in end_factors(*inputs)
+        )
+        owned = any(factor.facts.owned for factor in end_factors(*inputs))
+        for factor in end_factors(*(items for dims in results for items in dims)):
+            factor.facts.named = named
+            factor.facts.pinned = fixed if named and not owned else None
         weights = _weights(graph, touched)
         if not named:
             results = [
