@@ -32,14 +32,14 @@ class Facts:
         owned: some parameter carries it.
         pinned: why its entries cannot be exchanged, if they cannot.
         hint: the word of an operation for it: "heads", "kernel", ...
-        contracted: a product of two activations sums over it.
-        scale: the product of the numbers that multiply it, or a contraction over it.
+        contracted: for every product of two activations that sums over it, [its scale].
+        scale: the product of the numbers that multiply it.
     """
 
     owned: bool = False
     pinned: str | None = None
     hint: str | None = None
-    contracted: bool = False
+    contracted: tuple[list[float], ...] = ()
     scale: float = 1.0
 
     def merge(self, other: Facts) -> Facts:
@@ -48,7 +48,7 @@ class Facts:
             self.owned or other.owned,
             self.pinned or other.pinned,
             self.hint or other.hint,
-            self.contracted or other.contracted,
+            self.contracted + other.contracted,
             self.scale * other.scale,
         )
 
