@@ -101,7 +101,7 @@ class Correspondence:
                 small = self.small.axes.axes[self.counterparts[name][0]]
                 pairs = zip(small.scales, axis.scales, strict=False)
                 changes = [math.sqrt(s / large) for s, large in pairs if s * large > 0]
-                scales |= {name: change for change in changes[::-1] if change != 1}
+                scales[name] = next((change for change in changes if change != 1), 1.0)
         return scales
 
     @cached_property
