@@ -38,7 +38,8 @@ class Axis:
             reason not to grow, as the larger network has its own.
         normed: the norm, or the mean, that its map must keep: "layer", "rms" or "group", if any.
         contracted: whether a product of two activations (queries with keys) sums over it.
-        scale: the number that multiplies this product, usually one over the root of the length.
+        scales: for every such product, the number that multiplies it, usually one over the root of
+            the length.
         resize: how a pinned axis can still become longer, if it can.
         named: whether the user named it; it may then grow though it is pinned.
     """
@@ -49,7 +50,7 @@ class Axis:
     pinned: str | None = None
     normed: str | None = None
     contracted: bool = False
-    scale: float = 1.0
+    scales: tuple[float, ...] = ()
     resize: Resize | None = None
     named: bool = False
 
@@ -115,7 +116,7 @@ class Axes:
         title, rest = place_of(pattern, self.stacks)
         if title is None:
             return pattern
-        path, layers = self.stacks[title]
+        path, layers, *_ = self.stacks[title]
         every = split(f"{path}.*{rest}")
         others = [
             layer

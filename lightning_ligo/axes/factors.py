@@ -33,8 +33,8 @@ class Facts:
         owned: some parameter carries it.
         pinned: why its entries cannot be exchanged, if they cannot.
         hint: the word of an operation for it: "heads", "kernel", ...
-        contracted: a product of two activations sums over it.
-        scale: the product of the numbers that multiply it, or a contraction over it.
+        contracted: for every product of two activations that sums over it, [its scale].
+        scale: the product of the numbers that multiply it.
         named: it comes out of an operation that cannot be followed: whether the user named all
             axes that went in.
     """
@@ -42,7 +42,7 @@ class Facts:
     owned: bool = False
     pinned: str | None = None
     hint: str | None = None
-    contracted: bool = False
+    contracted: tuple[list[float], ...] = ()
     scale: float = 1.0
     named: bool | None = None
 
@@ -52,7 +52,7 @@ class Facts:
             self.owned or other.owned,
             _stronger(self.pinned, other.pinned),
             self.hint or other.hint,
-            self.contracted or other.contracted,
+            self.contracted + other.contracted,
             self.scale * other.scale,
             other.named if self.named is None else self.named,
         )

@@ -23,6 +23,7 @@ from lightning_ligo.axes.factors import (
     unite,
 )
 from lightning_ligo.axes.flow import Flow
+from lightning_ligo.axes.stacks import traits
 
 TABLE = "it is the rows of a table that indices look up"
 SELECTED = "its entries are selected by position"
@@ -79,6 +80,7 @@ class Graph:
         # The shapes of parameters (tied ones once), then of persistent buffers.
         self.shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
         self.shapes |= {name: b.shape for name, b in network.named_buffers() if name in kept}
+        self.traits = traits(network)
         # The dimensions of every tensor, of parameters and floating point buffers, of the outputs.
         self._traced: dict[tuple[Any, ...], _Traced] = {}
         self.parameters: dict[str, list[Dim]] = {}
@@ -96,10 +98,11 @@ class Graph:
         self._norms: dict[int, frozenset[str]] = {}
         # By storage: the parameters that were applied last.
         self._scaled: dict[int, frozenset[str]] = {}
-        # By storage: steps of norms, the same values in another dtype, contracted dimensions.
+        # By storage: steps of norms, the same values in another dtype, contracted dimensions
+        # with their scale.
         self.marks: dict[int, Mark] = {}
         self._cast: dict[int, int] = {}
-        self._contracted: dict[int, Dim] = {}
+        self._contracted: dict[int, tuple[Dim, list[float]]] = {}
         # Dimensions to pin once a tensor is used, with the reason.
         self._told_apart: dict[tuple[Any, ...], tuple[Dim, str]] = {}
         # Dimensions of parameters that the user named, the words for their factors, and the
@@ -217,18 +220,23 @@ class Graph:
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
+        scale = [1.0]
         for item in ends(over):
-            item.factor.facts.contracted = not item.factor.facts.pinned
-        self._contracted[storage(out)] = over
+            if not item.factor.facts.pinned:
+                item.factor.facts.contracted += (scale,)
+        self._contracted[storage(out)] = over, scale
 
     def multiply(self, tensor: Tensor, number: float, out: Tensor | None = None) -> None:
         """Note that an activation is multiplied by a number, which a next norm takes out."""
         if out is not None and (norm := self._norms.get(self.values(tensor))):
             self._norms[self.values(out)] = norm
-        over = self._contracted.get(storage(tensor))
-        items = [item for dim in self.dims(tensor) for item in dim] if over is None else over
-        for item in ends(items):
-            item.factor.facts.scale *= number
+        items = [item for dim in self.dims(tensor) for item in dim]
+        if storage(tensor) in self._contracted:
+            items, scale = self._contracted[storage(tensor)]
+            scale[0] *= number
+        else:
+            for item in ends(items):
+                item.factor.facts.scale *= number
 
     def scale(self, out: Tensor, inputs: Sequence[Tensor]) -> None:
         """Note that ``out`` is a product with parameters, if some of ``inputs`` are."""

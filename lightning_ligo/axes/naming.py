@@ -14,6 +14,7 @@ from lightning_ligo.axes.factors import (
     CONSTANT,
     Dim,
     Factor,
+    Facts,
     Item,
     Misaligned,
     end_factors,
@@ -22,7 +23,7 @@ from lightning_ligo.axes.factors import (
 )
 from lightning_ligo.axes.flows import Flows, axes_of
 from lightning_ligo.axes.graph import RANKED, STAYS, TABLE, Graph
-from lightning_ligo.axes.stacks import Stacks, divided, find_stacks, pattern_of
+from lightning_ligo.axes.stacks import Stacks, divided, find_stacks, pattern_of, split_kinds
 
 
 class _Place(NamedTuple):
@@ -103,6 +104,7 @@ def _stacks(graphs: Sequence[Graph]) -> tuple[list[Stacks], dict[str, str]]:
         depth.
     """
     stacks = find_stacks(*(graph.shapes for graph in graphs))
+    stacks = split_kinds(stacks, [graph.traits for graph in graphs])
     sequential: dict[str, str] = {}
     while broken := _broken(graphs, stacks):
         if all(each[broken].depth > 1 for each in stacks):
@@ -295,8 +297,8 @@ def _axes(
         resize = _resize(facts.hint, pinned, played) if pinned else None
         named = known.issuperset(inside) and pinned != STAYS
         axes[name] = Axis(
-            name, factor.size, local, pinned, _normed(over[factor]), facts.contracted,
-            facts.scale, resize, named,
+            name, factor.size, local, pinned, _normed(over[factor]), bool(facts.contracted),
+            _scales(facts), resize, named,
         )  # fmt: skip
     return names, axes
 
@@ -306,6 +308,13 @@ def _normed(over: set[str]) -> str | None:
     if over & {"layer", "mean"}:
         return "layer"
     return next((norm for norm in ("rms", "group") if norm in over), None)
+
+
+def _scales(facts: Facts) -> tuple[float, ...]:
+    """The numbers that multiply the contractions: an attention may be called several times."""
+    calls = max(len(facts.contracted), 1)
+    operands = facts.scale ** (1 / calls) if facts.scale > 0 else 1.0
+    return tuple(scale * operands for (scale,) in facts.contracted)
 
 
 def _resize(hint: str | None, pinned: str, roles: set[str]) -> Resize | None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Size
+from torch import Size, nn
+
+PLAIN = (bool, int, float, str, type(None))
 
 
 class Stack(NamedTuple):
-    """Equal modules that stand in one list: ``{path}.{layer}`` for each of ``layers``."""
+    """Equal modules that stand in one list: ``{path}.{layer}`` for each of ``layers``.
+
+    Where layers of several kinds take turns, ``period`` of them stand in every turn, and ``rest``
+    behind the last whole one.
+    """
 
     path: str
     layers: tuple[int, ...]
+    period: int = 1
+    rest: int = 0
 
     @property
     def depth(self) -> int:
@@ -20,6 +28,7 @@ class Stack(NamedTuple):
 
 
 Stacks = dict[str, Stack]
+Traits = dict[str, dict[str, str]]  # of every module
 _Tree = dict[str, Any]
 _Class = tuple[int, ...]  # the children of one list that are equal, by their numbers
 
@@ -95,9 +104,100 @@ def _visit(nodes: Sequence[_Tree], path: str, stacks: Sequence[Stacks]) -> None:
             _visit([node[name] for node in nodes], f"{path}.{name}".lstrip("."), stacks)
 
 
+def traits(network: nn.Module) -> Traits:
+    """List the class and the plain attributes of every module with parameters or buffers."""
+    found = {}
+    for path, module in network.named_modules():
+        if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+            plain = {k: repr(v) for k, v in vars(module).items() if k[0] != "_" and _is_plain(v)}
+            found[path] = {**plain, "class": type(module).__qualname__}
+    return found
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, PLAIN) or (isinstance(x, (tuple, list)) and all(map(_is_plain, x)))
+
+
+def split_kinds(stacks: Sequence[Stacks], networks: Sequence[Traits]) -> list[Stacks]:
+    """Split the stacks that become deeper by the kinds of their layers.
+
+    Layers are of one kind if they agree in all traits that take turns in the deepest network, such
+    as a window of local attention. A trait that no two layers there share, such as their number,
+    tells no kinds. Networks that do not have the same kinds are left as they are.
+
+    >>> layers = [{f"blocks.{i}": {"window": "8" if i % 3 else "None", "number": str(i)}
+    ...            for i in range(depth)} for depth in (3, 6)]
+    >>> stacks = [{"blocks": Stack("blocks", tuple(range(depth)))} for depth in (3, 6)]
+    >>> split_kinds(stacks, layers)[1]["blocks[1]"]
+    Stack(path='blocks', layers=(1, 2, 4, 5), period=2, rest=0)
+    """
+    split: list[Stacks] = [{} for _ in stacks]
+    for name in stacks[0]:
+        sides = [each[name] for each in stacks]
+        kinds = _kinds(sides, networks)
+        order = list(dict.fromkeys(kinds[0]))
+        alone = len(order) == 1 or any({*order} != {*each} for each in kinds)
+        for found, stack, each in zip(split, sides, kinds, strict=True):
+            for number, kind in enumerate(order[: 1 if alone else None]):
+                layers = [layer for layer, k in zip(stack.layers, each, strict=True) if k == kind]
+                title = name if alone else f"{name}[{number}]"
+                found[title] = stack if alone else Stack(stack.path, tuple(layers))
+    for path in {stack.path for stack in split[0].values()}:
+        _take_turns(split, [name for name, stack in split[0].items() if stack.path == path])
+    return split
+
+
+def _kinds(stacks: Sequence[Stack], networks: Sequence[Traits]) -> list[list[tuple[str, ...]]]:
+    """The kind of every layer of a stack, in every network."""
+    kinds: list[list[tuple[str, ...]]] = [[()] * stack.depth for stack in stacks]
+    if len({stack.depth for stack in stacks}) == 1:
+        return kinds
+    seen: list[list[dict[tuple[str, str], str]]] = []  # of every network and layer
+    for (path, layers, *_), known in zip(stacks, networks, strict=True):
+        seen.append([{} for _ in layers])
+        for name, of_module in known.items():
+            number, _, rest = name.removeprefix(f"{path}.").partition(".")
+            if name.startswith(f"{path}.") and number.isdigit() and int(number) in layers:
+                layer = seen[-1][layers.index(int(number))]
+                layer.update({(rest, trait): value for trait, value in of_module.items()})
+    deepest = max(seen, key=len)
+    for trait in sorted({trait for layer in deepest for trait in layer}):
+        values = [[layer.get(trait, "") for layer in layers] for layers in seen]
+        if 1 < len({layer.get(trait, "") for layer in deepest}) < len(deepest) and (
+            len({frozenset(each) for each in values}) == 1
+        ):
+            kinds = [
+                [(*kind, value) for kind, value in zip(*each, strict=True)]
+                for each in zip(kinds, values, strict=True)
+            ]
+    return kinds
+
+
+def _take_turns(networks: Sequence[Stacks], names: Sequence[str]) -> None:
+    """Find the period of the stacks in one list, which then grow by whole periods."""
+    if len(names) == 1:
+        return
+    lists = [
+        [name for _, name in sorted((n, name) for name in names for n in stacks[name].layers)]
+        for stacks in networks
+    ]
+    for period in range(2, min(map(len, lists)) + 1):
+        turn, rest = lists[0][:period], len(lists[0]) % period
+        if {*turn} == {*names} and all(
+            len(each) % period == rest
+            and all(name == turn[place % period] for place, name in enumerate(each))
+            for each in lists
+        ):
+            for stacks in networks:
+                for name in names:
+                    counts = turn.count(name), turn[:rest].count(name)
+                    stacks[name] = Stack(*stacks[name][:2], *counts)
+            return
+
+
 def divided(stacks: Stacks, name: str) -> Stacks:
     """Split the first layer off a stack: it only happens to be equal to the others."""
-    path, layers = stacks[name]
+    path, layers, *_ = stacks[name]
     parts = {f"{name}[0]": Stack(path, layers[:1]), name: Stack(path, layers[1:])}
     result: Stacks = {}
     for other, stack in stacks.items():

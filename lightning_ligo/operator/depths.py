@@ -6,6 +6,7 @@ Shapes: g layers of the large stack, l of the small one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class Depths(nn.Module):
     def old(self, row: Row) -> Tensor:
         """(g, l): the small layer that each old layer is, one-hot; zero for new layers."""
         if self._moves(row):
-            return _handed_on(self._start(row.stack)).float()
+            return self._handed_on(row.stack, self._start(row.stack)).float()
         small = _picked(self.sources(row.stack), len(row.small_names))
         return small * ~self.new(row.stack)[:, None]
 
@@ -170,14 +171,18 @@ class Depths(nn.Module):
         """Start the mix of one module of a stack."""
         assert self.depth is not None
         generator = generator or torch.Generator().manual_seed(0)
-        return self.depth.mix(*self._lengths(stack), generator)
+        small, large = self._lengths(stack)
+        layers = self.plan.layers.get(stack or "")
+        period, rest = (layers.period, layers.rest) if layers and small != large else (1, 0)
+        mix = self.depth.mix((small - rest) // period, (large - rest) // period, generator)
+        return torch.block_diag(torch.kron(mix, torch.eye(period)), torch.eye(rest)).to(mix)
 
     def _start_of(self, row: Row, generator: torch.Generator) -> Tensor:
         """Start the mix of one parameter, without sources where a new layer has other weights."""
         assert row.stack is not None
         mix = self._start(row.stack, generator)
         if self._moves(row):
-            return _handed_on(mix)
+            return self._handed_on(row.stack, mix)
         scales = any(use.role == "scales" for product in row.dims for use in uses_of(product))
         zero = {
             "copied": False,
@@ -193,6 +198,26 @@ class Depths(nn.Module):
         """Whether the last new layer behind an old one has the weights of this one."""
         new = row.moves and row.stack is not None and self.mixed(row.stack)
         return new and self.new_kind(row.stack or "") == "zero_output"
+
+    def _handed_on(self, stack: str | None, mix: Tensor) -> Tensor:
+        """(g, l): the mix in which the last new layer behind an old one has the weights of this.
+
+        In one list with other stacks the layer behind it may be one of these.
+        """
+        own = self.plan.layers[stack or ""]
+        new = {
+            number: bool(new)
+            for name, other in self.plan.layers.items()
+            for number, new in zip(other.layers, self.new(name), strict=True)
+            if other.path == own.path
+        }
+        following = dict(pairwise(sorted(new)))
+        result, old = torch.zeros_like(mix), torch.zeros_like(mix[0])
+        for layer, number in enumerate(own.layers):
+            old = old if new[number] else mix[layer]
+            if not new.get(following.get(number, -1)):
+                result[layer] = old
+        return result
 
     @staticmethod
     def _over_layers(which: Tensor, like: Tensor) -> Tensor:
@@ -218,17 +243,6 @@ class Depths(nn.Module):
         if first is None or len(product) == 1:
             return 1
         return self.plan.lengths[first.axis][0] if self.plan.all_axes[first.axis].pinned else 1
-
-
-def _handed_on(mix: Tensor) -> Tensor:
-    """(g, l): the mix in which the last new layer behind an old one has the weights of this one."""
-    result, old = torch.zeros_like(mix), torch.zeros_like(mix[0])
-    new = [*added_layers(mix).tolist(), False]
-    for layer, weights in enumerate(mix):
-        old = old if new[layer] else weights
-        if not new[layer + 1]:
-            result[layer] = old
-    return result
 
 
 def _picked(source: Tensor, small: int) -> Tensor:

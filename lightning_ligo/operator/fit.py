@@ -62,6 +62,9 @@ def loss_and_gradients(
     with torch.enable_grad():
         # cuDNN takes only dense weights of a recurrent network
         generated = {f"network.{name}": w.contiguous() for name, w in operator(large).items()}
+        for name, buffer in operator.buffers_of(large):  # which batch norms write
+            own = torch.empty_like(large.get_buffer(name))
+            generated[f"network.{name}"] = own.copy_(buffer.detach())
         found: tuple[Tensor, tuple[Tensor | None, ...]] = functional_call(
             _Lossy(large, loss, coefficients), generated, (batch,)
         )

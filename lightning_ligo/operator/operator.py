@@ -6,7 +6,8 @@ Shapes: g layers of the large stack, l of the small one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -97,22 +98,23 @@ class Operator(nn.Module):
         parameters that write the residual stream, which are zero. ``large`` gives the fresh
         weights, if the method keeps any.
         """
-        if self.method.takes_nothing:
-            return {}
-        fresh = _tensors(large) if large is not None else {}
-        grown = {
-            name: tensor
-            for row in self._grown
-            for name, tensor in zip(row.large_names, self._layers(row, fresh), strict=True)
-        }
-        like = next(iter(grown.values()))
-        zero = {
-            name: like.new_zeros(row.large)
-            for row in self.plan.rows
-            if row.writes and not row.small_names
-            for name in row.large_names
-        }
-        return grown | zero
+        return dict(self._by_row(_tensors(large) if large is not None else {}))
+
+    def _by_row(self, fresh: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Grow the parameters row by row: one row at a time need be in memory."""
+        silent = [row for row in self.plan.rows if row.writes and not row.small_names]
+        for row in self._grown if not self.method.takes_nothing else ():
+            layers = self._layers(row, fresh)
+            yield from zip(row.large_names, layers, strict=True)
+            like = layers[0]
+        for row in silent if not self.method.takes_nothing else ():
+            yield from ((name, like.new_zeros(row.large)) for name in row.large_names)
+
+    def buffers_of(self, large: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Grow the persistent buffers, such as the statistics of batch norms."""
+        fresh = _tensors(large)
+        for row in self._moved if not self.method.takes_nothing else ():
+            yield from zip(row.large_names, self._grow(row, fresh), strict=True)
 
     @torch.no_grad()
     def bake(self, large: nn.Module) -> None:
@@ -127,11 +129,8 @@ class Operator(nn.Module):
                 f"{type(large).__name__} is on the meta device and cannot hold grown weights; "
                 "build it on a real device first"
             )
-        for name, tensor in self(large).items():
+        for name, tensor in chain(self._by_row(tensors), self.buffers_of(large)):
             tensors[name].copy_(tensor)
-        for row in self._moved if not self.method.takes_nothing else ():
-            for name, tensor in zip(row.large_names, self._grow(row, tensors), strict=True):
-                tensors[name].copy_(tensor)
 
     def parents(self) -> dict[str, list[str]]:
         """List the small parameters that each large one comes from, the most similar one first.

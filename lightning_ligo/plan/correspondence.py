@@ -53,7 +53,7 @@ class Side:
         stack, rest = place_of(pattern, self.axes.stacks)
         if stack is None:
             return (rest,)
-        path, layers = self.axes.stacks[stack]
+        path, layers, *_ = self.axes.stacks[stack]
         return tuple(f"{path}.{layer}{rest}" for layer in layers)
 
 
@@ -95,12 +95,13 @@ class Correspondence:
     @property
     def scales(self) -> dict[str, float]:
         """The factor on what writes a contracted axis, so that the product keeps its scale."""
-        scales = {}
+        scales: dict[str, float] = {}
         for name, axis in self.large.axes.axes.items():
             if axis.contracted and name in self.counterparts:
                 small = self.small.axes.axes[self.counterparts[name][0]]
-                if small.scale * axis.scale > 0:
-                    scales[name] = math.sqrt(small.scale / axis.scale)
+                pairs = zip(small.scales, axis.scales, strict=False)
+                changes = [math.sqrt(s / large) for s, large in pairs if s * large > 0]
+                scales[name] = next((change for change in changes if change != 1), 1.0)
         return scales
 
     @cached_property

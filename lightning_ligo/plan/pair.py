@@ -78,9 +78,9 @@ def pair_calls(
     proofs = _checked(both, calls)
     return Plan(
         both.lengths, both.stacks, both.rows, both.buffers, both.large.axes.axes,
-        notes=tuple(notes(both, proofs)), proofs=proofs, scales=both.scales, shared=both.shared,
-        tried=both.large.axes.tried, scalars_read=tuple(both.large.tracer.scalars_read),
-        outputs=both.large.axes.outputs,
+        layers=both.large.axes.stacks, notes=tuple(notes(both, proofs)), proofs=proofs,
+        scales=both.scales, shared=both.shared, tried=both.large.axes.tried,
+        scalars_read=tuple(both.large.tracer.scalars_read), outputs=both.large.axes.outputs,
     )  # fmt: skip
 
 

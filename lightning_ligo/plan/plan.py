@@ -12,6 +12,7 @@ from lightning_ligo.axes.axes import Axis, Use
 from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.dims import length as length_of
 from lightning_ligo.axes.proof import TOLERANCE
+from lightning_ligo.axes.stacks import Stacks
 
 Lengths = dict[str, tuple[int, int]]  # of every axis: (small, large)
 
@@ -70,6 +71,7 @@ class Plan:
         rows: the parameters of the large network, by pattern.
         buffers: its persistent buffers, by pattern.
         all_axes: every axis of the large network; ``axes`` are those that grow.
+        layers: where the layers of the stacks stand in the large network.
         notes: what a reader should know who finds the function changed.
         proofs: for every axis that grows, the change of the output when it is permuted.
         scales: the factors on what writes contracted axes, so that their product keeps its scale.
@@ -84,6 +86,7 @@ class Plan:
     rows: tuple[Row, ...]
     buffers: tuple[Row, ...]
     all_axes: dict[str, Axis] = field(repr=False)
+    layers: Stacks = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     proofs: dict[str, float] = field(default_factory=dict, compare=False)
     scales: dict[str, float] = field(default_factory=dict, repr=False)

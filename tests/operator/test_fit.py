@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lightning_ligo as ligo
-from networks import TOKENS, gpt2, randomised
+from networks import IMAGES, TOKENS, gpt2, randomised, resnet
 
 
 def loss(network, batch):
@@ -132,3 +132,20 @@ def test_a_method_that_learns_nothing_is_given_nothing_to_learn_from(pair, given
     with pytest.raises(ValueError, match=f"'lemon' learns nothing, and was given {named}; leave"):
         ligo.grow(small, large, method="lemon", **given, **TOKENS)
     assert all(torch.equal(a, b) for a, b in zip(before, large.parameters(), strict=True))
+
+
+def test_in_evaluation_mode_learning_starts_at_the_loss_of_the_grown_network():
+    def loss(network, batch):
+        return network(batch).square().mean()
+
+    images = torch.cat([IMAGES["x"]] * 4)
+    small, large = randomised(resnet()), randomised(resnet(16, 4))  # with other statistics
+    operator = ligo.Operator(ligo.pair(small, large, images), small, "ligo")
+    built = {name: buffer.clone() for name, buffer in large.named_buffers()}
+    for training in (True, False):
+        large.train(training)
+        fit = ligo.fit(operator, large, loss, repeat(images), steps=1, learning_rate=1e-12)
+        assert all(torch.equal(built[name], buffer) for name, buffer in large.named_buffers())
+    operator.bake(large)
+    assert fit.losses[0] == pytest.approx(loss(large, images).item(), rel=1e-5)
+    assert fit.losses[0] == pytest.approx(loss(small, images).item(), rel=1e-4)

@@ -254,6 +254,22 @@ def test_a_grown_network_is_the_plain_network(method):
     )
 
 
+def test_baking_writes_every_row_before_the_next_is_grown(monkeypatch):
+    small, large = randomised(vit()), vit(64, 4)
+    operator = ligo.Operator(ligo.pair(small, large, **IMAGES), small, "lemon")
+    expected = {name: tensor.clone() for name, tensor in operator(large).items()}
+    grow, written, parameters = operator._layers, [], dict(large.named_parameters())
+
+    def checked(row, fresh):
+        assert all(torch.equal(parameters[name], expected[name]) for name in written)
+        written.extend(row.large_names)
+        return grow(row, fresh)
+
+    monkeypatch.setattr(operator, "_layers", checked)
+    operator.bake(large)
+    assert written == list(expected)
+
+
 def test_a_tied_head_stays_tied():
     small, large = randomised(gpt2()), gpt2(64, 4)
     ligo.grow(small, large, method="ligo", steps=0, **TOKENS)
@@ -291,6 +307,45 @@ def test_new_layers_add_nothing_and_keep_their_inner_weights():
         assert torch.equal(large.blocks[layer](x), x) == silent
         source = small.blocks[layer // 2]
         assert torch.equal(large.blocks[layer].attn.qkv.weight, source.attn.qkv.weight)
+
+
+def divided_by_its_norm(linear):
+    class Divided(nn.Module):
+        def forward(self, weight):
+            return weight / weight.norm(dim=1, keepdim=True)
+
+    return nn.utils.parametrize.register_parametrization(linear, "weight", Divided())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    ("wrap", "kept"),
+    [
+        (nn.utils.parametrizations.weight_norm, True),
+        (nn.utils.weight_norm, True),
+        (lambda linear: nn.utils.parametrizations.weight_norm(linear, dim=None), True),
+        (nn.utils.spectral_norm, False),  # no weight of zero has this norm
+        (divided_by_its_norm, False),
+    ],
+)
+def test_a_new_layer_whose_weight_is_normed_is_finite_and_silent_by_its_gain(wrap, kept):
+    class Net(nn.Module):
+        def __init__(self, depth):
+            super().__init__()
+            self.embed, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.layers = nn.ModuleList(wrap(nn.Linear(6, 6)) for _ in range(depth))
+
+        def forward(self, x):
+            x = self.embed(x)
+            for layer in self.layers:
+                x = x + layer(x).tanh()
+            return self.head(x)
+
+    x = torch.randn(5, 4)
+    small, large = Net(2).eval(), Net(4).eval()
+    ligo.grow(small, large, x, method="lemon")
+    assert large(x).isfinite().all()
+    assert torch.allclose(large(x), small(x), atol=1e-6) == kept
 
 
 def test_the_paper_s_operator_has_the_paper_s_size():

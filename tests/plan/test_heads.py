@@ -290,3 +290,31 @@ def test_how_often_the_data_has_a_function_computed_does_not_count():
     assert len(small[1][0].choice(small[0](**ROWS)).argmax(-1).unique()) > 1
     change, _ = changed(small, large, ROWS)
     assert change < 1e-12
+
+
+class Views(nn.Module):
+    """One attention for several views, as of a siamese network, with one head."""
+
+    def __init__(self, width, by_hand):
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.by_hand = by_hand
+
+    def forward(self, *views):
+        return self.head(sum(self.encode(self.embed(x)).mean(1) for x in views))
+
+    def encode(self, x):
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.by_hand:
+            return (query @ key.mT / key.shape[-1] ** 0.5).softmax(-1) @ value
+        return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_scale_of_an_attention_is_corrected_once_however_often_it_is_called(by_hand, calls):
+    views = [torch.randn(2, 5, 4, dtype=torch.float64) for _ in range(calls)]
+    small = randomised(Views(6, by_hand), torch.float64)
+    large = ligo.grow(small, Views(15, by_hand).double(), *views, method="lemon")
+    torch.testing.assert_close(large(*views), small(*views))

@@ -174,7 +174,11 @@ def swin(width, depths):
     ("small", "large", "stacks"),
     [
         (cait(16, 2, 1), cait(32, 4, 3), {"blocks": (2, 4), "blocks_token_only": (1, 3)}),
-        (swin(8, (2, 2)), swin(16, (6, 6)), {"layers.0.blocks": (2, 6), "layers.1.blocks": (2, 6)}),
+        (
+            swin(8, (2, 2)),
+            swin(16, (6, 6)),
+            {f"layers.{stage}.blocks[{kind}]": (1, 3) for stage in (0, 1) for kind in (0, 1)},
+        ),
     ],
     ids=["cait", "swin"],
 )
@@ -184,10 +188,9 @@ def test_two_stacks_that_grow_at_once_keep_the_function(small, large, stacks):
     assert change < 1e-12
 
 
-def test_layers_that_would_be_shifted_otherwise_are_named():
+def test_layers_with_shifted_windows_stay_every_second():
     small, large = swin(8, (2, 2)), swin(8, (4, 4))
-    told = measured(ligo.pair(small, large, **IMAGES), small, large, IMAGES)
-    assert told.change > 1e-3 and told.place == "layers.0.blocks.2.attn.qkv"
+    assert measured(ligo.pair(small, large, **IMAGES), small, large, IMAGES).change < 1e-6
 
 
 def grown(small, large):

@@ -143,7 +143,7 @@ def reduction(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: An
     if name == "mean" and square:
         graph.mark(out, "mean square", square.of)
         kind = "mean square"
-    if kind == "length" and args[1] not in (2, None):
+    if kind == "length" and not {*args[1:2]} <= {2, None}:
         kind = "sum"
     graph.reduce(kind, [dims[axis] for axis in gone])
     if name not in ("mean", "sum") and kind != "mean square":

@@ -2,7 +2,8 @@
 
 If these parameters are zero the tensor is zero. They are the weight and the bias of the last
 product, or the gain and the shift of the last norm; of a sum or a concatenation, those of every
-term. Operations that multiply a tensor, or move its entries, do not change its writers.
+term. Operations that multiply a tensor, or move its entries, do not change its writers. A weight
+that is divided by its own norm is never zero: its gain writes, or nothing does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_
          "_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm"}  # fmt: skip
 SUMS = {"add", "sub", "rsub", "cat", "stack", "addcmul"}
 FACTORS = {"mul", "div"}
+BOUNDS = {"clamp", "clamp_min", "maximum"}  # not zero where their input is
 
 
 def writers(
@@ -36,6 +38,11 @@ def writers(
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     moving = [tensor for tensor in tensors if not graph.static(tensor)]
     fixed = [tensor for tensor in tensors if graph.static(tensor)]
+    if name == "_weight_norm_interface":
+        return graph.writers(args[1])
+    if name == "div" and not moving and isinstance(args[1], Tensor):
+        above, below = map(graph.writers, args[:2])
+        return frozenset() if above & below else above
     if name in SUMS:
         terms = [*moving, *(tensor for tensor in fixed if graph.writers(tensor))]
         if moving and len(terms) > 1:
@@ -53,6 +60,11 @@ def writers(
         return graph.writers(args[2])
     if name in PRODUCTS and len(moving) > 1:
         return graph.writers(moving[-1])
+    if name in BOUNDS and not moving:
+        return frozenset()
+    if name in ("mul", "mm", "bmm") and not moving:  # one factor of zero is enough
+        factors = [tensor for tensor in tensors if graph.writers(tensor)]
+        return graph.writers(min(factors, key=Tensor.numel)) if factors else frozenset()
     if name in FACTORS and moving:
         return graph.writers(max(moving, key=Tensor.numel))
     return _union(graph, values(moving) or values(tensors) or tensors)
