@@ -62,6 +62,7 @@ class Operator(nn.Module):
         self.widths = Widths(plan, width, self.depths.zero_output, generator, device, self.dtype)
         self.widths.forget()
         self._low_rank = {row.pattern for row in self._grown if self._is_low_rank(row)}
+        self._fresh: dict[str, Tensor | None] = {}  # (g, *shape): entries that stay as built
         self._fixed: dict[str, Tensor] = {}  # (g, *shape): fixed parts, the same at every step
 
     def _read(self, small: nn.Module) -> dict[str, Tensor]:
@@ -213,7 +214,10 @@ class Operator(nn.Module):
             grown = self._arranged(row, width, small, grown)
         if (neutral := self.depths.neutral(row, grown)) is not None:
             grown = grown + neutral
-        is_fresh = self._is_fresh(row)
+        if row.pattern not in self._fresh:
+            found = self._is_fresh(row)
+            self._fresh[row.pattern] = found if found is None else found.to(grown.device)
+        is_fresh = self._fresh[row.pattern]
         if is_fresh is None:
             return grown
         if not all(name in fresh for name in row.large_names):
@@ -222,7 +226,7 @@ class Operator(nn.Module):
                 "call operator(large)"
             )
         built = torch.stack([fresh[name].detach() for name in row.large_names])
-        return torch.where(is_fresh.to(grown.device), built.to(grown), grown)
+        return torch.where(is_fresh, built.to(grown), grown)
 
     def _arranged(self, row: Row, width: Width, small: Tensor, grown: Tensor) -> Tensor:
         """Apply the options of a width that are no product of maps: next layer, mask and noise."""
