@@ -137,7 +137,7 @@ class GrowthCallback(Counting):
         optimizer_state: Policy = "map",
         early_stopping: Stopping = "patience",
         seed: int = 0,
-        override: dict[str, str] | None = None,
+        override: dict[str, str | None] | None = None,
         on_failure: OnFailure = "stop",
         moments: str | None = None,
     ) -> None:
@@ -382,7 +382,8 @@ class GrowthCallback(Counting):
     def _replace(self, trainer: Trainer, pl_module: LightningModule, calls: Calls) -> None:
         """Grow the network, log it, and record it; restore everything if that fails."""
         started, size, step = time.monotonic(), self.size(pl_module), trainer.global_step
-        plan, growth = self.planner.plans[size + 1], self.settings.growths[size]
+        growth = self.settings.growths[size]
+        plan = self.planner.planned(size + 1, self.settings.attribute)
         validations, before = self._validations, dict[str, float]()
         if not growth.data or validations.is_current(trainer):  # else the data is the large one's
             before = validations.measure(trainer, pl_module)

@@ -168,12 +168,7 @@ def estimate_calls(
     training_flops, training_bytes = _training(large, loss, batch)
     return Cost(
         method=operator.method.name,
-        batch=tuple(
-            tuple(t.shape)
-            for call in batch
-            for t in tree_leaves((call.args, call.kwargs))
-            if isinstance(t, Tensor)
-        ),
+        batch=tuple(tuple(tensor.shape) for tensor in tensors_of(batch)),
         coefficients=operator.coefficients,
         steps=steps if coefficients else 0,
         learning_flops=learning.get_total_flops() if coefficients else 0,

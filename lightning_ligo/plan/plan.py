@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Size
 
-from lightning_ligo.axes.axes import Axis, Use
+from lightning_ligo.axes.axes import UNUSED, Axis, Use
 from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.dims import length as length_of
 from lightning_ligo.axes.proof import TOLERANCE
@@ -96,6 +96,19 @@ class Plan:
     def axes(self) -> Lengths:
         """The axes that grow: name -> (small, large) length."""
         return {name: pair for name, pair in self.lengths.items() if pair[0] != pair[1]}
+
+    @property
+    def unused(self) -> tuple[Row, ...]:
+        """The parameters that grow and that no call uses: they stay as they were built."""
+        return tuple(
+            row
+            for row in self.rows
+            if not row.small_names
+            and row.small != row.large
+            and all(
+                self.all_axes[u.axis].pinned == UNUSED for dim in row.dims for u in uses_of(dim)
+            )
+        )
 
     @property
     def parameters(self) -> tuple[int, int]:
