@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -180,10 +181,23 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, tensor.requires_grad)
         memo[id(tensor)] = new
-    network = copy.deepcopy(network, memo)
-    for module in network.modules():
+    result = copy.deepcopy(network, memo)
+    for module, original in zip(result.modules(), network.modules(), strict=True):
+        held = vars(module)  # without the Trainer, if it is a LightningModule
+        held.update({name: kept for name, kept in vars(original).items() if held.get(name) is None})
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # as cuDNN requires
+    return result
+
+
+def materialize(network: nn.Module, calls: Sequence[Call]) -> nn.Module:
+    """Make calls of a network with lazy modules, which give these their shapes."""
+    parameters = [*network.parameters(), *network.buffers()]
+    if any(map(is_lazy, parameters)):
+        device, training = parameters[0].device, network.training
+        with torch.no_grad():
+            make(network, with_tensors(calls, lambda tensor: tensor.to(device)))
+        network.train(training)
     return network
 
 

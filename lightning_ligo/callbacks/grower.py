@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from lightning_ligo.axes.calls import Call
+from lightning_ligo.axes.calls import Call, materialize
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import (
     averaged_validation,
@@ -105,7 +105,8 @@ class Grower:
                 made = [] if growths[size].data else calls()
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
-                large = conform(trainer, small, build(description), parents)
+                built = materialize(build(description), plan.lazy)
+                large = conform(trainer, small, built, parents)
                 slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)

@@ -382,8 +382,7 @@ class GrowthCallback(Counting):
     def _replace(self, trainer: Trainer, pl_module: LightningModule, calls: Calls) -> None:
         """Grow the network, log it, and record it; restore everything if that fails."""
         started, size, step = time.monotonic(), self.size(pl_module), trainer.global_step
-        growth = self.settings.growths[size]
-        plan = self.planner.planned(size + 1, self.settings.attribute)
+        plan, growth = self.planner.planned(size + 1), self.settings.growths[size]
         validations, before = self._validations, dict[str, float]()
         if not growth.data or validations.is_current(trainer):  # else the data is the large one's
             before = validations.measure(trainer, pl_module)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lightning_ligo.axes.calls import Call
@@ -27,7 +28,7 @@ from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.slot import Slot, attach
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import MOST, batches_ahead, training_loss, watch_steps
 
@@ -130,7 +131,7 @@ class Planner:
             "growths are planned when it does"
         )
 
-    def planned(self, number: int, attribute: str) -> Plan:
+    def planned(self, number: int) -> Plan:
         """Return the plan of a growth that is due.
 
         Raises:
@@ -138,7 +139,8 @@ class Planner:
         """
         if number not in self.plans:
             raise ValueError(
-                f"growth {number} is due, and training_step has never called self.{attribute}, so "
+                f"growth {number} is due, and training_step has never called "
+                f"self.{self._settings.attribute}, so "
                 "that nothing shows how the network is used; let it grow after its first use, or "
                 "name the network that is used with the option attribute"
             )
@@ -174,7 +176,8 @@ class Planner:
             name
             for other in (*self._larger.values(), *([] if before is None else [before]))
             for name, parameter in other.named_parameters()
-            if self._trained.get(name, parameter.shape) != parameter.shape
+            if name in self._trained
+            and (is_lazy(parameter) or self._trained[name] != parameter.shape)
         }
         batches = self._stages.batches(trainer, pl_module, size, batch)
         ahead = batches_ahead(trainer, pl_module, batches[size])
@@ -203,6 +206,7 @@ class Planner:
         for number, build_large in larger.items():
             with self._of_growth(number):
                 large, large_calls = build_large(), None
+                attach(large, trainer)
                 if number in batches:
                     large_calls = self._large_calls(trainer, pl_module, number, batches[number])
                 override = self._settings.override

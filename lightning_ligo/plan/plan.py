@@ -9,6 +9,7 @@ from typing import Any
 from torch import Size
 
 from lightning_ligo.axes.axes import UNUSED, Axis, Use
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.dims import length as length_of
 from lightning_ligo.axes.proof import TOLERANCE
@@ -76,6 +77,7 @@ class Plan:
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
         scalars_read: the values that the large network read from its tensors, in order.
         outputs: how the axes of its outputs are read, see `Axes`.
+        lazy: calls that give the large network its shapes, if it has lazy modules.
     """
 
     lengths: Lengths
@@ -91,6 +93,7 @@ class Plan:
     outputs: tuple[tuple[Product[Use] | None, ...], ...] = field(
         default=(), repr=False, compare=False
     )
+    lazy: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def axes(self) -> Lengths:
