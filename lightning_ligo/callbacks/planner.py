@@ -181,7 +181,8 @@ class Planner:
         }
         batches = self._stages.batches(trainer, pl_module, size, batch)
         ahead = batches_ahead(trainer, pl_module, batches[size])
-        return batches, self._calls(trainer, pl_module, ahead, batch_idx, wanted)
+        valid = self._stages.fits(size)
+        return batches, self._calls(trainer, pl_module, ahead, batch_idx, wanted, valid)
 
     def pairings(
         self,
@@ -235,7 +236,7 @@ class Planner:
         large = trainer.precision_plugin.convert_module(build(description))
         self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
         try:
-            return self._calls(trainer, pl_module, [batch], 0)
+            return self._calls(trainer, pl_module, [batch])
         except ValueError:
             raise
         except Exception as error:
@@ -249,12 +250,13 @@ class Planner:
         trainer: Trainer,
         pl_module: LightningModule,
         batches: Iterable[Any],
-        batch_idx: int,
+        batch_idx: int = 0,
         wanted: Collection[str] = (),
+        validates: bool = False,
     ) -> list[Call]:
         """Return the calls of the network; check the loss if an operator is learned."""
         slot = self._settings.slot(pl_module)
-        watched = watch_steps(trainer, slot, batches, batch_idx, wanted)
+        watched = watch_steps(trainer, slot, batches, batch_idx, wanted, validates)
         if watched.calls and self._settings.method.steps > 0:
             training_loss(watched.output)
         return watched.calls

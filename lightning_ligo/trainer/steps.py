@@ -44,7 +44,12 @@ class Watched(NamedTuple):
 
 
 def watch_steps(
-    trainer: Trainer, slot: Slot, batches: Iterable[Any], batch_idx: int, wanted: Collection[str]
+    trainer: Trainer,
+    slot: Slot,
+    batches: Iterable[Any],
+    batch_idx: int,
+    wanted: Collection[str],
+    validates: bool,
 ) -> Watched:
     """Watch training steps until they have used the parameters ``wanted``, and a validation step.
 
@@ -59,7 +64,7 @@ def watch_steps(
             used = set().union(*(use.parameters for use in recorder.uses))
             if trainer.strategy.reduce_boolean_decision(bool(used) and used.issuperset(wanted)):
                 break
-        if trainer.enable_validation:
+        if validates and trainer.enable_validation:
             with recorder.recording(), suppress(_Called):
                 evaluate(trainer, validated)
             trainer.training = True
