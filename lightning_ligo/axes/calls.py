@@ -183,8 +183,9 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
         memo[id(tensor)] = new
     result = copy.deepcopy(network, memo)
     for module, original in zip(result.modules(), network.modules(), strict=True):
-        held = vars(module)  # without the Trainer, if it is a LightningModule
-        held.update({name: kept for name, kept in vars(original).items() if held.get(name) is None})
+        held, left = vars(module), vars(original).items()  # a copy has no Trainer
+        lost = {name: item for name, item in left if held.get(name) is None}
+        held.update(lost | {"_compiled_call_impl": None})
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # as cuDNN requires
     return result

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ligo.axes.calls import Call, copied, make, with_tensors, without_values
+from lightning_ligo.axes.calls import Call, copied, make, tensors_of, with_tensors, without_values
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.fit import Loss, loss_and_gradients
