@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -48,8 +48,6 @@ from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
 from lightning_ligo.trainer.swap import conform, swap, undone
 
-Calls = Callable[[], list[Call]]
-
 
 class Grown(NamedTuple):
     """The results of a growth."""
@@ -78,7 +76,7 @@ class Grower:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        calls: Calls,
+        calls: Sequence[Call],
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
         """Grow the network once, at the start of a batch.
@@ -86,8 +84,7 @@ class Grower:
         Args:
             trainer, pl_module: of the run.
             plan: plan of this growth.
-            calls: the calls that the coming step makes of the small network. The function is
-                compared on these, unless the growth changes the data.
+            calls: of the small network, on which the function is compared.
             check: called with the metrics of the large network, before the swap.
 
         Raises:
@@ -102,7 +99,6 @@ class Grower:
             small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
-                made = [] if growths[size].data else calls()
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
                 built = materialize(build(description), plan.lazy)
@@ -110,7 +106,7 @@ class Grower:
                 slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
-                change = compare(operator, small, large, made)
+                change = compare(operator, small, large, calls)
                 averaged = grown_averages(trainer, slot.attribute, operator, large)
                 ramp = Ramp(operator, large) if self._settings.method.ramp else None
             watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]

@@ -55,6 +55,7 @@ class Planner:
         self._trained: dict[str, torch.Size] = {}  # shapes of parameters that an optimizer has
         self._waiting: list[RemovableHandle] = []  # for the first call of the network
         self.plans: dict[int, Plan] = {}  # by the number of the growth, from 1
+        self.calls: dict[int, list[Call]] = {}  # of the small network of each growth
         self.is_done = False
 
     @property
@@ -109,6 +110,7 @@ class Planner:
             if calls:
                 for pairing in self.pairings(trainer, pl_module, larger, batches, calls):
                     self.plans[pairing.number] = pairing.plan
+                    self.calls[pairing.number] = pairing.calls
             if calls and before is not None:
                 again = pair_calls(before, network, calls, override=settings.override)
         if not calls:
