@@ -17,7 +17,7 @@ ALLOWED = {  # from the lowest up; a name is a folder, or a file at the top
     "plan": {"axes"},
     "operator": {"axes", "methods", "plan"},
     "tasks": {"networks"},
-    "trainer": {"networks", "schedule"},
+    "trainer": {"axes", "networks", "schedule"},
     "callbacks": {"axes", "methods", "networks", "operator", "plan", "schedule", "trainer"},
 }
 ALLOWED["cli"] = {*ALLOWED, "callbacks"}

@@ -7,32 +7,35 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 FLEX, UNCOMPILED = "torch.nn.attention.flex_attention", "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a network, or of one of its parts.
+    """A call of a network, of one of its parts, or of a function on what these returned.
 
     Args:
         args, kwargs: the arguments. A `Result` stands for a tensor that an earlier call returned.
         path: the name of the part, empty for the network itself.
-        method: the name of the method; ``__call__`` runs the hooks and ``forward``.
+        method: the name of the method; ``__call__`` runs the hooks and ``forward``. Or a function,
+            which is not the network's.
         training: whether the network was in training mode.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     path: str = ""
-    method: str = "__call__"
+    method: str | Callable[..., Any] = "__call__"
     training: bool = False
 
 
@@ -49,19 +52,24 @@ def make(network: nn.Module, calls: Sequence[Call]) -> list[list[Tensor]]:
     The network is left in the mode of the last call.
     """
     results: list[list[Tensor]] = []
+    for call in calls:
+        results.append(make_one(network, call, results))
+    return results
+
+
+def make_one(network: nn.Module, call: Call, results: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Make a call behind others that returned ``results``."""
 
     def filled(leaf: Any) -> Any:
         return results[leaf.call][leaf.leaf] if isinstance(leaf, Result) else leaf
 
-    for call in calls:
+    args, kwargs = mapped((call.args, call.kwargs), (Result, Tensor), filled)
+    with plain_attention():
+        if not isinstance(call.method, str):
+            return outputs_of(call.method(*args, **kwargs))
         network.train().train(call.training)  # clears what some modules cache of their parameters
         method = getattr(network.get_submodule(call.path), call.method)
-        args, kwargs = tree_map(
-            filled, (call.args, call.kwargs), is_leaf=lambda leaf: isinstance(leaf, Result)
-        )
-        with plain_attention():
-            results.append(outputs_of(method(*args, **kwargs)))
-    return results
+        return outputs_of(method(*args, **kwargs))
 
 
 @contextmanager
@@ -90,25 +98,66 @@ def without_gradients(run: Callable[[], list[list[Tensor]]]) -> list[list[Tensor
 
 def passed_on(calls: Sequence[Call]) -> set[int]:
     """Return the numbers of the calls whose results are arguments of others."""
-    leaves = tree_leaves(
-        [(call.args, call.kwargs) for call in calls], is_leaf=lambda leaf: isinstance(leaf, Result)
-    )
-    return {leaf.call for leaf in leaves if isinstance(leaf, Result)}
+    return {result.call for call in calls for result in found((call.args, call.kwargs), Result)}
 
 
 def with_tensors(calls: Sequence[Call], of: Callable[[Tensor], Tensor]) -> list[Call]:
     """Return the calls with ``of(tensor)`` for each tensor in their arguments."""
     changed = []
     for call in calls:
-        args, kwargs = tree_map_only(Tensor, of, (call.args, call.kwargs))
+        args, kwargs = mapped((call.args, call.kwargs), Tensor, of)
         changed.append(replace(call, args=args, kwargs=kwargs))
     return changed
 
 
 def tensors_of(calls: Sequence[Call]) -> list[Tensor]:
     """List the tensors in the arguments of calls."""
-    leaves = tree_leaves([(call.args, call.kwargs) for call in calls])
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [tensor for call in calls for tensor in found((call.args, call.kwargs), Tensor)]
+
+
+def found(value: Any, kind: Any) -> list[Any]:
+    """List what is of a kind in nested containers and objects, such as batches of graphs."""
+    items: list[Any] = []
+    _collect(value, kind, items, set())
+    return items
+
+
+def _collect(value: Any, kind: Any, items: list[Any], seen: set[int]) -> None:
+    for leaf in tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, kind)):
+        if isinstance(leaf, kind):
+            items.append(leaf)
+        elif id(leaf) not in seen:
+            seen.add(id(leaf))
+            for attribute in _attributes(leaf).values():
+                _collect(attribute, kind, items, seen)
+
+
+def mapped(value: Any, kind: Any, of: Callable[[Any], Any]) -> Any:
+    """Copy nested containers and objects with ``of(item)`` for all that is of a kind."""
+    copies: dict[int, Any] = {}
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, kind):
+            return of(leaf)
+        if id(leaf) in copies or not found(attributes := _attributes(leaf), kind):
+            return copies.get(id(leaf), leaf)
+        new = copies[id(leaf)] = copy.copy(leaf)
+        for name, attribute in attributes.items():
+            object.__setattr__(new, name, walk(attribute))  # of a frozen dataclass too
+        return new
+
+    def walk(value: Any) -> Any:
+        return tree_map(changed, value, is_leaf=lambda leaf: isinstance(leaf, kind))
+
+    return walk(value)
+
+
+def _attributes(leaf: Any) -> dict[str, Any]:
+    """Return the attributes of an object that may hold tensors; of others none."""
+    if isinstance(leaf, (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType)):
+        return {}
+    names = [*getattr(leaf, "__dict__", ()), *getattr(type(leaf), "__slots__", ())]
+    return {name: getattr(leaf, name) for name in names if hasattr(leaf, name)}
 
 
 class Steady(TorchDispatchMode):
@@ -168,10 +217,24 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
         for value in vars(module).values():  # weights that old parametrizations have computed
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = of(value.detach())
-    network = copy.deepcopy(network, memo)
-    for module in network.modules():
+    result = copy.deepcopy(network, memo)
+    for module, original in zip(result.modules(), network.modules(), strict=True):
+        held, left = vars(module), vars(original).items()  # a copy has no Trainer
+        lost = {name: item for name, item in left if held.get(name) is None}
+        held.update(lost | {"_compiled_call_impl": None})
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # as cuDNN requires
+    return result
+
+
+def materialize(network: nn.Module, calls: Sequence[Call]) -> nn.Module:
+    """Make calls of a network with lazy modules, which give these their shapes."""
+    parameters = [*network.parameters(), *network.buffers()]
+    if any(map(is_lazy, parameters)):
+        device, training = parameters[0].device, network.training
+        with torch.no_grad():
+            make(network, with_tensors(calls, lambda tensor: tensor.to(device)))
+        network.train(training)
     return network
 
 
@@ -182,8 +245,7 @@ def without_values(tensor: Tensor) -> Tensor:
 
 def outputs_of(out: Any) -> list[Tensor]:
     """List the tensors that a network returned; of a Hugging Face output in its own order."""
-    plain = out.to_tuple() if hasattr(out, "to_tuple") else out
-    return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
+    return found(out.to_tuple() if hasattr(out, "to_tuple") else out, Tensor)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ from lightning_ligo.axes.notation import (
     words,
 )
 
-Override = Mapping[str, str]  # the name of a parameter, or a pattern of names -> its notation
+# The name of a parameter, or a pattern of names -> its notation; None if nothing uses it.
+Override = Mapping[str, str | None]
 
 
 class _Line(NamedTuple):
@@ -81,6 +82,8 @@ def read(override: Override | None) -> list[_Line]:
         )
     lines = []
     for pattern, text in (override or {}).items():
+        if text is None:
+            continue
         if not isinstance(text, str):
             raise ValueError(
                 f"override {pattern!r}: {text!r} is {type(text).__name__}; write the axes of the "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Collection
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -26,6 +27,8 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from lightning_ligo.axes.axes import OUTPUT
+from lightning_ligo.axes.notation import match, split
+from lightning_ligo.axes.override import Override
 from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
@@ -177,6 +180,28 @@ def check_outputs(plan: Plan) -> None:
                 "give both networks the same outputs, or grow between two runs with "
                 "lightning_ligo.grow"
             )
+
+
+def check_used(plan: Plan, trained: Collection[str], override: Override | None) -> None:
+    """Check that the watched steps use every trained parameter that a growth changes.
+
+    Those that ``override`` maps to None start as the large network builds them.
+    """
+    fresh = [name for name, text in (override or {}).items() if text is None]
+    unused = [
+        row.pattern
+        for row in plan.unused
+        if not set(trained).isdisjoint(row.large_names)
+        and not any(match(split(name), each) for name in fresh for each in row.large_names)
+    ]
+    if unused:
+        lines = ", ".join(f"{name!r}: None" for name in unused[:6])
+        raise ValueError(
+            f"an optimizer trains {listed(unused)}, and no step that was watched (training_step on "
+            "up to 8 batches, validation_step on one) uses it in a call of the network or of its "
+            "parts, so that nothing shows its axes; call the network in the step, or let it start "
+            f"as the large network builds it, with override={{{lines}}}"
+        )
 
 
 def check_network(slot: Slot) -> None:

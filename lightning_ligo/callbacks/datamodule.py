@@ -58,6 +58,10 @@ class DataStages:
         self.size = size
         forget_loaders(trainer)
 
+    def fits(self, size: int) -> bool:
+        """Whether the data is that of a network after so many growths."""
+        return self.size == size or not self._names
+
     def batches(
         self, trainer: Trainer, pl_module: LightningModule, done: int, batch: Any
     ) -> dict[int, Any]:

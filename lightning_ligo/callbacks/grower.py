@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from lightning_ligo.axes.calls import Call
+from lightning_ligo.axes.calls import Call, materialize
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import (
     averaged_validation,
@@ -48,8 +48,6 @@ from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
 from lightning_ligo.trainer.swap import conform, swap, undone
 
-Calls = Callable[[], list[Call]]
-
 
 class Grown(NamedTuple):
     """The results of a growth."""
@@ -78,7 +76,7 @@ class Grower:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        calls: Calls,
+        calls: Sequence[Call],
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
         """Grow the network once, at the start of a batch.
@@ -86,8 +84,7 @@ class Grower:
         Args:
             trainer, pl_module: of the run.
             plan: plan of this growth.
-            calls: returns the calls that the coming step makes of the small network, on which the
-                function is compared.
+            calls: of the small network, on which the function is compared.
             check: called with the metrics of the large network, before the swap.
 
         Raises:
@@ -102,14 +99,14 @@ class Grower:
             small = self._sharding.plain(pl_module, slot.network)
             with sandboxed(trainer, pl_module, seed):
                 assert description is not None
-                made = _made(calls)
                 operator = Operator(plan, small, self._settings.method, seed)
                 parents = operator.parents()
-                large = conform(trainer, small, build(description), parents)
+                built = materialize(build(description), plan.lazy)
+                large = conform(trainer, small, built, parents)
                 slot.set(large)
                 learned = self._learn(trainer, pl_module, operator, bar_is_shown)
                 operator.bake(large)
-                change = _compared(operator, small, large, made)
+                change = _compared(operator, small, large, calls)
                 averaged = grown_averages(trainer, slot.attribute, operator, large)
                 ramp = Ramp(operator, large) if self._settings.method.ramp else None
             watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]
@@ -199,15 +196,10 @@ class Grower:
             raise
 
 
-def _made(calls: Calls) -> list[Call]:
-    """Return the calls of a step; none if it fails, as on data of another shape."""
-    with suppress(Exception):
-        return calls()
-    return []
-
-
-def _compared(operator: Operator, small: nn.Module, large: nn.Module, calls: list[Call]) -> Change:
-    """Compare the networks on the calls of the coming step, if there are any.
+def _compared(
+    operator: Operator, small: nn.Module, large: nn.Module, calls: Sequence[Call]
+) -> Change:
+    """Compare the networks on calls of the small one, if there are any.
 
     Raises:
         FloatingPointError: if the large network returns what is not finite.

@@ -18,7 +18,7 @@ from lightning_ligo.callbacks.averaging import check_averages
 from lightning_ligo.callbacks.checks import check_run
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
-from lightning_ligo.callbacks.grower import Calls, Grower, check_grown
+from lightning_ligo.callbacks.grower import Grower, check_grown
 from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.record import (
     GrowthRecord,
@@ -137,7 +137,7 @@ class GrowthCallback(Counting):
         optimizer_state: Policy = "map",
         early_stopping: Stopping = "patience",
         seed: int = 0,
-        override: dict[str, str] | None = None,
+        override: dict[str, str | None] | None = None,
         on_failure: OnFailure = "stop",
         moments: str | None = None,
     ) -> None:
@@ -300,8 +300,7 @@ class GrowthCallback(Counting):
         self._plan(trainer, pl_module, batch, batch_idx)
         size = self.size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
-            calls = functools.partial(self.planner.calls, trainer, pl_module, batch, batch_idx)
-            self._grow(trainer, pl_module, calls)
+            self._grow(trainer, pl_module)
         self._ramping.advance(trainer.global_step)
         self.accounting.training.start(batch, self.size(pl_module))
 
@@ -353,11 +352,11 @@ class GrowthCallback(Counting):
             return self._data.size > size
         return self.triggers.is_due(trainer, size, self.accounting.total)
 
-    def _grow(self, trainer: Trainer, pl_module: LightningModule, calls: Calls) -> None:
+    def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ramping.end()
         number = self.size(pl_module) + 1
         try:
-            self._replace(trainer, pl_module, calls)
+            self._replace(trainer, pl_module)
             return
         except GrowthFailedError as error:
             self.accounting.abort()
@@ -379,10 +378,10 @@ class GrowthCallback(Counting):
             "more"
         )
 
-    def _replace(self, trainer: Trainer, pl_module: LightningModule, calls: Calls) -> None:
+    def _replace(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow the network, log it, and record it; restore everything if that fails."""
         started, size, step = time.monotonic(), self.size(pl_module), trainer.global_step
-        plan, growth = self.planner.plans[size + 1], self.settings.growths[size]
+        plan, growth = self.planner.planned(size + 1), self.settings.growths[size]
         validations, before = self._validations, dict[str, float]()
         if not growth.data or validations.is_current(trainer):  # else the data is the large one's
             before = validations.measure(trainer, pl_module)
@@ -391,6 +390,7 @@ class GrowthCallback(Counting):
             name = validations.reported(trainer, before or after)
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
+        calls = [] if growth.data else self.planner.calls[size + 1]
         grown = self._grower.grow(
             trainer, pl_module, plan, calls, lambda after: check_grown(**vars(metric(after)))
         )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from lightning_ligo.axes.calls import Call
-from lightning_ligo.callbacks.checks import check_outputs
+from lightning_ligo.callbacks.checks import check_outputs, check_used
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
@@ -23,8 +28,9 @@ from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.slot import Slot, attach
 from lightning_ligo.trainer.snapshot import isolated_random
-from lightning_ligo.trainer.steps import called_with, training_loss
+from lightning_ligo.trainer.steps import MOST, batches_ahead, training_loss, watch_steps
 
 
 class Pairing(NamedTuple):
@@ -46,7 +52,10 @@ class Planner:
         self._sharding = sharding
         self._stages = stages
         self._larger: dict[int, nn.Module] = {}  # to be planned, on the meta device
+        self._trained: dict[str, torch.Size] = {}  # shapes of parameters that an optimizer has
+        self._waiting: list[RemovableHandle] = []  # for the first call of the network
         self.plans: dict[int, Plan] = {}  # by the number of the growth, from 1
+        self.calls: dict[int, list[Call]] = {}  # of the small network of each growth
         self.is_done = False
 
     @property
@@ -91,17 +100,53 @@ class Planner:
             ValueError: naming the growth that is not possible.
         """
         settings, slot, again = self._settings, self._settings.slot(pl_module), None
+        if self._waiting:
+            return None
         network = self._sharding.plain(pl_module, slot.network)
         larger = {number: lambda large=large: large for number, large in self._larger.items()}
         with sandboxed(trainer, pl_module, settings.seed):
             slot.set(network)
-            batches, calls = self.first_batch(trainer, pl_module, batch, batch_idx)
-            for pairing in self.pairings(trainer, pl_module, larger, batches, calls):
-                self.plans[pairing.number] = pairing.plan
-            if before is not None:
+            batches, calls = self.first_batch(trainer, pl_module, batch, batch_idx, before)
+            if calls:
+                for pairing in self.pairings(trainer, pl_module, larger, batches, calls):
+                    self.plans[pairing.number] = pairing.plan
+                    self.calls[pairing.number] = pairing.calls
+            if calls and before is not None:
                 again = pair_calls(before, network, calls, override=settings.override)
+        if not calls:
+            self._wait(slot)
+            return None
         self._larger, self.is_done = {}, True
         return again
+
+    def _wait(self, slot: Slot) -> None:
+        """Plan at the batch behind the one that first calls the network."""
+
+        def called(*_: Any) -> None:
+            while self._waiting:
+                self._waiting.pop().remove()
+
+        for part in slot.network.modules():
+            self._waiting.append(part.register_forward_pre_hook(called))
+        rank_zero_info(
+            f"training_step does not call self.{slot.attribute} in the first {MOST} batches: its "
+            "growths are planned when it does"
+        )
+
+    def planned(self, number: int) -> Plan:
+        """Return the plan of a growth that is due.
+
+        Raises:
+            ValueError: if there is none, as nothing has called the network.
+        """
+        if number not in self.plans:
+            raise ValueError(
+                f"growth {number} is due, and training_step has never called "
+                f"self.{self._settings.attribute}, so "
+                "that nothing shows how the network is used; let it grow after its first use, or "
+                "name the network that is used with the option attribute"
+            )
+        return self.plans[number]
 
     def coming(self, pl_module: LightningModule) -> dict[int, dict[str, Any]]:
         """Return the networks to come, by the number of their growth, from 1."""
@@ -110,12 +155,36 @@ class Planner:
         return {number: to for number, to in numbered if number > done and to is not None}
 
     def first_batch(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        before: nn.Module | None = None,
     ) -> tuple[dict[int, Any], list[Call]]:
-        """Return the batches of `DataStages.batches`, and how training calls the network on one."""
-        size = size_of(pl_module)
+        """Return the batches of `DataStages.batches`, and the calls of the network in its steps.
+
+        There are no calls if nothing calls the network in the batches that are watched.
+        """
+        size, network = size_of(pl_module), self._settings.slot(pl_module).network
+        groups = itertools.chain(*(each.param_groups for each in trainer.optimizers))
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        self._trained = {
+            name: parameter.shape
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and (id(parameter) in held or is_sharded(trainer))
+        }
+        wanted = {
+            name
+            for other in (*self._larger.values(), *([] if before is None else [before]))
+            for name, parameter in other.named_parameters()
+            if name in self._trained
+            and (is_lazy(parameter) or self._trained[name] != parameter.shape)
+        }
         batches = self._stages.batches(trainer, pl_module, size, batch)
-        return batches, self.calls(trainer, pl_module, batches[size], batch_idx)
+        ahead = batches_ahead(trainer, pl_module, batches[size])
+        valid = self._stages.fits(size)
+        return batches, self._calls(trainer, pl_module, ahead, batch_idx, wanted, valid)
 
     def pairings(
         self,
@@ -140,11 +209,13 @@ class Planner:
         for number, build_large in larger.items():
             with self._of_growth(number):
                 large, large_calls = build_large(), None
+                attach(large, trainer)
                 if number in batches:
                     large_calls = self._large_calls(trainer, pl_module, number, batches[number])
                 override = self._settings.override
                 plan = pair_calls(small, large, calls, large_calls, override, scalars_read)
                 check_outputs(plan)
+                check_used(plan, self._trained, override)
                 refuse(plan, self._settings.method)
                 if self._settings.method.ramp:
                     check_ramp(plan, small)
@@ -167,7 +238,7 @@ class Planner:
         large = trainer.precision_plugin.convert_module(build(description))
         self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
         try:
-            return self.calls(trainer, pl_module, batch, 0)
+            return self._calls(trainer, pl_module, [batch])
         except ValueError:
             raise
         except Exception as error:
@@ -176,15 +247,21 @@ class Planner:
                 f"with {type(error).__name__}: {error}; change the data or the network"
             ) from error
 
-    def calls(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    def _calls(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batches: Iterable[Any],
+        batch_idx: int = 0,
+        wanted: Collection[str] = (),
+        validates: bool = False,
     ) -> list[Call]:
         """Return the calls of the network; check the loss if an operator is learned."""
         slot = self._settings.slot(pl_module)
-        args, kwargs, output = called_with(trainer, slot, batch, batch_idx)
-        if self._settings.method.steps > 0:
-            training_loss(output)
-        return [Call(args, kwargs)]
+        watched = watch_steps(trainer, slot, batches, batch_idx, wanted, validates)
+        if watched.calls and self._settings.method.steps > 0:
+            training_loss(watched.output)
+        return watched.calls
 
     @contextmanager
     def _of_growth(self, number: int) -> Iterator[None]:

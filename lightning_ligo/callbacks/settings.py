@@ -36,7 +36,7 @@ class Settings:
     method: Method
     optimizer_state: Policy
     seed: int
-    override: dict[str, str] | None
+    override: dict[str, str | None] | None
 
     def slot(self, module: LightningModule) -> Slot:
         """Return the place of the network in a module, or in an averaged copy."""

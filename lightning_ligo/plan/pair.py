@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from lightning_ligo.axes.calls import Call
+from lightning_ligo.axes.calls import Call, materialize
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.override import Override, check
 from lightning_ligo.axes.proof import prove_axes
@@ -71,8 +72,12 @@ def pair_calls(
 ) -> Plan:
     """Plan how ``large`` grows from ``small``, by tracing all of these calls, see `pair`.
 
-    ``large_calls`` are those of the large network, if it is called otherwise.
+    ``large_calls`` are those of the large network, if it is called otherwise. Lazy modules get
+    their shapes from the calls.
     """
+    others = calls if large_calls is None else large_calls
+    lazy = any(map(is_lazy, large.parameters()))
+    materialize(small, calls), materialize(large, others)
     check(override, small, large)
     both = _traced(small, large, calls, large_calls, override, scalars_read)
     proofs = _checked(both, calls)
@@ -81,6 +86,7 @@ def pair_calls(
         layers=both.large.axes.stacks, notes=tuple(notes(both, proofs)), proofs=proofs,
         scales=both.scales, shared=both.shared, tried=both.large.axes.tried,
         scalars_read=tuple(both.large.tracer.scalars_read), outputs=both.large.axes.outputs,
+        lazy=tuple(others) if lazy else (),
     )  # fmt: skip
 
 

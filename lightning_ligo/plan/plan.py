@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Size
 
-from lightning_ligo.axes.axes import Axis, Use
+from lightning_ligo.axes.axes import UNUSED, Axis, Use
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.dims import length as length_of
 from lightning_ligo.axes.proof import TOLERANCE
@@ -79,6 +80,7 @@ class Plan:
         tried: operations without a rule, of which permuting their inputs has told one.
         scalars_read: the values that the large network read from its tensors, in order.
         outputs: how the axes of its outputs are read, see `Axes`.
+        lazy: calls that give the large network its shapes, if it has lazy modules.
     """
 
     lengths: Lengths
@@ -96,11 +98,25 @@ class Plan:
     outputs: tuple[tuple[Product[Use] | None, ...], ...] = field(
         default=(), repr=False, compare=False
     )
+    lazy: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def axes(self) -> Lengths:
         """The axes that grow: name -> (small, large) length."""
         return {name: pair for name, pair in self.lengths.items() if pair[0] != pair[1]}
+
+    @property
+    def unused(self) -> tuple[Row, ...]:
+        """The parameters that grow and that no call uses: they stay as they were built."""
+        return tuple(
+            row
+            for row in self.rows
+            if not row.small_names
+            and row.small != row.large
+            and all(
+                self.all_axes[u.axis].pinned == UNUSED for dim in row.dims for u in uses_of(dim)
+            )
+        )
 
     @property
     def parameters(self) -> tuple[int, int]:

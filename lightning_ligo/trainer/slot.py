@@ -14,10 +14,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch._dynamo import OptimizedModule
 
@@ -107,6 +108,15 @@ class Slot:
         if isinstance(standing, OptimizedModule):
             network = standing.dynamo_ctx(network)
         setattr(owner, name, network)
+        with suppress(RuntimeError):  # outside a run
+            attach(network, self.module.trainer)
+
+
+def attach(network: nn.Module, trainer: Trainer) -> None:
+    """Tell the parts of a network that are LightningModules their Trainer."""
+    for part in network.modules():
+        if isinstance(part, LightningModule):
+            part.trainer = trainer
 
 
 def listed(words: Sequence[str], most: int = 6) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, suppress
-from typing import Any
+import itertools
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_ligo.axes.calls import Call
 from lightning_ligo.trainer.lightning import (
     at_device,
     callbacks_of,
@@ -22,59 +24,93 @@ from lightning_ligo.trainer.lightning import (
     validation_names,
 )
 from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.watch import Recorder
+
+MOST = 8  # batches that are watched
 
 
-def called_with(
-    trainer: Trainer, slot: Slot, batch: Any, batch_idx: int
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Return the arguments of a training step's first call of the network, and the step's output.
+class Watched(NamedTuple):
+    """What the module's own steps do with a network.
 
-    Use it inside `sandboxed`. Tensors are copied, in the precision of the network's parameters. A
-    step with manual optimization ends at the call, and its output is None.
-
-    Raises:
-        ValueError: if the step does not call the network, or steps an optimizer before it does.
+    Args:
+        calls: of the network and its parts, those that differ.
+        used: names of the parameters that these use.
+        output: of the training step on the first batch.
     """
-    pl_module, network = trainer.lightning_module, slot.network
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
-    calls: list[Any] = []
 
-    def copy_of(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().clone()
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    calls: list[Call]
+    used: set[str]
+    output: Any
 
-    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not calls:
-            calls.append(tree_map_only(Tensor, copy_of, (args, kwargs)))
-        if not pl_module.automatic_optimization:
-            raise _Called
 
-    def refuse(*_: Any) -> None:
-        raise ValueError(
-            f"training_step steps an optimizer before it calls self.{slot.attribute}(...), "
-            "so the inputs of the network cannot be seen without training; call the network first"
-        )
+def watch_steps(
+    trainer: Trainer,
+    slot: Slot,
+    batches: Iterable[Any],
+    batch_idx: int,
+    wanted: Collection[str],
+    validates: bool,
+) -> Watched:
+    """Watch training steps until they have used the parameters ``wanted``, and a validation step.
 
-    output = None
-    with ExitStack() as stack:
-        hooks = [network.register_forward_pre_hook(remember, with_kwargs=True)]
-        hooks += [optimizer.register_step_pre_hook(refuse) for optimizer in trainer.optimizers]
-        for hook in hooks:
-            stack.callback(hook.remove)
-        with suppress(_Called):
-            output = training_output(trainer, batch, batch_idx)
-    if not pl_module.automatic_optimization:
-        pl_module.zero_grad()  # gradients from before the call
-    if not calls:
-        raise ValueError(
-            f"training_step never calls self.{slot.attribute}(...), so the inputs of the network "
-            "cannot be seen; call the network itself, not its forward or its parts"
-        )
-    return *calls[0], output
+    Use it inside `sandboxed`. The steps of optimizers and schedulers do nothing, and gradients are
+    left as they are.
+    """
+    recorder, outputs, validated = Recorder(slot.network), list[Any](), _FirstBatch()
+    with _not_training(trainer):
+        for number, batch in enumerate(itertools.islice(batches, MOST)):
+            with recorder.recording():
+                outputs.append(training_output(trainer, batch, batch_idx + number))
+            used = set().union(*(use.parameters for use in recorder.uses))
+            if trainer.strategy.reduce_boolean_decision(bool(used) and used.issuperset(wanted)):
+                break
+        if validates and trainer.enable_validation:
+            with recorder.recording(), suppress(_Called):
+                evaluate(trainer, validated)
+            trainer.training = True
+    return Watched(*recorder.settled(), outputs[0])
 
 
 class _Called(BaseException):
-    """Ends a training step, and passes any `except Exception` in it."""
+    """Ends a validation, and passes any `except Exception` in it."""
+
+
+class _FirstBatch(Callback):
+    """Ends a validation after its first batch."""
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        raise _Called
+
+
+@contextmanager
+def _not_training(trainer: Trainer) -> Iterator[None]:
+    """Let the steps of optimizers and schedulers do nothing but call their closure."""
+
+    def step(*args: Any, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        closure = next(filter(callable, args), closure)
+        return None if closure is None else closure()
+
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    owners: list[tuple[Any, str]] = [(trainer.strategy, "optimizer_step")]
+    owners += [(owner, "step") for owner in (*trainer.optimizers, *schedulers)]
+    gradients = [(p, p.grad) for p in trainer.lightning_module.parameters()]
+    with ExitStack() as stack:
+        for owner, name in owners:
+            stack.enter_context(patch.object(owner, name, step))
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+
+def batches_ahead(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Iterator[Any]:
+    """Yield a batch, and those behind the first of the epoch, if the data can be read again."""
+    yield batch
+    with suppress(ValueError), closing(own_batches(trainer, pl_module)) as again:
+        yield from itertools.islice(again, 1, None)
 
 
 def training_loss(output: Any) -> Tensor:

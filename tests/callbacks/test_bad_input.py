@@ -11,7 +11,7 @@ from torch import nn
 from lightning_ligo import GrowthCallback
 from lightning_ligo.networks import describe
 from lightning_ligo.schedule import Growth
-from runs import LARGE, SMALL, Described, Plain, fit, net, plain, trainer, val_loader
+from runs import LARGE, SMALL, Described, Net, Plain, fit, net, plain, trainer, val_loader
 
 
 def callback(to=LARGE, attribute="network", **when):
@@ -257,8 +257,12 @@ class Second(Plain):
 
 
 class NeverCalls(Plain):
+    def __init__(self):
+        super().__init__()
+        self.other = Net()
+
     def loss(self, batch):
-        logits = self.network.forward(self.stem(batch[0]))
+        logits = self.other(self.stem(batch[0]))
         return logits, nn.functional.cross_entropy(logits, batch[1])
 
 
@@ -277,7 +281,6 @@ class Iterates(Plain):
     [
         (Forgets, RuntimeError, "stem.weight is in 0 groups, stem.bias is in 0 groups; give each"),
         (Second, ValueError, "LBFGS keeps parameters in its own attribute"),
-        (NeverCalls, ValueError, r"training_step never calls self.network\(...\)"),
         (NoLoss, ValueError, "training_step returned NoneType without a loss"),
         (Iterates, ValueError, "training_step takes dataloader_iter"),
     ],
@@ -288,6 +291,11 @@ def test_modules_that_cannot_grow(tmp_path, module, error, message):
     with pytest.raises(error, match=message):
         fit(module, tmp_path, callback())
     assert module.calls == 0
+
+
+def test_a_network_that_nothing_has_called_when_it_is_to_grow(tmp_path):
+    with pytest.raises(ValueError, match=r"growth 1 is due, and .* has never called self.network"):
+        fit(NeverCalls(), tmp_path, callback())
 
 
 def test_training_data_that_can_be_read_once(tmp_path):

@@ -121,7 +121,7 @@ def test_validations_that_just_were_are_not_repeated(tmp_path):
     class Counts(Plain):
         validations = 0
 
-        def on_validation_start(self):
+        def on_validation_epoch_end(self):
             Counts.validations += 1
 
     fit(Counts(), tmp_path, GrowthCallback([Growth(LARGE, epoch=1)], method="ligo", steps=2))

@@ -358,6 +358,7 @@ def test_a_parameter_that_the_forward_does_not_use_stays_as_it_was_built():
 
     small, large = Spare(3), Spare(5)
     plan = ligo.pair(small, large, torch.randn(2, 4))
+    assert [row.pattern for row in plan.unused] == ["spare"]
     ligo.Operator(plan, small, "lemon").bake(large)
     assert large.spare.tolist() == [5] * 5
     assert grown(Spare, 3, 5) == (pytest.approx(0, abs=1e-12), None)
