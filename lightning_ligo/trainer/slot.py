@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import nn
 from torch._dynamo import OptimizedModule
 
@@ -32,11 +31,11 @@ class Slot:
     """Holds the place of a network in a LightningModule.
 
     Args:
-        module: the LightningModule, or an averaged copy.
+        module: the LightningModule, or another module that holds a copy of the network.
         attribute: where the network is in the module; may be dotted.
     """
 
-    module: LightningModule
+    module: Any
     attribute: str
 
     @property
