@@ -206,8 +206,11 @@ class Steady(TorchDispatchMode):
 
 
 def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Copy a network with ``of(tensor)`` for each of its tensors; tied ones stay tied."""
-    memo: dict[int, Tensor] = {}
+    """Copy a network with ``of(tensor)`` for each of its tensors; tied ones stay tied.
+
+    Hooks are shared, as one that is a method of something else would have it copied too.
+    """
+    memo: dict[int, Any] = {id(hook): hook for hook in _hooks_from_outside(network)}
     for tensor in (*network.parameters(), *network.buffers()):
         new = of(tensor.detach())
         if isinstance(tensor, nn.Parameter):
@@ -236,6 +239,18 @@ def materialize(network: nn.Module, calls: Sequence[Call]) -> nn.Module:
             make(network, with_tensors(calls, lambda tensor: tensor.to(device)))
         network.train(training)
     return network
+
+
+def _hooks_from_outside(network: nn.Module) -> list[Any]:
+    parts = set(network.modules())
+    return [
+        hook
+        for module in parts
+        for name, hooks in vars(module).items()
+        if name.endswith("_hooks") and isinstance(hooks, dict)
+        for hook in hooks.values()
+        if not any(getattr(hook, "__self__", None) is part for part in parts)
+    ]
 
 
 def without_values(tensor: Tensor) -> Tensor:

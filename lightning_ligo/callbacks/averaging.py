@@ -1,19 +1,15 @@
-"""Grow the weight averages that callbacks of Lightning keep."""
+"""The weight averages that callbacks of Lightning keep."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-from lightning_ligo.operator.operator import Operator
 from lightning_ligo.trainer.lightning import adds_epoch, average_of, callbacks_of
-from lightning_ligo.trainer.slot import Slot, listed
+from lightning_ligo.trainer.slot import listed
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
@@ -22,50 +18,6 @@ def averages(trainer: Trainer) -> list[LightningModule]:
     """Return the averaged copies of the module, of all callbacks that keep one."""
     found = map(average_of, callbacks_of(trainer))
     return [average for average in found if average is not None]
-
-
-def slots_of_averages(trainer: Trainer, attribute: str) -> list[Slot]:
-    """Return the place of the network in every average."""
-    return [Slot(average, attribute) for average in averages(trainer)]
-
-
-def grown_averages(
-    trainer: Trainer, attribute: str, operator: Operator, large: nn.Module
-) -> list[nn.Module]:
-    """Return the network of every average, grown by the operator that has made `large`.
-
-    An operator is affine and the weights of an average sum to 1, so the map of an average is the
-    average of the mapped networks. Parameters without a small parent are those of `large`.
-    """
-    grown = []
-    for slot in slots_of_averages(trainer, attribute):
-        network = copy.deepcopy(large)
-        operator.of(slot.network).bake(network)
-        grown.append(network)
-    return grown
-
-
-def set_averages(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> None:
-    """Set the network of every average, on the device of the one before."""
-    for slot, network in zip(slots_of_averages(trainer, attribute), networks, strict=True):
-        device = next((parameter.device for parameter in slot.network.parameters()), None)
-        slot.set(network.to(device))
-
-
-@contextmanager
-def averages_of(trainer: Trainer, attribute: str, networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Set the network of every average within the context, and restore it."""
-    before = [slot.network for slot in slots_of_averages(trainer, attribute)]
-    set_averages(trainer, attribute, networks)
-    try:
-        yield
-    finally:
-        set_averages(trainer, attribute, before)
-
-
-def resize_averages(trainer: Trainer, attribute: str, network: nn.Module) -> None:
-    """Give every average a copy of this network, before its weights are loaded."""
-    set_averages(trainer, attribute, [copy.deepcopy(network) for _ in averages(trainer)])
 
 
 def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,6 @@ import functools
 import inspect
 from collections.abc import Collection
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -23,7 +22,6 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
-from torch import nn
 from torch._dynamo import OptimizedModule
 
 from lightning_ligo.axes.axes import OUTPUT
@@ -80,9 +78,7 @@ def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
 
 
 def check_callbacks(trainer: Trainer, slot: Slot) -> None:
-    """Check that no callback would keep the small network."""
-    network, attribute = slot.network, slot.attribute
-    parts = {*network.modules(), *network.parameters()}
+    """Check that no callback is known not to follow a growth."""
     for callback in callbacks_of(trainer):
         kind = type(callback).__name__
         if isinstance(callback, ModelPruning):
@@ -96,42 +92,11 @@ def check_callbacks(trainer: Trainer, slot: Slot) -> None:
                 "restores checkpoints of any size; fine-tune with Lightning's BackboneFinetuning, "
                 "or in a run after the growths"
             )
-        if isinstance(callback, AVERAGING):
-            if is_sharded(trainer):
-                raise ValueError(
-                    f"{kind} keeps an average of whole parameters, and {attribute!r} is sharded "
-                    f"under {type(trainer.strategy).__name__}; train without it"
-                )
-            continue
-        for name, value in vars(callback).items():
-            held = list(value.values()) if isinstance(value, dict) else value
-            for item in held if isinstance(held, (list, tuple, set)) else [held]:
-                if isinstance(item, (nn.Module, nn.Parameter)) and item in parts:
-                    raise ValueError(
-                        f"{kind} holds a part of {attribute!r} in its attribute {name!r}, and "
-                        "would keep the small network; access the network through pl_module in its "
-                        "hooks"
-                    )
-                if isinstance(item, nn.Module) and _has_copy(item, network):
-                    raise ValueError(
-                        f"{kind} keeps a copy of {attribute!r} in its attribute {name!r}, which "
-                        "would stay small; train without it, or average weights with Lightning's "
-                        "WeightAveraging, EMAWeightAveraging or StochasticWeightAveraging"
-                    )
-
-
-def _has_copy(module: nn.Module, network: nn.Module) -> bool:
-    """Whether a module contains another network with the same weights."""
-    weights = dict(network.named_parameters())
-    for part in module.modules():
-        if type(part) is type(network) and part is not network:
-            copies = dict(part.named_parameters())
-            shapes = [{name: p.shape for name, p in each.items()} for each in (weights, copies)]
-            if shapes[0] == shapes[1] and all(
-                torch.equal(p, copies[name].to(p.device)) for name, p in weights.items()
-            ):
-                return True
-    return False
+        if isinstance(callback, AVERAGING) and is_sharded(trainer):
+            raise ValueError(
+                f"{kind} keeps an average of whole parameters, and {slot.attribute!r} is sharded "
+                f"under {type(trainer.strategy).__name__}; train without it"
+            )
 
 
 def check_searches(trainer: Trainer) -> None:

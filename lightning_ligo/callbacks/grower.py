@@ -8,22 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.axes.calls import Call, materialize
 from lightning_ligo.callbacks.accounting import Accounting
-from lightning_ligo.callbacks.averaging import (
-    averaged_validation,
-    averages_of,
-    check_averages,
-    grown_averages,
-    set_averages,
-    slots_of_averages,
-)
+from lightning_ligo.callbacks.averaging import averaged_validation, check_averages
 from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
+from lightning_ligo.callbacks.followers import Followers, grow_states
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
@@ -31,7 +25,6 @@ from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
 from lightning_ligo.operator.measure import Change, compare
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.operator.optimizer_state import grow_states
 from lightning_ligo.operator.ramp import Ramp
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import (
@@ -42,7 +35,9 @@ from lightning_ligo.trainer.checkpoint import (
     size_of,
     sizes_of,
 )
+from lightning_ligo.trainer.holders import tensors_of
 from lightning_ligo.trainer.lightning import training_output
+from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
@@ -63,13 +58,35 @@ class Grown(NamedTuple):
     optimizer_state: dict[str, int]  # large parameters, and those `carried` over
 
 
+class Made(NamedTuple):
+    """A large network before it is put into the run."""
+
+    small: nn.Module  # whole on every rank
+    large: nn.Module
+    operator: Operator
+    ramp: Ramp | None
+    change: Change
+    parents: dict[str, list[str]]
+    followers: Followers
+    losses: tuple[float, ...]
+    flops: int
+
+
 class Grower:
     """Swaps a network for a grown one, or restores everything if that fails."""
 
-    def __init__(self, settings: Settings, sharding: Sharding, accounting: Accounting) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sharding: Sharding,
+        accounting: Accounting,
+        own: type[Callback],
+    ) -> None:
         self._settings = settings
         self._sharding = sharding
         self._accounting = accounting
+        self._own = own  # the type of the growth callback
+        self.hidden: list[State] = []  # found by a rehearsal
 
     def grow(
         self,
@@ -90,58 +107,101 @@ class Grower:
         Raises:
             GrowthFailedError: on all ranks if the growth fails on one; everything is restored.
         """
+        with alike(trainer):
+            made = self.make(trainer, pl_module, plan, calls, self._settings.method.steps)
+            metrics = self._validated(trainer, pl_module, made)
+            check(metrics)
+        with self.undone(trainer, pl_module, made), alike(trainer):
+            carried = self.put(trainer, pl_module, made)
+        made.followers.tell()
+        state = {"carried": carried, "parameters": len(made.parents)}
+        return Grown(*made[:5], made.losses, made.flops, metrics, state)
+
+    def make(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        plan: Plan,
+        calls: Sequence[Call],
+        steps: int,
+    ) -> Made:
+        """Make the large network, and all that grows with it, outside of the run."""
         slot, growths = self._settings.slot(pl_module), self._settings.growths
         size = size_of(pl_module)
         description = sizes_of(pl_module, growths)[size + 1]
-        seed = self._settings.seed * 65537 + size
+        assert description is not None
         bar_is_shown = _shows_progress(trainer)
-        with alike(trainer):
-            small = self._sharding.plain(pl_module, slot.network)
-            with sandboxed(trainer, pl_module, seed):
-                assert description is not None
-                operator = Operator(plan, small, self._settings.method, seed)
-                parents = operator.parents()
-                built = materialize(build(description), plan.lazy)
-                large = conform(trainer, small, built, parents)
-                slot.set(large)
-                learned = self._learn(trainer, pl_module, operator, bar_is_shown)
-                operator.bake(large)
-                change = _compared(operator, small, large, calls)
-                averaged = grown_averages(trainer, slot.attribute, operator, large)
-                ramp = Ramp(operator, large) if self._settings.method.ramp else None
-            watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size + 1)]
-            with (
-                sandboxed(trainer, pl_module, seed),
-                averages_of(trainer, slot.attribute, averaged),
-            ):
-                slot.set(large)
-                metrics = evaluate(trainer, *watching) if trainer.enable_validation else {}
-            check(metrics)
-        states = functools.partial(grow_states, operator, policy=self._settings.optimizer_state)
-        with self._undone(trainer, pl_module, small), alike(trainer):
-            if is_sharded(trainer):
-                self._sharding.see(pl_module, large)
-            carried = swap(trainer, slot, large, parents, states)
-            set_averages(trainer, slot.attribute, averaged)
-            check_averages(trainer, pl_module)
-            remember_groups(trainer, pl_module)
-            remember_growth(pl_module, growths)
-        state = {"carried": carried, "parameters": len(parents)}
-        return Grown(small, large, operator, ramp, change, *learned, metrics, state)
+        small = self._sharding.plain(pl_module, slot.network)
+        followers = self.followers(trainer, pl_module)
+        with sandboxed(trainer, pl_module, self._seed(pl_module)):
+            operator = Operator(plan, small, self._settings.method, self._seed(pl_module))
+            parents = operator.parents()
+            built = materialize(build(description), plan.lazy)
+            large = conform(trainer, small, built, parents)
+            followers.begin(large)
+            slot.set(large)
+            learned: tuple[tuple[float, ...], int] = (), 0
+            if steps and operator.coefficients:
+                followers.grow(operator)
+                with followers.placed():
+                    learned = self._learn(trainer, pl_module, operator, steps, bar_is_shown)
+            operator.bake(large)
+            change = _compared(operator, small, large, calls)
+            followers.grow(operator)
+            ramp = Ramp(operator, large) if self._settings.method.ramp else None
+        return Made(small, large, operator, ramp, change, parents, followers, *learned)
+
+    def followers(self, trainer: Trainer, pl_module: LightningModule) -> Followers:
+        """Find what follows the network.
+
+        Raises:
+            ValueError: naming what cannot follow it.
+        """
+        slot = self._settings.slot(pl_module)
+        return Followers(trainer, slot, self._own, self.hidden)
+
+    def _seed(self, pl_module: LightningModule) -> int:
+        return self._settings.seed * 65537 + size_of(pl_module)
+
+    def _validated(
+        self, trainer: Trainer, pl_module: LightningModule, made: Made
+    ) -> dict[str, float]:
+        """Return the metrics of the large network, if there is a validation."""
+        if not trainer.enable_validation:
+            return {}
+        size = size_of(pl_module) + 1
+        watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size)]
+        with sandboxed(trainer, pl_module, self._seed(pl_module)), made.followers.placed():
+            self._settings.slot(pl_module).set(made.large)
+            return evaluate(trainer, *watching)
+
+    def put(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> int:
+        """Swap the networks; return the number of parameters with optimizer state."""
+        slot = self._settings.slot(pl_module)
+        if is_sharded(trainer):
+            self._sharding.see(pl_module, made.large)
+        states = functools.partial(
+            grow_states, made.operator, tensors_of(made.small), tensors_of(made.large),
+            self._settings.optimizer_state,
+        )  # fmt: skip
+        carried = swap(trainer, slot, made.large, made.parents, states, made.followers.put)
+        check_averages(trainer, pl_module)
+        remember_groups(trainer, pl_module)
+        remember_growth(pl_module, self._settings.growths)
+        return carried
 
     def _learn(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         operator: Operator,
+        steps: int,
         bar_is_shown: bool,
     ) -> tuple[tuple[float, ...], int]:
         """Learn the operator in place; return the loss of every step, and the FLOPs."""
         method = self._settings.method
-        if not method.steps or not operator.coefficients:
-            return (), 0
         counter, first_step, losses = flop_counter(), ExitStack(), list[float]()
-        bar = tqdm(total=method.steps, desc="Growing", leave=False, disable=not bar_is_shown)
+        bar = tqdm(total=steps, desc="Growing", leave=False, disable=not bar_is_shown)
         batches = own_batches(trainer, pl_module)
         numbered = enumerate(batches)
 
@@ -163,9 +223,9 @@ class Grower:
                     self._settings.slot(pl_module).network,
                     loss,
                     numbered,
-                    steps=method.steps,
+                    steps=steps,
                     learning_rate=method.learning_rate,
-                    warmup=min(method.warmup, method.steps // 2),
+                    warmup=min(method.warmup, steps // 2),
                     on_step=on_step,
                     average=functools.partial(trainer.strategy.reduce, reduce_op="mean"),
                 )
@@ -175,25 +235,26 @@ class Grower:
         return tuple(losses), flops
 
     @contextmanager
-    def _undone(
-        self, trainer: Trainer, pl_module: LightningModule, small: nn.Module
-    ) -> Iterator[None]:
+    def undone(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> Iterator[None]:
         """Restore everything if the swap fails, the record for checkpoints too."""
         slot, record = self._settings.slot(pl_module), record_of(pl_module)
-        entry, places = described(slot), slots_of_averages(trainer, slot.attribute)
-        averaged = [each.network for each in places]
+        entry = described(slot)
         assert record is not None
         try:
             with undone(trainer, slot):
                 yield
         except BaseException:
             set_record(pl_module, record)
-            set_averages(trainer, slot.attribute, averaged)
             if entry is not None:
                 pl_module.hparams[slot.attribute] = entry
-            if is_sharded(trainer):
-                self._sharding.see(pl_module, small)
+            self.back(trainer, pl_module, made)
             raise
+
+    def back(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> None:
+        """Put back what `put` has replaced outside of the network and its record."""
+        made.followers.restore()
+        if is_sharded(trainer):
+            self._sharding.see(pl_module, made.small)
 
 
 def _compared(

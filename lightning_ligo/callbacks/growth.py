@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, get_args
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -29,9 +29,10 @@ from lightning_ligo.callbacks.record import (
     log_line,
     log_parameters,
 )
+from lightning_ligo.callbacks.rehearsal import Rehearsal
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
-from lightning_ligo.callbacks.settings import Settings, learning
+from lightning_ligo.callbacks.settings import Settings, check_choices, learning
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
 from lightning_ligo.callbacks.triggers import Triggers, run_of
@@ -117,6 +118,8 @@ class GrowthCallback(Counting):
             from its last checkpoint. "continue" trains the present network to the end of the run;
             it warns, the report names the failure, and later growths are skipped, as each grows the
             network before it.
+        rehearse: whether the next growth is tried before the first step, on copies, and undone. It
+            takes the time of up to three steps of the large network. What crashes is refused.
         moments: former name of `optimizer_state`, which raises an error.
 
     Raises:
@@ -139,6 +142,7 @@ class GrowthCallback(Counting):
         seed: int = 0,
         override: dict[str, str | None] | None = None,
         on_failure: OnFailure = "stop",
+        rehearse: bool = True,
         moments: str | None = None,
     ) -> None:
         if moments is not None:
@@ -149,20 +153,10 @@ class GrowthCallback(Counting):
         method = learning(method, steps, learning_rate)
         self.settings = Settings(list(growths), attribute, method, optimizer_state, seed, override)
         self.monitor = monitor
-        for name, choice, choices in (
-            ("early_stopping", early_stopping, get_args(Stopping)),
-            ("on_failure", on_failure, get_args(OnFailure)),
-        ):
-            if choice not in choices:
-                known = ", ".join(map(repr, choices))
-                raise ValueError(f"got {name}={choice!r}, expected one of {known}")
+        check_choices(self.settings.growths, early_stopping, on_failure)
         self.early_stopping: Stopping = early_stopping
         self.on_failure: OnFailure = on_failure
-        if on_failure == "continue" and any(growth.data for growth in growths):
-            raise ValueError(
-                "on_failure='continue' trains the small network on the data of the large one if a "
-                "growth changes the data; leave out on_failure, or the data of the growths"
-            )
+        self.rehearse = rehearse
         self._data = DataStages(self.settings.growths)
         self._wrapped = ExitStack()  # unwraps methods of the strategy
         self._reset()
@@ -175,7 +169,8 @@ class GrowthCallback(Counting):
         self.planner = Planner(settings, sharding, self._data)
         self._sharding = sharding
         self._resume = Resume(settings, sharding, self._data)
-        self._grower = Grower(settings, sharding, self.accounting)
+        self._grower = Grower(settings, sharding, self.accounting, type(self))
+        self._rehearsal = Rehearsal(settings, self._data, self._grower, self.accounting)
         self._validations = Validations(self.monitor, settings.seed, self.accounting)
         self._ramping = Ramping(settings.method.ramp)
         self._rates = Rates()
@@ -229,6 +224,7 @@ class GrowthCallback(Counting):
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
         check_averages(trainer, pl_module)
+        self._grower.followers(trainer, pl_module)
         self._rates.resume([record.rate for record in self._records])
         if self._rates.factor != 1:
             rank_zero_info(f"The learning rate is {Rate(self._rates.factor)}, as since the growth")
@@ -260,6 +256,10 @@ class GrowthCallback(Counting):
         elif not self.planner.has_more:
             return
         plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
+        coming = self.planner.plans.get(self.size(pl_module) + 1)
+        if self.rehearse and coming is not None:
+            calls = self.planner.calls[self.size(pl_module) + 1]
+            self._rehearsal.run(trainer, pl_module, coming, calls, batch, batch_idx)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.settings.method), self._records[-1]
             network = self.settings.slot(pl_module).network
@@ -390,9 +390,12 @@ class GrowthCallback(Counting):
             name = validations.reported(trainer, before or after)
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
-        calls = [] if growth.data else self.planner.calls[size + 1]
         grown = self._grower.grow(
-            trainer, pl_module, plan, calls, lambda after: check_grown(**vars(metric(after)))
+            trainer,
+            pl_module,
+            plan,
+            self.planner.calls[size + 1],
+            lambda after: check_grown(**vars(metric(after))),
         )
         if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
             grown.small.zero_grad()

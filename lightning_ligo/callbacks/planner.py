@@ -110,7 +110,8 @@ class Planner:
             if calls:
                 for pairing in self.pairings(trainer, pl_module, larger, batches, calls):
                     self.plans[pairing.number] = pairing.plan
-                    self.calls[pairing.number] = pairing.calls
+                    changes = settings.growths[pairing.number - 1].data
+                    self.calls[pairing.number] = [] if changes else pairing.calls
             if calls and before is not None:
                 again = pair_calls(before, network, calls, override=settings.override)
         if not calls:

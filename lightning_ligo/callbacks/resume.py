@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_ligo.callbacks.averaging import resize_averages
 from lightning_ligo.callbacks.checks import check_searches
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
@@ -26,8 +25,9 @@ from lightning_ligo.trainer.checkpoint import (
     sizes,
     sizes_of,
 )
+from lightning_ligo.trainer.holders import replace_everywhere
 from lightning_ligo.trainer.integrity import intact
-from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
+from lightning_ligo.trainer.lightning import callbacks_of, forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
 from lightning_ligo.trainer.sharding import is_sharded, shard
 from lightning_ligo.trainer.slot import Slot
@@ -60,7 +60,6 @@ class Resume:
             checkpoint = original(path, weights_only=weights_only)
         slot = self._settings.slot(trainer.lightning_module)
         self._resize(slot, checkpoint)
-        resize_averages(trainer, slot.attribute, slot.network)
         return checkpoint
 
     def _resize_sharded(self, trainer: Trainer, path: str | Path, weights_only: bool) -> None:
@@ -99,10 +98,10 @@ class Resume:
                 f"the network {slot.attribute!r} of the module is {base}, which is no size of the "
                 f"run that wrote the checkpoint: {all_sizes}; make the module as in that run"
             )
-        network = slot.network
+        network, others = slot.network, callbacks_of(module.trainer)
         if record["size"] == 0 and module in self.kept:
-            slot.set(self.kept.pop(module))
-        rebuild(module, {**checkpoint, KEY: record})
+            replace_everywhere(slot, self.kept.pop(module), others)
+        rebuild(module, {**checkpoint, KEY: record}, others)
         if slot.network is not network:
             if current["size"] == 0 and record["networks"][0] is None:
                 self.kept[module] = self._sharding.plain(module, network)

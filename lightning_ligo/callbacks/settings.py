@@ -8,6 +8,8 @@ from typing import get_args
 from lightning.pytorch import LightningModule
 
 from lightning_ligo.axes.override import read
+from lightning_ligo.callbacks.failure import OnFailure
+from lightning_ligo.callbacks.stopping import Stopping
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.optimizer_state import Policy
@@ -51,6 +53,27 @@ class Settings:
                 f"got optimizer_state={self.optimizer_state!r}, expected one of {known}"
             )
         read(self.override)
+
+
+def check_choices(growths: list[Growth], early_stopping: str, on_failure: str) -> None:
+    """Check the options of a growth callback that are words.
+
+    Raises:
+        ValueError: for an unknown word, and for a small network that would go on with the data of
+            the large one.
+    """
+    for name, choice, choices in (
+        ("early_stopping", early_stopping, get_args(Stopping)),
+        ("on_failure", on_failure, get_args(OnFailure)),
+    ):
+        if choice not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ValueError(f"got {name}={choice!r}, expected one of {known}")
+    if on_failure == "continue" and any(growth.data for growth in growths):
+        raise ValueError(
+            "on_failure='continue' trains the small network on the data of the large one if a "
+            "growth changes the data; leave out on_failure, or the data of the growths"
+        )
 
 
 def learning(method: str | Method, steps: int | None, learning_rate: float | None) -> Method:

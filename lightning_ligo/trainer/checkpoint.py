@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lightning_ligo.networks import build, is_description, merge
 from lightning_ligo.schedule import Growth
+from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import METADATA
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
@@ -34,13 +35,18 @@ KEY = "lightning_ligo"
 VERSION = 1
 
 
-def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+def rebuild(
+    module: LightningModule, checkpoint: dict[str, Any], others: Sequence[object] = ()
+) -> None:
     """Replace the network of `module` by one of the size that `checkpoint` holds.
 
     For `load_from_checkpoint` of a module that builds its small network itself:
 
         def on_load_checkpoint(self, checkpoint):
             lightning_ligo.rebuild(self, checkpoint)
+
+    A copy of the network in the module, such as a teacher, that has grown with it is rebuilt too;
+    also those that the objects `others` hold.
 
     Raises:
         ValueError: if the network cannot be built from the record of the checkpoint.
@@ -77,7 +83,9 @@ def rebuild(module: LightningModule, checkpoint: dict[str, Any]) -> None:
             )
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in record["frozen"])
-        slot.set(network)
+        stored = checkpoint["state_dict"]
+        names = [n for n in copies_in(slot, slot.network) if _shapes(stored, f"{n}.") == wanted]
+        replace_everywhere(slot, network, others, names)
         if entry is not None:
             module.hparams[attribute] = description
     set_record(module, record)

@@ -117,6 +117,66 @@ def training_output(trainer: Trainer, batch: Any, batch_idx: int) -> Any:
     return call._call_strategy_hook(trainer, "training_step", *arguments.values())
 
 
+def training_iteration(trainer: Trainer, batch: Any, batch_idx: int) -> None:
+    """Train on a batch as the fit loop does, with the hooks of the module and of the callbacks."""
+    loop, module = trainer.fit_loop.epoch_loop, trainer.lightning_module
+    trainer._logger_connector.on_batch_start(batch)
+    call._call_callback_hooks(trainer, "on_train_batch_start", batch, batch_idx)
+    response = call._call_lightning_module_hook(trainer, "on_train_batch_start", batch, batch_idx)
+    call._call_strategy_hook(trainer, "on_train_batch_start", batch, batch_idx)
+    if response == -1:
+        return
+    arguments = loop._build_kwargs(OrderedDict(), batch, batch_idx)
+    output: Any
+    if module.automatic_optimization:
+        output = loop.automatic_optimization.run(trainer.optimizers[0], batch_idx, arguments)
+    else:
+        output = loop.manual_optimization.run(arguments)
+    loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+    call._call_callback_hooks(trainer, "on_train_batch_end", output, batch, batch_idx)
+    call._call_lightning_module_hook(trainer, "on_train_batch_end", output, batch, batch_idx)
+    trainer._logger_connector.on_batch_end()
+
+
+def load_hook(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Run the module's own `on_load_checkpoint`."""
+    call._call_lightning_module_hook(trainer, "on_load_checkpoint", checkpoint)
+
+
+def validation_loop(trainer: Trainer) -> Any:
+    """Return the validation loop of `fit`, with its loaders made."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.setup_data()
+    return loop
+
+
+def limit_batches(trainer: Trainer, most: int) -> None:
+    """Limit the next validation to a few batches of the first loader."""
+    loop = validation_loop(trainer)
+    first, *others = loop.max_batches
+    loop._max_batches = [min(most, first), *(0 for _ in others)]
+
+
+@contextmanager
+def separate_progress(trainer: Trainer) -> Iterator[None]:
+    """Have steps count for nothing inside the context, and be steps of the optimizer each."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    loops = (epoch_loop, epoch_loop.automatic_optimization, epoch_loop.manual_optimization)
+    kinds = ("batch_progress", "scheduler_progress", "optim_progress", "optim_step_progress")
+    with ExitStack() as stack:
+        for owner in (*loops, epoch_loop.val_loop, trainer):
+            values = vars(owner)
+            stack.callback(values.update, dict(values))
+            values |= {kind: copy.deepcopy(values[kind]) for kind in kinds if kind in values}
+        trainer.accumulate_grad_batches = 1
+        yield
+
+
+def scaler_of(trainer: Trainer) -> Any:
+    """Return the scaler of gradients in float16, or None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
 def configure_model(trainer: Trainer) -> None:
     """Run the module's own `configure_model`."""
     call._call_configure_model(trainer)

@@ -25,7 +25,7 @@ def carry_states(
 ) -> int:
     """Replace the state of the small parameters by that of the large ones; return their number."""
     inner, grown, carried = dict(small.named_parameters()), dict(large.named_parameters()), 0
-    for optimizer in trainer.optimizers:
+    for optimizer in all_optimizers(trainer):
         states = grow_states(
             {
                 name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
@@ -48,8 +48,30 @@ def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[
     name_of = _names(pl_module)
     return [
         [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-        for optimizer in trainer.optimizers
+        for optimizer in all_optimizers(trainer)
     ]
+
+
+def all_optimizers(trainer: Trainer) -> list[Optimizer]:
+    """Return the optimizers, and those that they hold with groups or state of their own.
+
+    Lookahead and SAM wrap another optimizer, and most often share its groups.
+    """
+    found: list[Optimizer] = []
+    waiting: list[Any] = list(trainer.optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        shared = [each for each in found if _are_shared(each, optimizer)]
+        if not shared:
+            found.append(optimizer)
+        waiting += [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
+    return found
+
+
+def _are_shared(one: Optimizer, other: Optimizer) -> bool:
+    """Whether two optimizers have the same groups and the same state."""
+    groups = zip(one.param_groups, other.param_groups, strict=False)
+    return one.state is other.state and all(mine is its for mine, its in groups)
 
 
 def _names(pl_module: LightningModule) -> dict[Tensor, str]:
@@ -85,7 +107,7 @@ def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list
     Raises:
         ValueError: if the number of groups differs.
     """
-    found = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
+    found = [len(optimizer.param_groups) for optimizer in all_optimizers(trainer)]
     if found != [len(names) for names in groups]:
         raise ValueError(
             f"the checkpoint was written with optimizers of {[len(names) for names in groups]} "
@@ -110,7 +132,7 @@ def fill_groups(
         before: the parameters of the module when the groups were last filled, by name.
     """
     parameters = dict(pl_module.named_parameters())
-    for optimizer, names_of_groups in zip(trainer.optimizers, groups, strict=True):
+    for optimizer, names_of_groups in zip(all_optimizers(trainer), groups, strict=True):
         for group, names in zip(optimizer.param_groups, names_of_groups, strict=True):
             if "param_names" in group:  # set if torch was given named parameters
                 group["param_names"] = _short(group, names, before)

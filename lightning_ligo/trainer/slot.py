@@ -33,11 +33,11 @@ class Slot:
     """Holds the place of a network in a LightningModule.
 
     Args:
-        module: the LightningModule, or an averaged copy.
+        module: the LightningModule, or another module that holds a copy of the network.
         attribute: where the network is in the module; may be dotted.
     """
 
-    module: LightningModule
+    module: Any
     attribute: str
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import random
 import types
 from collections import deque
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
-from lightning_ligo.trainer.lightning import random_states, set_random_states
+from lightning_ligo.trainer.lightning import random_states, scaler_of, set_random_states
 
 _LIGHTNING_OWN = frozenset(vars(LightningModule()))
 _TORCH_OWN = frozenset(vars(nn.Module()))
@@ -66,6 +69,20 @@ class Snapshot:
                 if name not in own:
                     self._keep(value)
         self._keep(root.hparams)
+
+    def keep_training(self, trainer: Trainer) -> None:
+        """Keep optimizers, schedulers, the scaler of float16, gradients, and counts of classes."""
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for owner in (*trainer.optimizers, *schedulers, scaler_of(trainer)):
+            self._keep(vars(owner) if owner is not None else None)
+        for parameter in trainer.lightning_module.parameters():
+            self._undo.append(functools.partial(setattr, parameter, "grad", parameter.grad))
+            parameter.grad = None
+        for kind in type(trainer.lightning_module).__mro__:
+            if kind not in LightningModule.__mro__:
+                for name, value in vars(kind).items():
+                    if isinstance(value, (bool, int, float)):
+                        self._undo.append(functools.partial(setattr, kind, name, value))
 
     def keep_data(self, owner: Any) -> None:
         """Keep numbers and random generators of loaders, samplers and datasets, not their data."""
@@ -134,7 +151,7 @@ class Snapshot:
                 self._keep(item)
         elif isinstance(value, _DATA):
             self.keep_data(value)
-        elif isinstance(value, Metric) or _is_plain(value, set()):
+        elif isinstance(value, (Metric, Optimizer, LRScheduler)) or _is_plain(value, set()):
             self._keep(vars(value))
 
     def _keep_state(

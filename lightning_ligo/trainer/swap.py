@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
+from lightning_ligo.trainer.holders import copies_in
 from lightning_ligo.trainer.lightning import (
     callbacks_of,
     communication_state,
@@ -26,6 +27,7 @@ from lightning_ligo.trainer.lightning import (
     wrap_in_ddp,
 )
 from lightning_ligo.trainer.optimizers import (
+    all_optimizers,
     carry_states,
     check_every_parameter_once,
     fill_groups,
@@ -45,6 +47,7 @@ def swap(
     large: nn.Module,
     parents: Parents,
     grow_states: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    put_others: Callable[[], object] = lambda: None,
 ) -> int:
     """Replace the network in the slot by `large`; return the number of parameters with state.
 
@@ -52,17 +55,25 @@ def swap(
     `named_parameters()`. `grow_states` maps the optimizer state of the small network, by name, to
     that of the large one. A parameter without state starts with zero moments and counts its own
     steps, so that bias correction works as at the start of a run. Parameters outside the network
-    keep their group and state. Call `conform` on `large` first.
+    keep their group and state. `put_others` replaces what else grows, such as a copy of the network
+    in the module. Call `conform` on `large` first.
 
     Raises:
         RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards, or
             if a rank's weights, or its optimizer state under DDP, differ from those of rank 0.
     """
-    pl_module, small, at = slot.module, slot.network, slot.prefix
+    pl_module, small = slot.module, slot.network
     groups = group_names(trainer, pl_module)
     before = dict(pl_module.named_parameters())
+    copies = {name: pl_module.get_submodule(name) for name in copies_in(slot, small)}
     slot.set(large)
-    first = {f"{at}.{name}": f"{at}.{names[0]}" for name, names in parents.items()}
+    put_others()
+    grown = [name for name, it in copies.items() if pl_module.get_submodule(name) is not it]
+    first = {
+        f"{at}.{name}": f"{at}.{names[0]}"
+        for at in (slot.prefix, *grown)
+        for name, names in parents.items()
+    }
     order = [name for name, _ in pl_module.named_parameters()]
     groups = [
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
@@ -88,15 +99,16 @@ def swap(
 def undone(trainer: Trainer, slot: Slot) -> Iterator[None]:
     """Restore the small network and the optimizers if an error occurs inside the context."""
     small, strategy = slot.network, dict(vars(trainer.strategy))
-    groups = [[dict(group) for group in o.param_groups] for o in trainer.optimizers]
-    states = [dict(optimizer.state) for optimizer in trainer.optimizers]
+    optimizers = all_optimizers(trainer)
+    groups = [[dict(group) for group in o.param_groups] for o in optimizers]
+    states = [dict(optimizer.state) for optimizer in optimizers]
     try:
         yield
     except BaseException:  # an interrupt too: callbacks may save a checkpoint on it
         slot.set(small)
         vars(trainer.strategy).update(strategy)  # the wrapper of DDP
         forget_metric_names(slot.module)
-        for optimizer, held, state in zip(trainer.optimizers, groups, states, strict=True):
+        for optimizer, held, state in zip(optimizers, groups, states, strict=True):
             for group, before in zip(optimizer.param_groups, held, strict=True):
                 group.update(before)
             optimizer.state.clear()
@@ -152,9 +164,15 @@ def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Paren
 
     Batch norms whose statistics a finetuning callback has frozen stay frozen.
     """
-    inner = dict(small.named_parameters())
     large = with_synced_norms(trainer, large)
     large = trainer.precision_plugin.convert_module(large).to(trainer.strategy.root_device)
+    match(small, large, parents)
+    return large
+
+
+def match(small: nn.Module, large: nn.Module, parents: Parents) -> None:
+    """Give `large` the dtypes, frozen parameters and training modes of `small`."""
+    inner = dict(small.named_parameters())
     for name, parameter in large.named_parameters():
         parent = inner[parents[name][0]]
         parameter.data = parameter.data.to(parent.dtype)
@@ -168,7 +186,6 @@ def conform(trainer: Trainer, small: nn.Module, large: nn.Module, parents: Paren
         module.training = twins.get(twin, small).training
         if hasattr(twins.get(twin), "track_running_stats"):
             module.track_running_stats = twins[twin].track_running_stats
-    return large
 
 
 def _layers(parents: Parents) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Whatever can be known to fail is refused before the first optimizer step."""
 
-import copy
-
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
@@ -178,13 +176,6 @@ def test_two_callbacks(tmp_path):
         fit(plain(), tmp_path, callback(), Another([Growth(LARGE, step=9)]))
 
 
-class Ema(Callback):
-    """An average of its own making."""
-
-    def setup(self, trainer, pl_module, stage):
-        self.copies = [copy.deepcopy(pl_module)]
-
-
 class Holds(Callback):
     def setup(self, trainer, pl_module, stage):
         self.head = pl_module.network.head
@@ -207,7 +198,6 @@ class HoldsWeights(Callback):
             "ModelPruning has chosen parameters of the small network to prune",
         ),
         (FinetuningScheduler, "FinetuningScheduler has a schedule of parameter names"),
-        (Ema, "Ema keeps a copy of 'network' in its attribute 'copies', which would stay small"),
         (Holds, "Holds holds a part of 'network' in its attribute 'head'"),
         (HoldsWeights, "HoldsWeights holds a part of 'network' in its attribute 'weights'"),
     ],

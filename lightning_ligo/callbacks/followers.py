@@ -1,0 +1,297 @@
+"""What else a run holds of its network grows with it: copies, averages, anchors, hooks."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_ligo.operator import optimizer_state
+from lightning_ligo.operator.operator import Operator
+from lightning_ligo.operator.optimizer_state import POWERS, Policy, States
+from lightning_ligo.trainer.holders import Held, Place, held, is_like, move_hooks, tensors_of
+from lightning_ligo.trainer.lightning import callbacks_of, datamodule_of
+from lightning_ligo.trainer.rehearsal import State
+from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.slot import Slot, listed
+from lightning_ligo.trainer.swap import match
+
+
+class Followers:
+    """Grows whatever a run holds of its network, and puts it in the place of what it held.
+
+    - A network of the same type and shapes that is a deep copy, or has been moved towards the
+      network, grows by the same operator.
+    - A dict of tensors by the names of parameters, and a list in the order of parameters, do too:
+      by the operator if they are like the weights, as squares of gradients if none is negative,
+      and as gradients otherwise. Parameters of the network in it are replaced.
+    - Hooks on modules and parameters move to those of the same name. New layers have them if all
+      old layers have the same.
+    - A state that steps keep between batches is what it was before the first step.
+
+    Args:
+        trainer: of the run.
+        slot: the network.
+        own: the type of the growth callback, which is not looked into.
+        hidden: states to drop.
+
+    Raises:
+        ValueError: naming what cannot be followed.
+    """
+
+    def __init__(
+        self, trainer: Trainer, slot: Slot, own: type[Callback], hidden: Sequence[State] = ()
+    ) -> None:
+        apart = (own, ProgressBar)
+        others = [each for each in callbacks_of(trainer) if not isinstance(each, apart)]
+        roots = [slot.module, *others, *trainer.optimizers, datamodule_of(trainer)]
+        self._small, self._hidden = slot.network, hidden
+        self._held = held(roots, slot, trainer.optimizers)
+        self._undo: list[Callable[[], object]] = []
+        self._grown: list[tuple[Place, Any]] = []
+        self._moved: list[str] = []
+        check_held(self._held, trainer, slot)
+
+    def begin(self, large: nn.Module) -> None:
+        """Copy the large network, as it was built, for every copy; give it the hooks."""
+        self._large = large
+        self._copies = [copy.deepcopy(large) for _ in self._held.copies]
+        self._moved = move_hooks(self._small, large)
+
+    def grow(self, operator: Operator) -> None:
+        """Grow all, with the operator as it is.
+
+        An operator is affine and the weights of an average sum to 1, so the map of an average is
+        the average of the mapped networks. Parameters without a small parent are those of the large
+        network.
+        """
+        parents = operator.parents()
+        self._grown = [(place, self._large) for place in self._held.references]
+        for place, network in zip(self._held.copies, self._copies, strict=True):
+            operator.of(place.value).bake(network)
+            match(place.value, network, parents)
+            device = next((p.device for p in place.value.parameters()), None)
+            self._grown.append((place, network.to(device)))
+        for place, names in self._held.named:
+            self._grown.append((place, self._container(place, names, operator)))
+
+    def _container(self, place: Place, names: Mapping[Any, str], operator: Operator) -> Any:
+        """Return a container with the entries of the large network for those of the small one."""
+        value, inner = place.value, {key: name for key, name in names.items() if name}
+        tensors: dict[str, Tensor] = {name: value[key] for key, name in inner.items()}
+        first = {name: parent for name, (parent, *_) in operator.parents().items()}
+        first |= {name: name for name, _ in self._large.named_buffers()}
+        wanted = [name for name in tensors_of(self._large) if first.get(name) in tensors]
+        small = tensors_of(self._small)
+        if all(tensor is small[name] for name, tensor in tensors.items()):
+            grown = tensors_of(self._large)
+        else:
+            grown = _grown(operator, small, tensors_of(self._large), tensors)
+        start = next(iter(inner))
+        if not isinstance(value, dict):
+            rest = [item for key, item in enumerate(value) if key not in inner]
+            return [*rest[:start], *(grown[name] for name in wanted), *rest[start:]]
+        prefix = start.removesuffix(inner[start])
+        result: dict[Any, Any] = {}
+        for key, item in value.items():
+            if key == start:
+                result |= {f"{prefix}{name}": grown[name] for name in wanted}
+            if key not in inner:
+                result[key] = item
+        return result
+
+    def put(self) -> None:
+        """Put what has grown into its places."""
+        for place, value in self._grown:
+            before = place.value
+            if isinstance(before, (dict, list)):
+                self._undo.append(_refilled(before, value))
+                continue
+            assert place.put is not None
+            place.put(tuple(value) if isinstance(before, tuple) else value)
+            self._undo.append(functools.partial(place.put, before))
+        for state in self._hidden:
+            attributes = state.attributes
+            kept = {name: attributes[name] for name in [state.name] if name in attributes}
+            self._undo.append(functools.partial(attributes.update, kept))
+            attributes.pop(state.name, None)
+            if not state.is_absent:
+                attributes[state.name] = copy.copy(state.value)
+
+    def back(self) -> None:
+        """Put back what was there before `put`."""
+        while self._undo:
+            self._undo.pop()()
+
+    def restore(self) -> None:
+        """Put back what was there when the followers were found, whatever was put since."""
+        self.back()
+        for place in (*self._held.references, *self._held.copies):
+            if place.put is not None:
+                place.put(place.value)
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Put what has grown into its places inside the context."""
+        try:
+            self.put()
+            yield
+        finally:
+            self.back()
+
+    def tell(self) -> None:
+        """Log what has followed the network."""
+        places = [place for place, _ in self._grown]
+        grown = [f"{place.path or 'a part'} of {place.owner}" for place in places]
+        if grown:
+            rank_zero_info(f"With the network grew {listed(grown)}")
+        if self._moved:
+            rank_zero_info(f"The hooks on {listed(self._moved)} were moved to the large network")
+        dropped = [f"{state.name} of {state.owner}" for state in self._hidden]
+        if dropped:
+            rank_zero_info(
+                f"Dropped {listed(dropped)}, which the steps keep between batches and which has "
+                "the shape of the small network; it is what it was before the first step"
+            )
+
+
+def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
+    """Check that everything that holds the network can follow it.
+
+    Raises:
+        ValueError: naming what cannot, and what to do.
+    """
+    attribute = slot.attribute
+    fixed = [place for place in found.references if place.put is None]
+    for place in (*found.parts, *fixed):
+        raise ValueError(
+            f"{place.owner} holds a part of {attribute!r} in its attribute {_top(place)!r}, and "
+            "would keep the small network; access the network through pl_module in its hooks, or "
+            f"through self.{attribute} in the module"
+        )
+    if is_sharded(trainer) and (found.copies or found.named):
+        place = [*found.copies, *(place for place, _ in found.named)][0]
+        raise ValueError(
+            f"{place.owner} keeps a copy of weights of {attribute!r} in its attribute "
+            f"{_top(place)!r}, which is not supported under {type(trainer.strategy).__name__}; "
+            "train without it"
+        )
+    for place in (*found.copies, *(place for place, _ in found.named)):
+        if place.put is None and not isinstance(place.value, (dict, list)):
+            raise ValueError(
+                f"{place.owner} keeps a copy of weights of {attribute!r} in its attribute "
+                f"{_top(place)!r}, where it cannot be replaced; keep it in an attribute, a list or "
+                "a dict"
+            )
+    for place, names in found.named:
+        tensors = [place.value[key] for key, name in names.items() if name]
+        if all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors) and any(
+            bool((tensor == 0).any()) and bool(tensor.any()) for tensor in tensors
+        ):
+            raise ValueError(
+                f"{place.owner} keeps zeros and ones by parameters of {attribute!r} in its "
+                f"attribute {_top(place)!r}, and which entries of a large parameter it should mask "
+                "is not known; train without it"
+            )
+
+
+def _top(place: Place) -> str:
+    return re.split(r"[.\[]", place.path)[0]
+
+
+def _refilled(container: Any, content: Any) -> Callable[[], object]:
+    """Give a dict or a list another content; return what restores it."""
+    before = copy.copy(container)
+    fill = container.update if isinstance(container, dict) else container.extend
+
+    def restore() -> None:
+        container.clear()
+        fill(before)
+
+    container.clear()
+    fill(content)
+    return restore
+
+
+# Tensors by name ----------------------------------------------------------------------------------
+
+
+def _grown(
+    operator: Operator,
+    small: Mapping[str, Tensor],
+    large: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Grow tensors by the name of their parameters: weights, gradients or squares of gradients."""
+    device = next(iter(tensors.values())).device
+    if is_like(tensors, small):
+        result = grown_weights(operator, small, large, tensors)
+    else:
+        negative = any(bool((tensor < 0).any()) for tensor in tensors.values())
+        key = "exp_avg" if negative else "exp_avg_sq"
+        here = {name: {key: t.to(small[name].device)} for name, t in tensors.items()}
+        states = optimizer_state.grow_states(operator, here)
+        result = {
+            name: states[name][key] if name in states else tensor.detach() * 0
+            for name, tensor in large.items()
+        }
+    trained = any(tensor.requires_grad for tensor in tensors.values())
+    return {name: tensor.to(device).requires_grad_(trained) for name, tensor in result.items()}
+
+
+def grown_weights(
+    operator: Operator,
+    small: Mapping[str, Tensor],
+    large: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Grow tensors by the operator of the weights; those that are missing are the network's own."""
+    result = _Tensors({name: tensor.detach().clone() for name, tensor in large.items()})
+    operator.of(_Tensors({**small, **tensors})).bake(result)
+    return result.tensors
+
+
+class _Tensors(nn.Module):
+    """Stands for a network with these tensors."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.tensors.items())
+
+
+def grow_states(
+    operator: Operator,
+    small: Mapping[str, Tensor],
+    large: Mapping[str, Tensor],
+    policy: Policy,
+    states: States,
+) -> dict[str, Any]:
+    """Grow the state of an optimizer, also slow weights that it keeps as Lookahead does."""
+    slow: dict[str, dict[str, Tensor]] = {}
+    for key in {key for state in states.values() for key in state} - POWERS.keys():
+        found = {name: state[key] for name, state in states.items() if key in state}
+        alike = all(isinstance(t, Tensor) and t.shape == small[n].shape for n, t in found.items())
+        if alike and is_like(found, small):
+            slow[key] = found
+    fast = {
+        name: {key: value for key, value in state.items() if key not in slow}
+        for name, state in states.items()
+    }
+    grown = optimizer_state.grow_states(operator, fast, policy)
+    for key, tensors in slow.items():
+        weights = grown_weights(operator, small, large, tensors)
+        alone = [name for name, (parent, *_) in operator.parents().items() if parent in tensors]
+        for name in grown if any(fast.values()) else alone:  # else its step makes all of it anew
+            grown.setdefault(name, {})[key] = weights[name]
+    return grown

@@ -1,0 +1,175 @@
+"""Rehearse a growth at the start of `fit`, on copies, and refuse there what crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_ligo.axes.calls import Call
+from lightning_ligo.callbacks.accounting import Accounting
+from lightning_ligo.callbacks.datamodule import DataStages
+from lightning_ligo.callbacks.failure import GrowthFailedError, alike, is_out_of_memory
+from lightning_ligo.callbacks.finetuning import remember_groups
+from lightning_ligo.callbacks.grower import Grower, Made
+from lightning_ligo.callbacks.settings import Settings
+from lightning_ligo.operator.measure import measure, told
+from lightning_ligo.plan.plan import Plan
+from lightning_ligo.trainer.checkpoint import size_of
+from lightning_ligo.trainer.lightning import dump_checkpoint, training_iteration
+from lightning_ligo.trainer.rehearsal import (
+    line_of_user,
+    new_states,
+    own_copy,
+    rehearsing,
+    resume,
+    states_of,
+    validate_one_batch,
+)
+from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.swap import restart_compression
+
+
+class NotRehearsedError(Exception):
+    """A rehearsal ended for a reason that is no fault of the growth."""
+
+
+class Rehearsal:
+    """Tries the next growth before the first step, and undoes it.
+
+    A training step of the small network, the growth with one step of learning at most, a training
+    step and a validation batch of the large network with all hooks of the module, a checkpoint and
+    its resume. States that steps keep between batches are found on the way, for the growth to drop.
+    """
+
+    def __init__(
+        self, settings: Settings, stages: DataStages, grower: Grower, accounting: Accounting
+    ) -> None:
+        self._settings = settings
+        self._stages = stages
+        self._grower = grower
+        self._accounting = accounting
+
+    def run(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        plan: Plan,
+        calls: Sequence[Call],
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Rehearse the growth of this plan at the start of a batch.
+
+        Args:
+            trainer, pl_module, batch, batch_idx: arguments of the hook.
+            plan: of the growth.
+            calls: of the small network, on which the change is measured.
+
+        Raises:
+            ValueError: naming what crashes, the line of the user's code, and what to do; or that
+                the large network returns what is not finite.
+        """
+        number, spent = size_of(pl_module) + 1, self._accounting.operator
+        name = f"The rehearsal of growth {number} of {len(self._settings.growths)}"
+        try:
+            with alike(trainer), rehearsing(trainer, pl_module, self._settings.seed):
+                self._rehearse(trainer, pl_module, plan, calls, batch, batch_idx)
+        except (NotRehearsedError, GrowthFailedError) as error:
+            rank_zero_info(f"{name} did not come to its end: {error}")
+        else:
+            rank_zero_info(f"{name} went well, from its learning to a resume, and is undone")
+        finally:
+            self._accounting.operator = spent
+            remember_groups(trainer, pl_module)
+            restart_compression(trainer)
+
+    def _rehearse(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        plan: Plan,
+        calls: Sequence[Call],
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        size, slot, grower = size_of(pl_module), self._settings.slot(pl_module), self._grower
+        growth, small = self._settings.growths[size], slot.network
+        batches = self._stages.batches(trainer, pl_module, size, batch)
+        before = states_of(pl_module, small)
+        try:
+            training_iteration(trainer, own_copy(batches[size]), batch_idx)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise NotRehearsedError(
+                f"a training step of the small network fails with {_words(error)}"
+            ) from error
+        after = states_of(pl_module, small)
+        new = new_states(before, after)
+        grower.hidden = list(new.values())
+        with self._refused("growing the network"):
+            made = grower.make(trainer, pl_module, plan, (), min(1, self._settings.method.steps))
+        if calls:
+            self._measure(made, calls, f"growth {size + 1} of {len(self._settings.growths)}")
+        try:
+            with self._refused("putting the large network into the run"):
+                grower.put(trainer, pl_module, made)
+                restart_compression(trainer)
+            with self._refused("a training step of the large network"):
+                large_batch = own_copy(batches.get(size + 1, batches[size]))
+                training_iteration(trainer, large_batch, batch_idx)
+            last = states_of(pl_module, made.large)
+            grower.hidden = [
+                state
+                for key, state in new.items()
+                if key in last and last[key].shapes != after[key].shapes
+            ]
+            if not growth.data:  # else the validation data is still the small network's
+                with self._refused("a validation batch of the large network"):
+                    validate_one_batch(trainer)
+            if not is_sharded(trainer):
+                with self._refused("a checkpoint of the large network, or its resume,"):
+                    checkpoint = dump_checkpoint(trainer)
+                    made.followers.back()
+                    resume(trainer, slot, small, checkpoint)
+        finally:
+            grower.back(trainer, pl_module, made)
+
+    def _measure(self, made: Made, calls: Sequence[Call], name: str) -> None:
+        """Say by how much the growth changes the function."""
+        method, seed = self._settings.method, self._settings.seed
+        change = measure(made.operator.plan, made.small, made.large, calls, None, method, seed)
+        rank_zero_info(f"Before {name}: {told(change, method)}")
+
+    @contextmanager
+    def _refused(self, stage: str) -> Iterator[None]:
+        """Refuse what crashes inside the context; memory and numbers may differ at the growth."""
+        try:
+            yield
+        except FloatingPointError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            line = line_of_user(error)
+            if line is None and isinstance(error, ValueError):  # a check of this package
+                raise
+            what = (
+                "use use_reentrant=False, as torch recommends, or a method that learns nothing"
+                if "use_reentrant" in str(error)
+                else f"let the code take sizes and parameters from self.{self._settings.attribute} "
+                "when it needs them, and keep none between batches"
+            )
+            raise ValueError(
+                f"the growth was rehearsed before the first step, and {stage} fails with "
+                f"{_words(error)}{f', at {line}' if line else ''}; {what}; or switch the rehearsal "
+                "off with GrowthCallback(rehearse=False)"
+            ) from error
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}"

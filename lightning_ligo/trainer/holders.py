@@ -1,0 +1,407 @@
+"""Find what holds a network, its parameters, copies of it, or tensors of its parameters' shapes.
+
+Everything that the given objects hold is walked: attributes, items, closures, bound methods.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import re
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_ligo.trainer.slot import Slot
+
+_CLOSED = (
+    type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype,
+    torch.device, torch.Size, torch.Generator, Trainer, Logger, logging.Logger, LRScheduler,
+    DataLoader, Dataset, Sampler,
+)  # fmt: skip
+_TORCH_OWN = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_OPTIMIZER_OWN = ("param_groups", "state", "defaults")
+_MANY = 10_000  # items of a container that is data and is not walked
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+    "_backward_pre_hooks",
+)  # fmt: skip
+"""Attributes of a module that hold its hooks, or facts about them."""
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+class Place(NamedTuple):
+    """Where an object is held."""
+
+    owner: str  # the type of the object at which the walk began
+    path: str  # such as `copies[0].network`
+    value: Any
+    put: Callable[[Any], object] | None  # holds another value there, where that is possible
+
+
+class Held(NamedTuple):
+    """What holds a network that is about to grow."""
+
+    references: list[Place]  # the network itself
+    parts: list[Place]  # a module or a parameter of it
+    copies: list[Place]  # a network of its type and shapes, with weights like its own
+    named: list[tuple[Place, dict[Any, str]]]  # tensors, or parameters, by key; and the names
+
+
+def held(roots: Sequence[object], slot: Slot, optimizers: Sequence[Optimizer] = ()) -> Held:
+    """Walk objects and everything that they hold.
+
+    Args:
+        roots: where to begin: the LightningModule, callbacks, optimizers, hooks.
+        slot: the network; its own place is left out.
+        optimizers: of the run; a copy that they train is no copy but another network.
+    """
+    return _Walk(slot, optimizers).over([*roots, *hooks(slot.network)])
+
+
+def is_like(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are weights, or an average of what these once were: their angle is small.
+
+    Compares matrices, if there are any, as all gains of new norms are 1 and all biases 0.
+    """
+    names = [name for name in tensors if name in weights and weights[name].is_floating_point()]
+    names = [name for name in names if weights[name].dim() > 1] or names
+    product = one = other = 0.0
+    for name in names:
+        mine, its = tensors[name].detach(), weights[name].detach()
+        mine, its = mine.to(its.device, torch.float32), its.float()
+        product += float((mine * its).sum())
+        one, other = one + float(mine.square().sum()), other + float(its.square().sum())
+    return product > 0.5 * (one * other) ** 0.5
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a network by name."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the parameters and buffers of a network by name."""
+    return {name: tensor.shape for name, tensor in tensors_of(network).items()}
+
+
+def copies_in(slot: Slot, network: nn.Module) -> list[str]:
+    """Return the submodules of the type and shapes of a network that is, or was, in the slot."""
+    shapes = shapes_of(network)
+    return [
+        name
+        for name, part in slot.module.named_modules()
+        if type(part) is type(network)
+        and name != slot.attribute
+        and not name.startswith(f"{slot.attribute}.")
+        and shapes_of(part) == shapes
+    ]
+
+
+def hooks(network: nn.Module) -> list[Any]:
+    """Return the hooks on the modules and parameters of a network, without those of torch."""
+    found: list[Any] = []
+    for module in network.modules():
+        for name in HOOKS:
+            found += [hook for hook in vars(module)[name].values() if callable(hook)]
+    for parameter in network.parameters():
+        for name in _TENSOR_HOOKS:
+            found += (getattr(parameter, name) or {}).values()
+    return [hook for hook in found if not _is_of_torch(hook)]
+
+
+class _Walk:
+    def __init__(self, slot: Slot, optimizers: Sequence[Optimizer]) -> None:
+        network, module = slot.network, slot.module
+        self.slot, self.network = slot, network
+        self.standing = module.get_submodule(slot.attribute)  # or torch.compile's wrapper
+        self.modules, self.tensors = set(network.modules()), tensors_of(network)
+        self.parameters: dict[Tensor, str] = {p: n for n, p in network.named_parameters()}
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        self.trained = {
+            parameter
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        }
+        self.orders = _orders(slot, optimizers)
+        self.seen: dict[int, object] = {}
+        self.is_average = False  # whether the walk is in a callback of Lightning that averages
+        self.found = Held([], [], [], [])
+
+    def over(self, roots: Sequence[object]) -> Held:
+        for root in roots:
+            self.is_average = isinstance(root, (WeightAveraging, StochasticWeightAveraging))
+            owner = getattr(root, "__qualname__", type(root).__name__)  # the name of a hook
+            places = [Place(owner, "", root, None)]
+            while places:
+                place = places.pop()
+                own = root is self.slot.module and place.path == self.slot.attribute
+                if not own and not self.is_found(place):
+                    self.seen[id(place.value)] = place.value
+                    places += reversed(list(_children(place)))
+        return self.found
+
+    def is_found(self, place: Place) -> bool:
+        """Note what an object holds of the network; return whether it need not be opened."""
+        value = place.value
+        if isinstance(value, _CLOSED) or id(value) in self.seen or self.is_part(place):
+            return True
+        if isinstance(value, nn.Module) and self.is_network_like(place):
+            return True
+        return isinstance(value, (dict, list, tuple)) and self.is_named(place)
+
+    def is_part(self, place: Place) -> bool:
+        """Note the network and its parts, wherever they are."""
+        value = place.value
+        if value is self.network or value is self.standing:
+            self.found.references.append(place)
+            return True
+        module = isinstance(value, nn.Module) and value in self.modules
+        parameter = isinstance(value, nn.Parameter) and value in self.parameters
+        if module or parameter:
+            self.found.parts.append(place)
+        return module or parameter
+
+    def is_network_like(self, place: Place) -> bool:
+        """Note a copy; return whether it is a network of this type and these shapes."""
+        value = place.value
+        if type(value) is not type(self.network) or shapes_of(value) != self.shapes:
+            return False
+        is_trained = any(parameter in self.trained for parameter in value.parameters())
+        is_alike = self.is_average or is_like(tensors_of(value), self.tensors)
+        if is_alike and not is_trained:
+            self.found.copies.append(place)
+        return True
+
+    def is_named(self, place: Place) -> bool:
+        """Note tensors under the names of parameters, or in the order of parameters."""
+        value = place.value
+        items = dict(value.items() if isinstance(value, dict) else enumerate(value))
+        if not 0 < len(items) < _MANY or not any(isinstance(i, Tensor) for i in items.values()):
+            return False
+        names = self.names_of(items, isinstance(value, dict))
+        if names:
+            self.found.named.append((place, names))
+        return bool(names)
+
+    def names_of(self, items: dict[Any, Any], keyed: bool) -> dict[Any, str]:
+        """Return the name, in the network, of every item that belongs to a parameter of it."""
+        tensors = {key: item for key, item in items.items() if isinstance(item, Tensor)}
+        if not keyed:
+            if len(tensors) != len(items):
+                return {}
+            if any(p in self.parameters for p in tensors.values()):
+                return {key: self.parameters.get(p, "") for key, p in tensors.items()}
+            found = [tuple(tensor.shape) for tensor in tensors.values()]
+            for order in self.orders if len(found) > 1 else ():
+                if [shape for _, shape in order] == found:
+                    return dict(enumerate(name for name, _ in order))
+            return {}
+        names = {}
+        for key, tensor in tensors.items():
+            name = str(key).removeprefix(f"{self.slot.prefix}.")
+            if self.shapes.get(name) == tensor.shape:
+                if isinstance(tensor, nn.Parameter) and self.parameters.get(tensor, name) != name:
+                    return {}
+                names[key] = name
+        return names
+
+
+def _orders(slot: Slot, optimizers: Sequence[Optimizer]) -> list[list[tuple[str, tuple[int, ...]]]]:
+    """Return the orders in which lists hold tensors of parameters: (name, shape) of each.
+
+    A parameter outside the network has an empty name.
+    """
+    name_of = {p: name for name, p in slot.network.named_parameters()}
+    whole, inner = list(slot.module.parameters()), list(slot.network.parameters())
+    lists = [inner, [p for p in inner if p.requires_grad], whole]
+    lists.append([p for p in whole if p.requires_grad])
+    for optimizer in optimizers:
+        groups = [list(group["params"]) for group in optimizer.param_groups]
+        lists += [*groups, [p for group in groups for p in group]]
+    orders = [[(name_of.get(p, ""), tuple(p.shape)) for p in each] for each in lists]
+    return [order for order in orders if any(name for name, _ in order)]
+
+
+def replace_everywhere(
+    slot: Slot, network: nn.Module, others: Sequence[object], names: Sequence[str] = ()
+) -> None:
+    """Put a network of another size into a slot, and copies of it where copies of the first are.
+
+    Their weights are loaded later. The hooks on the first are moved.
+
+    Args:
+        slot: the place of the network.
+        network: the network to put there.
+        others: what holds copies beside the module: callbacks.
+        names: submodules that are copies, whatever their weights.
+    """
+    before, found = slot.network, held([slot.module, *others], slot)
+    named = [slot.module.get_submodule(name) for name in names]
+    places = [place for place in found.copies if all(place.value is not each for each in named)]
+    puts: list[tuple[Callable[[Any], object], Any]]
+    puts = [(Slot(slot.module, name).set, slot.module.get_submodule(name)) for name in names]
+    puts += [(place.put, place.value) for place in places if place.put is not None]
+    for put, value in puts:
+        trained = any(parameter.requires_grad for parameter in value.parameters())
+        device = next((parameter.device for parameter in value.parameters()), None)
+        twin = copy.deepcopy(network).requires_grad_(trained).train(value.training)
+        put(twin.to(device))
+    slot.set(network)
+    move_hooks(before, network)
+    for place in found.references:
+        if place.put is not None:
+            place.put(network)
+
+
+# What objects hold --------------------------------------------------------------------------------
+
+
+def _children(place: Place) -> Iterator[Place]:
+    value = place.value
+    if isinstance(value, dict):
+        if len(value) < _MANY:
+            for key, item in list(value.items()):
+                if isinstance(key, (nn.Module, Tensor)):
+                    yield _at(place, ".keys()", key, None)
+                yield _at(place, f"[{key!r}]", item, functools.partial(value.__setitem__, key))
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        if len(value) < _MANY:
+            yield from _items(place)
+    elif isinstance(value, functools.partial):
+        for item in (value.func, *value.args, value.keywords):
+            yield _at(place, "", item, None)
+    elif isinstance(value, types.MethodType):
+        yield _at(place, "", value.__self__, None)
+    elif isinstance(value, types.FunctionType):
+        names = value.__code__.co_freevars
+        for name, cell in zip(names, value.__closure__ or (), strict=True):
+            try:
+                item = cell.cell_contents
+            except ValueError:  # not yet filled
+                continue
+            put = functools.partial(setattr, cell, "cell_contents")
+            yield _at(place, f".{name}", item, put)
+        for item in value.__defaults__ or ():
+            yield _at(place, "", item, None)
+    elif not isinstance(value, Tensor) and hasattr(value, "__dict__"):
+        yield from _attributes(place)
+
+
+def _at(place: Place, suffix: str, value: Any, put: Callable[[Any], object] | None) -> Place:
+    return Place(place.owner, f"{place.path}{suffix}".removeprefix("."), value, put)
+
+
+def _items(place: Place) -> Iterator[Place]:
+    value, items = place.value, list(place.value)
+
+    def put(position: int, item: Any) -> None:
+        before, items[position] = items[position], item
+        if isinstance(value, set):
+            value.discard(before)
+            value.add(item)
+        elif isinstance(value, (list, deque)):
+            value[position] = item
+        elif place.put is not None:  # a tuple is held anew
+            place.put(type(value)(*items) if hasattr(value, "_fields") else type(value)(items))
+
+    fixed = isinstance(value, (tuple, frozenset)) and place.put is None
+    for position, item in enumerate(items):
+        yield _at(place, f"[{position}]", item, None if fixed else functools.partial(put, position))
+
+
+def _attributes(place: Place) -> Iterator[Place]:
+    value = place.value
+    if isinstance(value, OptimizedModule):
+        value = value._orig_mod
+    attributes = dict(vars(value))
+    if isinstance(value, nn.Module):
+        for kind in ("_parameters", "_buffers", "_modules"):
+            for name, item in attributes.pop(kind).items():
+                put = (
+                    Slot(value, name).set if kind == "_modules" else functools.partial(
+                        setattr, value, name
+                    )
+                )  # fmt: skip
+                item = item._orig_mod if isinstance(item, OptimizedModule) else item
+                yield _at(place, f".{name}", item, put)
+        attributes = {name: v for name, v in attributes.items() if name not in _TORCH_OWN}
+    for name, item in attributes.items():
+        if isinstance(value, Optimizer) and name in _OPTIMIZER_OWN:
+            continue
+        yield _at(place, f".{name}", item, functools.partial(setattr, value, name))
+
+
+# Hooks --------------------------------------------------------------------------------------------
+
+
+def move_hooks(small: nn.Module, large: nn.Module) -> list[str]:
+    """Give a large network the hooks that users have set on a small one; return where they are.
+
+    They go to the modules and parameters of the same name, and to a new layer if all old layers
+    have the same. What the network's own constructor has set is there already.
+    """
+    moved = []
+    for kind in (nn.Module.named_modules, nn.Module.named_parameters):
+        olds: dict[str, Any] = dict(kind(small))
+        alike: dict[str, list[Any]] = {}
+        for name, old in olds.items():
+            alike.setdefault(_layer(name), []).append(old)
+        for name, new in kind(large):
+            sources = [olds[name]] if name in olds else alike.get(_layer(name), [])
+            own = {each: len(kept) for each, kept in _kept(new).items()}
+            users = [_of_users(source, own) for source in sources]
+            if users and users[0] and all(list(u) == list(users[0]) for u in users[1:]):
+                _give(sources[0], new, own)
+                moved.append(name)
+    return moved
+
+
+def _kept(item: Any) -> dict[str, dict[int, Any]]:
+    """Return the dicts that hold the hooks of a module or a parameter."""
+    names = HOOKS if isinstance(item, nn.Module) else _TENSOR_HOOKS
+    found = {name: getattr(item, name) for name in names}
+    return {name: kept for name, kept in found.items() if kept}
+
+
+def _of_users(item: Any, own: Mapping[str, int]) -> list[tuple[str, Any]]:
+    return [
+        (name, hook)
+        for name, kept in _kept(item).items()
+        for hook in list(kept.values())[own.get(name, 0) :]
+        if callable(hook) and not _is_of_torch(hook)
+    ]
+
+
+def _give(source: Any, new: Any, own: Mapping[str, int]) -> None:
+    for name, kept in _kept(source).items():
+        if name not in own and not any(map(_is_of_torch, kept.values())):
+            setattr(new, name, kept)  # the same dict, so that handles can still remove them
+            continue
+        for key, hook in list(kept.items())[own.get(name, 0) :]:
+            if not _is_of_torch(hook):
+                getattr(new, name)[key] = hook
+
+
+def _is_of_torch(hook: Any) -> bool:
+    kind = hook if isinstance(hook, (types.FunctionType, types.MethodType)) else type(hook)
+    return callable(hook) and str(kind.__module__).split(".")[0] == "torch"
+
+
+def _layer(name: str) -> str:
+    return re.sub(r"\b\d+\b", "*", name)
