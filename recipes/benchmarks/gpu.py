@@ -149,6 +149,7 @@ class Bench:
         self.training, self.validation = (part.to(self.device) for part in data)
         self.networks: dict[tuple[str, str], tuple[Network, nn.Module, dict[str, Tensor]]] = {}
         self.flops: dict[tuple[str, str], int] = {}
+        self.plans: dict[str, ligo.Plan] = {}
         self.speed: dict[str, float] = {}  # FLOPs a second, by size
 
     def windows(self, count: int, seed: int) -> Iterator[Tensor]:
@@ -241,7 +242,9 @@ class Bench:
         small.load_state_dict(torch.load(self.out / f"small-{run.family}.pt", self.device))
         batches = self.windows(self.batch, 2)
         tokens = next(batches)[:, :-1]
-        plan = ligo.pair(small, large, tokens[:2])
+        if run.family not in self.plans:
+            self.plans[run.family] = ligo.pair(small, large, tokens[:2])
+        plan = self.plans[run.family]
         operator, cost = ligo.Operator(plan, small, run.kind), 0
         if operator.coefficients:
             method = method_named(run.kind)
