@@ -258,7 +258,7 @@ class GrowthCallback(Counting):
         plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
         coming = self.planner.plans.get(self.size(pl_module) + 1)
         if self.rehearse and coming is not None:
-            calls = functools.partial(self.planner.calls, trainer, pl_module, batch, batch_idx)
+            calls = functools.partial(self.planner.calls, trainer, pl_module)
             self._rehearsal.run(trainer, pl_module, coming, calls, batch, batch_idx)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.settings.method), self._records[-1]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.accounting import Accounting
-from lightning_ligo.callbacks.datamodule import DataStages
+from lightning_ligo.callbacks.datamodule import DataStages, cut
 from lightning_ligo.callbacks.failure import GrowthFailedError, alike, is_out_of_memory
 from lightning_ligo.callbacks.finetuning import remember_groups
-from lightning_ligo.callbacks.grower import Calls, Grower, Made
+from lightning_ligo.callbacks.grower import Grower, Made
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.operator.measure import measure, told
 from lightning_ligo.plan.plan import Plan
@@ -32,6 +34,8 @@ from lightning_ligo.trainer.rehearsal import (
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.swap import restart_compression
+
+CallsOf = Callable[[Any, int], list[Call]]
 
 
 class NotRehearsedError(Exception):
@@ -59,7 +63,7 @@ class Rehearsal:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        calls: Calls,
+        calls: CallsOf,
         batch: Any,
         batch_idx: int,
     ) -> None:
@@ -68,7 +72,7 @@ class Rehearsal:
         Args:
             trainer, pl_module, batch, batch_idx: arguments of the hook.
             plan: of the growth.
-            calls: makes the step's calls of the small network, on which the change is measured.
+            calls: returns the calls of the small network that a step makes on a batch.
 
         Raises:
             ValueError: naming what crashes, the line of the user's code, and what to do; or that
@@ -93,15 +97,14 @@ class Rehearsal:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        calls: Calls,
+        calls: CallsOf,
         batch: Any,
         batch_idx: int,
     ) -> None:
         size, slot, grower = size_of(pl_module), self._settings.slot(pl_module), self._grower
         growth, small = self._settings.growths[size], slot.network
         batches = self._stages.batches(trainer, pl_module, size, batch)
-        with sandboxed(trainer, pl_module, self._settings.seed):
-            known = [] if growth.data else calls()
+        known = [] if growth.data else self._known(trainer, pl_module, calls, batch, batch_idx)
         before = states_of(pl_module, small)
         try:
             training_iteration(trainer, own_copy(batches[size]), batch_idx)
@@ -142,10 +145,30 @@ class Rehearsal:
         finally:
             grower.back(trainer, pl_module, made)
 
+    def _known(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        calls: CallsOf,
+        batch: Any,
+        batch_idx: int,
+    ) -> list[Call]:
+        """Return the calls on which the change is measured: of an eighth of the batch, if it can be.
+
+        A measurement takes up to four passes through both networks.
+        """
+        with sandboxed(trainer, pl_module, self._settings.seed):
+            try:
+                length = extract_batch_size(batch)
+                return calls(own_copy(cut(batch, length, max(2, length // 8))), batch_idx)
+            except Exception:  # a step that counts on its whole batch
+                return calls(own_copy(batch), batch_idx)
+
     def _measure(self, made: Made, known: list[Call], name: str) -> None:
         """Say by how much the growth changes the function."""
         method, seed = self._settings.method, self._settings.seed
-        change = measure(made.operator.plan, made.small, made.large, known, None, method, seed)
+        with torch.no_grad():
+            change = measure(made.operator.plan, made.small, made.large, known, None, method, seed)
         rank_zero_info(f"Before {name}: {told(change, method)}")
 
     @contextmanager
