@@ -78,7 +78,7 @@ class DataStages:
         found |= {number: self._first_batch(trainer, pl_module, number) for number in changes}
         lengths = {number: extract_batch_size(each) for number, each in found.items()}
         shortest = min(lengths.values())
-        return {number: _cut(each, lengths[number], shortest) for number, each in found.items()}
+        return {number: cut(each, lengths[number], shortest) for number, each in found.items()}
 
     def _first_batch(self, trainer: Trainer, pl_module: LightningModule, size: int) -> Any:
         data = datamodule_of(trainer)
@@ -120,8 +120,10 @@ def _values(data: Any, name: str) -> Mapping[str, Any]:
     return {name: getattr(data, name)} if hasattr(data, name) else data.hparams
 
 
-def _cut(batch: Any, length: int, shortest: int) -> Any:
-    def cut(tensor: Tensor) -> Tensor:
+def cut(batch: Any, length: int, shortest: int) -> Any:
+    """Return the first items of a batch of this length."""
+
+    def first(tensor: Tensor) -> Tensor:
         return tensor[:shortest] if tensor.dim() and len(tensor) == length else tensor
 
-    return tree_map_only(Tensor, cut, batch)
+    return tree_map_only(Tensor, first, batch)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -142,7 +143,8 @@ class Rehearsal:
     def _measure(self, made: Made, calls: Sequence[Call], name: str) -> None:
         """Say by how much the growth changes the function."""
         method, seed = self._settings.method, self._settings.seed
-        change = measure(made.operator.plan, made.small, made.large, calls, None, method, seed)
+        with torch.no_grad():
+            change = measure(made.operator.plan, made.small, made.large, calls, None, method, seed)
         rank_zero_info(f"Before {name}: {told(change, method)}")
 
     @contextmanager

@@ -25,7 +25,7 @@ from lightning_ligo.trainer.checkpoint import (
     sizes,
     sizes_of,
 )
-from lightning_ligo.trainer.holders import replace_everywhere
+from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import callbacks_of, forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
@@ -100,7 +100,8 @@ class Resume:
             )
         network, others = slot.network, callbacks_of(module.trainer)
         if record["size"] == 0 and module in self.kept:
-            replace_everywhere(slot, self.kept.pop(module), others)
+            names = copies_in(slot, network)
+            replace_everywhere(slot, self.kept.pop(module), others, names)
         rebuild(module, {**checkpoint, KEY: record}, others)
         if slot.network is not network:
             if current["size"] == 0 and record["networks"][0] is None:

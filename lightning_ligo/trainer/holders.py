@@ -249,11 +249,11 @@ def replace_everywhere(
         slot: the place of the network.
         network: the network to put there.
         others: what holds copies beside the module: callbacks.
-        names: submodules that are copies, whatever their weights.
+        names: the submodules that are copies.
     """
     before, found = slot.network, held([slot.module, *others], slot)
-    named = [slot.module.get_submodule(name) for name in names]
-    places = [place for place in found.copies if all(place.value is not each for each in named)]
+    registered = set(slot.module.modules())
+    places = [place for place in found.copies if place.value not in registered]
     puts: list[tuple[Callable[[Any], object], Any]]
     puts = [(Slot(slot.module, name).set, slot.module.get_submodule(name)) for name in names]
     puts += [(place.put, place.value) for place in places if place.put is not None]
