@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.axes.calls import (
     Call,
-    Result,
     Steady,
     copied,
     make,
+    tensors_of,
     with_tensors,
 )
 from lightning_ligo.axes.proof import prepared, relative
@@ -26,7 +25,13 @@ from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.ramp import Ramp
-from lightning_ligo.operator.reading import Unreadable, first_change, read_output
+from lightning_ligo.operator.reading import (
+    Unreadable,
+    first_change,
+    places_of,
+    read_output,
+    recording,
+)
 from lightning_ligo.plan.plan import Plan
 
 KEPT = 1e-4
@@ -111,9 +116,8 @@ def measure(
     Args:
         plan: of the two networks.
         small, large: the networks.
-        calls: the calls for which the plan was made.
-        large_calls: those of the large network, if it is called otherwise. The calls of the small
-            one are compared if it takes them.
+        calls: those for which the plan was made.
+        large_calls: those of the large network, if it is called otherwise; it may take both.
         method: a name of `METHODS`, two joined by a plus, or a `Method`.
         seed: of the random part of the method.
 
@@ -238,14 +242,15 @@ class _Pair:
 
     def compared(self) -> Change:
         """Compare the outputs of all calls, and look for the place where they begin to differ."""
-        outputs = [self._made(network) for network in (self.small, self.large)]
-        change, why = self._largest(*outputs)
-        if change is None:
-            return Change(None, why=why)
-        place = None
-        if not change <= KEPT:
-            place = first_change(self.operator, self.small, self.large, self._made, KEPT)
-        return Change(change, place, why)
+        places = places_of(self.operator, self.large)
+        with recording(self.small, {place.small for place in places.values()}) as before:
+            small = self._made(self.small)
+        with recording(self.large, places) as after:
+            large = self._made(self.large)
+        change, why = self._largest(small, large)
+        if change is None or change <= KEPT:
+            return Change(change, why=why)
+        return Change(change, first_change(self.operator, places, before, after, KEPT), why)
 
     def on(self, calls: Sequence[Call]) -> Change:
         """Compare on other inputs; nothing has changed if a network does not take them."""
@@ -325,14 +330,7 @@ def _is_mask(tensor: Tensor) -> bool:
 
 def _longer(pair: _Pair) -> list[Call]:
     """Make texts of twice the length, if there are texts; on the CPU, where a miss is harmless."""
-    tensors = [
-        leaf
-        for leaf in tree_leaves(
-            [(call.args, call.kwargs) for call in pair.calls],
-            is_leaf=lambda leaf: isinstance(leaf, Result),
-        )
-        if isinstance(leaf, Tensor)
-    ]
+    tensors = tensors_of(pair.calls)
     texts = [tensor for tensor in tensors if _is_text(tensor)]
     if not texts or any(tensor.is_floating_point() for tensor in tensors):
         return []
