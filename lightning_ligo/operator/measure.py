@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_ligo.axes.calls import (
     Call,
-    Result,
     Steady,
     copied,
     make,
+    tensors_of,
     with_tensors,
 )
 from lightning_ligo.axes.proof import prepared, relative
@@ -27,7 +25,13 @@ from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.ramp import Ramp
-from lightning_ligo.operator.reading import Unreadable, first_change, read_output
+from lightning_ligo.operator.reading import (
+    Unreadable,
+    first_change,
+    places_of,
+    read_output,
+    recording,
+)
 from lightning_ligo.plan.plan import Plan
 
 KEPT = 1e-4
@@ -112,9 +116,8 @@ def measure(
     Args:
         plan: of the two networks.
         small, large: the networks.
-        calls: the calls for which the plan was made.
-        large_calls: those of the large network, if it is called otherwise. The calls of the small
-            one are compared if it takes them.
+        calls: those for which the plan was made.
+        large_calls: those of the large network, if it is called otherwise; it may take both.
         method: a name of `METHODS`, two joined by a plus, or a `Method`.
         seed: of the random part of the method.
 
@@ -132,15 +135,24 @@ def measure(
     if (reason := _reason(small, large, method)) is not None:
         return Change(None, why=reason)
 
-    grown = functools.partial(_grown, plan, small, large, calls, method, seed)
+    def grown(dtype: torch.dtype = torch.float32, noise: bool = True) -> tuple[_Pair, Change]:
+        copy, given = prepared(small, calls, dtype)
+        if not noise:
+            copy = copied(small, _cast(dtype))
+        pair = _grown(Operator(plan, copy, method, seed), copy, large, given, dtype)
+        return pair, pair.compared()
+
     try:
-        change, pair = _measured(grown, torch.float32)
+        pair, change = grown()
+        if change.change is None:  # by the noise, outputs may not be finite
+            pair, change = grown(noise=False)
         if change.change is not None and KEPT < change.change < ROUNDING:
+            del pair
             with suppress(Exception):  # an operation or a device without float64
-                change, pair = _measured(grown, torch.float64)
-        for more in (_others(pair.calls), _longer(pair)) if change.change is not None else ():
-            if change.kept and more is not None:
-                change = max(change, pair.on(more), key=lambda each: each.change or 0.0)
+                pair, change = grown(torch.float64)
+        for more in (_others, _longer):
+            if change.kept and (calls := more(pair)):
+                change = max(change, pair.on(calls), key=lambda each: each.change or 0.0)
     except (torch.OutOfMemoryError, MemoryError):
         return Change(None, why="there is not enough memory")
     except Exception as error:
@@ -150,22 +162,16 @@ def measure(
 
 
 def _grown(
-    plan: Plan,
+    operator: Operator,
     small: nn.Module,
     large: nn.Module,
     calls: Sequence[Call],
-    method: Method,
-    seed: int,
     dtype: torch.dtype,
 ) -> _Pair:
-    """Grow a copy of the small network; without noise if that makes all outputs not finite."""
-    noisy, given = prepared(small, calls, dtype)
-    if not _is_finite(noisy, given):
-        noisy, given = copied(small, _cast(dtype)), with_tensors(calls, _cast(dtype))
-    operator = Operator(plan, noisy, method, seed)
-    copy = copied(large, _cast(dtype, next(noisy.parameters()).device))
-    operator.bake(copy)
-    return _Pair(operator, noisy, copy, given)
+    """Grow a copy of the large network."""
+    large = copied(large, _cast(dtype, next(small.parameters()).device))
+    operator.bake(large)
+    return _Pair(operator, small, large, calls)
 
 
 def told(change: Change, method: Method) -> str:
@@ -236,14 +242,15 @@ class _Pair:
 
     def compared(self) -> Change:
         """Compare the outputs of all calls, and look for the place where they begin to differ."""
-        outputs = [self._made(network) for network in (self.small, self.large)]
-        change, why = self._largest(*outputs)
-        if change is None:
-            return Change(None, why=why)
-        place = None
-        if not change <= KEPT:
-            place = first_change(self.operator, self.small, self.large, self._made, KEPT)
-        return Change(change, place, why)
+        places = places_of(self.operator, self.large)
+        with recording(self.small, {place.small for place in places.values()}) as before:
+            small = self._made(self.small)
+        with recording(self.large, places) as after:
+            large = self._made(self.large)
+        change, why = self._largest(small, large)
+        if change is None or change <= KEPT:
+            return Change(change, why=why)
+        return Change(change, first_change(self.operator, places, before, after, KEPT), why)
 
     def on(self, calls: Sequence[Call]) -> Change:
         """Compare on other inputs; nothing has changed if a network does not take them."""
@@ -286,11 +293,6 @@ class _Pair:
         return max(finite), why
 
 
-def _measured(grown: Callable[[torch.dtype], _Pair], dtype: torch.dtype) -> tuple[Change, _Pair]:
-    pair = grown(dtype)
-    return pair.compared(), pair
-
-
 def _first(pairs: list[tuple[Tensor, Tensor, Any]]) -> list[tuple[Tensor, Tensor, Any]]:
     """Keep the losses, and the first output that is none: the rest need not be in one order."""
     first = next((n for n, (one, _, _) in enumerate(pairs) if one.dim()), len(pairs))
@@ -300,7 +302,7 @@ def _first(pairs: list[tuple[Tensor, Tensor, Any]]) -> list[tuple[Tensor, Tensor
 # Other inputs -----------------------------------------------------------------------------------
 
 
-def _others(calls: Sequence[Call]) -> list[Call]:
+def _others(pair: _Pair) -> list[Call]:
     """Make other inputs of the same kind: entries come from other samples, with some noise.
 
     Whole numbers stay within what stood in their place, and masks are kept.
@@ -317,7 +319,7 @@ def _others(calls: Sequence[Call]) -> list[Call]:
         noise = torch.randn(tensor.shape, generator=generator).to(tensor)
         return shuffled + 0.3 * tensor.std(correction=0) * noise
 
-    return with_tensors(calls, other)
+    return with_tensors(pair.calls, other)
 
 
 def _is_mask(tensor: Tensor) -> bool:
@@ -326,23 +328,16 @@ def _is_mask(tensor: Tensor) -> bool:
     return bool(((tensor == 0) | (tensor == 1)).all())
 
 
-def _longer(pair: _Pair) -> list[Call] | None:
+def _longer(pair: _Pair) -> list[Call]:
     """Make texts of twice the length, if there are texts; on the CPU, where a miss is harmless."""
-    tensors = [
-        leaf
-        for leaf in tree_leaves(
-            [(call.args, call.kwargs) for call in pair.calls],
-            is_leaf=lambda leaf: isinstance(leaf, Result),
-        )
-        if isinstance(leaf, Tensor)
-    ]
+    tensors = tensors_of(pair.calls)
     texts = [tensor for tensor in tensors if _is_text(tensor)]
     if not texts or any(tensor.is_floating_point() for tensor in tensors):
-        return None
+        return []
     cpu = torch.device("cpu")
     if texts[0].device != cpu:
         if sum(parameter.numel() for parameter in pair.large.parameters()) > LONGEST:
-            return None
+            return []
         pair.small.to(cpu), pair.large.to(cpu), pair.operator.to(cpu)
     batch, length = texts[0].shape[0], texts[0].shape[-1]
     generator = torch.Generator().manual_seed(2)
@@ -366,14 +361,6 @@ def _cast(dtype: torch.dtype, device: torch.device | None = None) -> Callable[[T
     return lambda tensor: tensor.detach().to(
         device or tensor.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True
     )
-
-
-@torch.no_grad()
-def _is_finite(network: nn.Module, calls: Sequence[Call]) -> bool:
-    """Whether the noise on the weights leaves some output finite."""
-    with Steady():
-        outputs = [out for returned in make(network, calls) for out in returned]
-    return any(bool(out.isfinite().any()) for out in outputs)
 
 
 def _percent(change: float) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from lightning_ligo.axes.axes import Use
 from lightning_ligo.axes.calls import outputs_of
@@ -18,7 +19,19 @@ from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.widths import Span
 from lightning_ligo.plan.plan import Row
 
-Outputs = dict[str, list[Tensor]]  # by the name of a module, one for each time it was called
+ROWS = 8  # of every output that are compared
+
+
+class Place(NamedTuple):
+    """A module of the large network that also stands in the small one."""
+
+    small: str  # its name there
+    row: Row  # of one of its parameters
+    layer: int  # of the row
+
+
+Places = dict[str, Place]  # by the name of the module
+Outputs = dict[str, list[tuple[Tensor, Size]]]  # of every call of a module: rows, of how many
 
 
 class Unreadable(ValueError):
@@ -49,42 +62,56 @@ def read_output(
 
 
 def first_change(
-    operator: Operator,
-    small: nn.Module,
-    large: nn.Module,
-    run: Callable[[nn.Module], object],
-    tolerance: float,
+    operator: Operator, places: Places, before: Outputs, after: Outputs, tolerance: float
 ) -> str | None:
     """Find the first module of the large network whose output differs from the small one's.
 
-    The modules with parameters are compared that stand in both networks, in the order of the
-    forward: the parameters tell which axes an output has. New layers are left out.
-
     Args:
-        operator: the operator that has grown ``large``.
-        small, large: the networks.
-        run: makes the calls of a network.
+        operator: the operator that has grown the large network.
+        places: the modules of both, see `places_of`.
+        before, after: what those of the small and of the large network returned, see `recording`.
         tolerance: up to which it does not differ.
     """
-    places = dict(_places(operator, large))
-    before = _outputs(small, {place[0] for place in places.values()}, run)
-    after = _outputs(large, places.keys(), run)
     for name, outputs in after.items():
         other, row, layer = places[name]
         if len(before.get(other, ())) != len(outputs):
             continue
-        for one, out in zip(before[other], outputs, strict=True):
-            read = _readings(operator, one, out, row, layer)
+        for (one, length), (out, larger) in zip(before[other], outputs, strict=True):
+            read = _readings(operator, one, out, row, layer) if length == larger else []
             if read and not min(relative(one, each) for each in read) <= tolerance:
                 return name
     return None
 
 
-def _places(operator: Operator, large: nn.Module) -> Iterator[tuple[str, tuple[str, Row, int]]]:
-    """Yield every module of both networks: its name, that in the small one, a row and a layer.
+@contextmanager
+def recording(network: nn.Module, names: Collection[str]) -> Iterator[Outputs]:
+    """Record the first output of modules, each time they are called, in the order of the calls."""
+    outputs: Outputs = {}
 
-    The row is of its bias if it has one, which shows the axes of the output as they are.
+    def record(_: nn.Module, __: Any, out: Any, name: str) -> None:
+        if tensors := outputs_of(out):
+            out, length = tensors[0].detach(), tensors[0].shape[:1]
+            outputs.setdefault(name, []).append(((out[:ROWS] if length else out).clone(), length))
+
+    handles = [
+        module.register_forward_hook(functools.partial(record, name=name))
+        for name, module in network.named_modules()
+        if name in names
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def places_of(operator: Operator, large: nn.Module) -> Places:
+    """Find the modules with parameters that stand in both networks: the parameters tell their axes.
+
+    The row is of the bias if there is one, which shows the axes of the output as they are. New
+    layers are left out.
     """
+    places: Places = {}
     rows = {
         name: (row, layer) for row in operator.plan.rows for layer, name in
         enumerate(row.large_names) if row.small_names
@@ -98,31 +125,11 @@ def _places(operator: Operator, large: nn.Module) -> Iterator[tuple[str, tuple[s
         row, layer = rows[known[0]]
         old = operator.depths.old(row)[layer]
         if not known[0].startswith(f"{path}."):  # it is tied to that of another module
-            yield path, (path, row, layer)
+            places[path] = Place(path, row, layer)
         elif bool(old.any()):
             source, last = row.small_names[int(old.argmax())], known[0].removeprefix(f"{path}.")
-            yield path, (source.removesuffix(f".{last}"), row, layer)
-
-
-def _outputs(network: nn.Module, names: Any, run: Callable[[nn.Module], object]) -> Outputs:
-    """Record the first output of modules, each time they are called, in the order of the calls."""
-    outputs: Outputs = {}
-
-    def record(_: nn.Module, __: Any, out: Any, name: str) -> None:
-        if tensors := outputs_of(out):
-            outputs.setdefault(name, []).append(tensors[0].detach().clone())
-
-    handles = [
-        module.register_forward_hook(functools.partial(record, name=name))
-        for name, module in network.named_modules()
-        if name in names
-    ]
-    try:
-        run(network)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
+            places[path] = Place(source.removesuffix(f".{last}"), row, layer)
+    return places
 
 
 def _readings(

@@ -145,6 +145,18 @@ def test_what_was_not_finite_before_must_only_stay_so():
     assert measured(Masked(4), Masked(8), X).kept
 
 
+def test_where_noise_leaves_nothing_finite_the_networks_are_measured_without_it():
+    class Strict(Tower):
+        def forward(self, x):
+            return super().forward(x) + (math.nan if bool(self.head.bias.any()) else 0.0)
+
+    small, large = Strict(4), Strict(4, 3)
+    nn.init.zeros_(small.head.bias)
+    for method, kept in (("lemon", True), ("stack", False)):
+        change = measured(small, large, X, method=method)
+        assert change.is_finite and change.kept == kept
+
+
 @pytest.mark.parametrize("of", [torch.randn, torch.rand])
 def test_random_numbers_in_evaluation_are_the_same_in_both(of):
     noise = lambda x, layer: x.tanh() + of(len(x), 1)  # noqa: E731
