@@ -84,8 +84,8 @@ class GrowthCallback(Counting):
     Under ModelParallelStrategy the module's `configure_model` is called again to shard the large
     network: it must shard the network at `attribute`, and skip modules that are sharded already.
 
-    Errors that can be foreseen are raised before the first optimizer step. A run that ends before a
-    growth that it was to decide warns, and says what was missing.
+    The next growth is rehearsed before the first step, and what crashes is refused. A run that ends
+    before a growth that it was to decide warns, and says what was missing.
 
     A growth fails if there is not enough memory, if the loss or a gradient of learning the operator
     is not finite, or if the metric of the grown network is not finite and that of the small one
@@ -118,8 +118,7 @@ class GrowthCallback(Counting):
             from its last checkpoint. "continue" trains the present network to the end of the run;
             it warns, the report names the failure, and later growths are skipped, as each grows the
             network before it.
-        rehearse: whether the next growth is tried before the first step, on copies, and undone. It
-            takes the time of up to three steps of the large network. What crashes is refused.
+        rehearse: whether the next growth is tried at the start of `fit`, and undone.
         moments: former name of `optimizer_state`, which raises an error.
 
     Raises:
@@ -256,10 +255,8 @@ class GrowthCallback(Counting):
         elif not self.planner.has_more:
             return
         plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
-        coming = self.planner.plans.get(self.size(pl_module) + 1)
-        if self.rehearse and coming is not None:
-            calls = self.planner.calls[self.size(pl_module) + 1]
-            self._rehearsal.run(trainer, pl_module, coming, calls, batch, batch_idx)
+        if self.rehearse:
+            self._rehearsal.run(trainer, pl_module, self.planner, batch, batch_idx)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.settings.method), self._records[-1]
             network = self.settings.slot(pl_module).network

@@ -108,7 +108,7 @@ class Slot:
         if isinstance(standing, OptimizedModule):
             network = standing.dynamo_ctx(network)
         setattr(owner, name, network)
-        with suppress(RuntimeError):  # outside a run
+        with suppress(RuntimeError, AttributeError):  # outside a run, or of a plain module
             attach(network, self.module.trainer)
 
 

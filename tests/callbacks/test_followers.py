@@ -367,7 +367,8 @@ def test_hooks_move_to_the_modules_and_parameters_of_the_same_name(tmp_path):
             self.network.head.bias.register_post_accumulate_grad_hook(self.fill)
 
         def keep(self, module, args, output):
-            self.widths.append(output.shape[-1])
+            if module.training:
+                self.widths.append(output.shape[-1])
 
         def keep_before(self, module, args, kwargs):
             assert not kwargs
@@ -403,8 +404,8 @@ def test_a_hook_on_some_layers_only_stays_on_these(tmp_path):
             self.count = 0
             self.network.blocks[1].register_forward_hook(self.keep)
 
-        def keep(self, *_):
-            self.count += 1
+        def keep(self, module, *_):
+            self.count += module.training
 
     module = Some()
     run = trainer(tmp_path, growing(LARGE), epochs=3)

@@ -111,8 +111,8 @@ class BrokenLoad(Plain):
 
 class BrokenStep(Plain):
     def training_step(self, batch, batch_idx):
-        hidden = self.network.embed(batch[0])
-        return super().training_step(batch, batch_idx) + (hidden * torch.ones(WIDTH)).mean()
+        gains = self.network.norm.weight * torch.ones(WIDTH)
+        return super().training_step(batch, batch_idx) + gains.mean()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ class BrokenStep(Plain):
         (BrokenValidation, "a validation batch", "torch.zeros(WIDTH) + self.network.norm.weight"),
         (BrokenSave, "a checkpoint", 'checkpoint["first"] = self.network.head.weight[0]'),
         (BrokenLoad, "a checkpoint", 'checkpoint["state_dict"]["network.head.weight"].view'),
-        (BrokenStep, "a training step", "(hidden * torch.ones(WIDTH)).mean()"),
+        (BrokenStep, "a training step", "gains = self.network.norm.weight * torch.ones(WIDTH)"),
     ],
 )  # fmt: skip
 def test_what_crashes_is_refused_with_the_line_of_the_user(tmp_path, kind, stage, line):
