@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -75,13 +75,19 @@ def make_one(network: nn.Module, call: Call, results: Sequence[list[Tensor]]) ->
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Let attention run step by step: encoder layers without nested tensors, flex uncompiled."""
-    fast, flex = torch.backends.mha.get_fastpath_enabled(), sys.modules.get(FLEX)
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with patch.object(flex, UNCOMPILED, True) if flex else nullcontext():
+        with uncompiled_flex():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def uncompiled_flex() -> AbstractContextManager[Any]:
+    """Let flex_attention, which otherwise compiles a part of itself, run where nothing compiles."""
+    flex = sys.modules.get(FLEX)
+    return patch.object(flex, UNCOMPILED, True) if flex else nullcontext()
 
 
 def without_gradients(run: Callable[[], list[list[Tensor]]]) -> list[list[Tensor]]:

@@ -22,7 +22,7 @@ from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
-from lightning_ligo.plan.pair import pair_calls
+from lightning_ligo.plan.pair import NeedsValues, pair_calls
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
@@ -213,10 +213,14 @@ class Planner:
                 attach(large, trainer)
                 if number in batches:
                     large_calls = self._large_calls(trainer, pl_module, number, batches[number])
-                override = self._settings.override
-                plan = pair_calls(small, large, calls, large_calls, override, scalars_read)
+                given = calls, large_calls, self._settings.override, scalars_read
+                try:
+                    plan = pair_calls(small, large, *given)
+                except NeedsValues:
+                    large = self._built(trainer, pl_module, number)
+                    plan = pair_calls(small, large, *given)
                 check_outputs(plan)
-                check_used(plan, self._trained, override)
+                check_used(plan, self._trained, self._settings.override)
                 refuse(plan, self._settings.method)
                 if self._settings.method.ramp:
                     check_ramp(plan, small)
@@ -234,10 +238,8 @@ class Planner:
         Raises:
             ValueError: if a training step of the network fails on the batch.
         """
-        description = sizes_of(pl_module, self._settings.growths)[number]
-        assert description is not None
-        large = trainer.precision_plugin.convert_module(build(description))
-        self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
+        large = self._built(trainer, pl_module, number)
+        self._settings.slot(pl_module).set(large)
         try:
             return self._calls(trainer, pl_module, [batch])
         except ValueError:
@@ -247,6 +249,14 @@ class Planner:
                 f"{type(large).__name__} cannot be trained on this data: a training step fails "
                 f"with {type(error).__name__}: {error}; change the data or the network"
             ) from error
+
+    def _built(self, trainer: Trainer, pl_module: LightningModule, number: int) -> nn.Module:
+        """Build a large network on the device of the run, in its precision."""
+        description = sizes_of(pl_module, self._settings.growths)[number]
+        assert description is not None
+        large = trainer.precision_plugin.convert_module(build(description))
+        attach(large, trainer)
+        return large.to(trainer.strategy.root_device)
 
     def _calls(
         self,

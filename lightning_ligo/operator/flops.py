@@ -7,6 +7,7 @@ usual. Fused attention counts as its products, with those that its backward comp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 from torch.utils.module_tracker import ModuleTracker
+
+from lightning_ligo.axes.calls import uncompiled_flex
 
 MAX_KINDS = 100
 """Kinds of batches that are counted for one network; further ones cost their average."""
@@ -52,13 +55,15 @@ class _FlopCounter(FlopCounterMode):
         self.mod_tracker = _NoModules()
 
     def __enter__(self) -> _FlopCounter:
-        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager = ExitStack()
+        self._eager.enter_context(torch.compiler.set_stance("force_eager"))
+        self._eager.enter_context(uncompiled_flex())
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._eager.__exit__(*error)
+        self._eager.close()
 
 
 class _NoModules(ModuleTracker):

@@ -22,6 +22,10 @@ from lightning_ligo.plan.refusals import refusals, unproved
 SHOWN = 12  # reasons in one error
 
 
+class NeedsValues(ValueError):
+    """A large network on the meta device fails, as it may not do on a real device."""
+
+
 def pair(
     small: nn.Module,
     large: nn.Module,
@@ -106,7 +110,8 @@ def _traced(
     try:
         second = watch(large, others, first.scalars_read, override)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-        raise ValueError(
+        kind = NeedsValues if _is_meta(large) else ValueError
+        raise kind(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
             f"{'the same inputs' if large_calls is None else 'large_inputs'} it fails with "
             f"{type(error).__name__}: {error}"

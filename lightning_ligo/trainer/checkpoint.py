@@ -74,7 +74,10 @@ def rebuild(
         with isolated_random(0):
             built = build(description).train(network.training)
         floats = {t.dtype for t in network.state_dict().values() if t.is_floating_point()}
-        network = built.to(*floats) if len(floats) == 1 else built  # weights are loaded unrounded
+        for tensor in (*built.parameters(), *built.buffers()) if len(floats) == 1 else ():
+            if tensor.is_floating_point():  # weights are loaded unrounded
+                tensor.data = tensor.data.to(*floats)
+        network = built
         if _shapes(network.state_dict()) != wanted:
             raise ValueError(
                 f"the checkpoint says that its network {attribute!r} is {description}, but this "

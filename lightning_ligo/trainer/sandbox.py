@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from lightning_ligo.axes.calls import uncompiled_flex
 from lightning_ligo.trainer.lightning import callbacks_of, datamodule_of, loaders, separate_results
 from lightning_ligo.trainer.sharding import at_rest
 from lightning_ligo.trainer.snapshot import Snapshot, isolated_random
@@ -30,6 +31,7 @@ def sandboxed(trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterat
     with ExitStack() as stack:
         stack.enter_context(isolated_random(seed))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled_flex())
         snapshot = Snapshot()
         stack.callback(snapshot.restore)
         stack.enter_context(at_rest(pl_module))

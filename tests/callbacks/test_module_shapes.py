@@ -645,7 +645,7 @@ class Masked(Shape):
 
 
 class FlexNet(nn.Module):
-    def __init__(self, width: int = 16, heads: int = 1):
+    def __init__(self, width: int = 16, heads: int = 2):
         super().__init__()
         self.enter, self.qkv = nn.Linear(3, width), nn.Linear(width, 3 * width)
         self.head, self.heads = nn.Linear(width, CLASSES), heads
@@ -705,7 +705,7 @@ SHAPES = {
     SpectralNorm: wider(16, depth=2, kind="spectral_norm"),
     Fno: wider(8),
     Masked: wider(16, heads=4, depth=2),
-    Flex: wider(32, heads=2),
+    Flex: wider(32, heads=4),
 }
 
 
@@ -725,6 +725,7 @@ class Probe(Callback):
             pl_module.train()
 
 
+@pytest.mark.filterwarnings("ignore:.*promises to keep the function:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 @pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
