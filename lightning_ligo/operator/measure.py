@@ -19,7 +19,7 @@ from lightning_ligo.axes.calls import (
     Result,
     Steady,
     copied,
-    make,
+    make_steadily,
     with_tensors,
 )
 from lightning_ligo.axes.proof import prepared, relative
@@ -255,11 +255,8 @@ class _Pair:
         finally:
             self.calls = before
 
-    @torch.no_grad()
     def _made(self, network: nn.Module) -> list[list[Tensor]]:
-        self._steady.restart()
-        with self._steady:
-            return make(network, self.calls)
+        return make_steadily(network, self.calls, self._steady)
 
     def _largest(
         self, small: list[list[Tensor]], large: list[list[Tensor]]
@@ -368,11 +365,9 @@ def _cast(dtype: torch.dtype, device: torch.device | None = None) -> Callable[[T
     )
 
 
-@torch.no_grad()
 def _is_finite(network: nn.Module, calls: Sequence[Call]) -> bool:
     """Whether the noise on the weights leaves some output finite."""
-    with Steady():
-        outputs = [out for returned in make(network, calls) for out in returned]
+    outputs = [out for made in make_steadily(network, calls, Steady()) for out in made]
     return any(bool(out.isfinite().any()) for out in outputs)
 
 
