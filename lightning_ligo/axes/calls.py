@@ -102,6 +102,17 @@ def without_gradients(run: Callable[[], list[list[Tensor]]]) -> list[list[Tensor
         return [[out.detach() for out in returned] for returned in run()]
 
 
+def make_steadily(network: nn.Module, calls: Sequence[Call], steady: Steady) -> list[list[Tensor]]:
+    """Make calls without gradients, and with the random numbers of ``steady`` from its start."""
+
+    def run() -> list[list[Tensor]]:
+        steady.restart()
+        with steady:
+            return make(network, calls)
+
+    return without_gradients(run)
+
+
 def passed_on(calls: Sequence[Call]) -> set[int]:
     """Return the numbers of the calls whose results are arguments of others."""
     return {result.call for call in calls for result in found((call.args, call.kwargs), Result)}

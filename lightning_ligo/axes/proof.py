@@ -16,10 +16,9 @@ from lightning_ligo.axes.calls import (
     Call,
     Steady,
     copied,
-    make,
+    make_steadily,
     passed_on,
     with_tensors,
-    without_gradients,
 )
 from lightning_ligo.axes.dims import change_along
 from lightning_ligo.axes.override import Override
@@ -107,12 +106,12 @@ def _errors(
         return named.axes[use.axis].length
 
     inner = passed_on(calls)
-    run = functools.partial(_run, network, calls, Steady())
+    inputs = network, calls, Steady()
 
     def outputs() -> list[Tensor]:
         return [
             out.flatten().sort().values if leaf or call in inner else out
-            for call, returned in enumerate(without_gradients(run))
+            for call, returned in enumerate(make_steadily(*inputs))
             for leaf, out in enumerate(returned)
         ]
 
@@ -152,12 +151,6 @@ def _errors(
     groups += [[name] for name in wanted if named.axes[name].pinned]
     errors = _bisected(groups, error)
     return {name: errors[name] for name in wanted}
-
-
-def _run(network: nn.Module, calls: Sequence[Call], steady: Steady) -> list[list[Tensor]]:
-    steady.restart()
-    with steady:
-        return make(network, calls)
 
 
 def _bisected(groups: list[list[str]], error: Callable[[list[str]], float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lightning_ligo.axes.calls import (
     Call,
     Steady,
     copied,
-    make,
+    make_steadily,
     tensors_of,
     with_tensors,
 )
@@ -262,11 +262,8 @@ class _Pair:
         finally:
             self.calls = before
 
-    @torch.no_grad()
     def _made(self, network: nn.Module) -> list[list[Tensor]]:
-        self._steady.restart()
-        with self._steady:
-            return make(network, self.calls)
+        return make_steadily(network, self.calls, self._steady)
 
     def _largest(
         self, small: list[list[Tensor]], large: list[list[Tensor]]

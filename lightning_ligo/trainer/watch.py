@@ -14,7 +14,16 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from lightning_ligo.axes.calls import Call, Result, found, make_one, mapped, outputs_of, passed_on
+from lightning_ligo.axes.calls import (
+    Call,
+    Result,
+    found,
+    make_one,
+    mapped,
+    outputs_of,
+    passed_on,
+    without_gradients,
+)
 
 OWN = {*dir(nn.Module), *dir(LightningModule)} - {"forward"}
 """Names of methods that compute nothing of a network's own."""
@@ -168,7 +177,6 @@ class Recorder(TorchFunctionMode):
 
     # Afterwards -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def settled(self) -> tuple[list[Call], set[str]]:
         """Return the calls that differ, and the names of the parameters that they use.
 
@@ -200,7 +208,7 @@ class Recorder(TorchFunctionMode):
         self._begun, self._depth = (call, use), 1
         try:
             with self:
-                made = make_one(self.network, call, results)
+                (made,) = without_gradients(lambda: [make_one(self.network, call, results)])
         finally:
             self._begun, self._depth = None, 0
         use.shapes = [tensor.shape for tensor in made]
