@@ -28,7 +28,7 @@ from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import Slot, attach
+from lightning_ligo.trainer.slot import Slot, attached
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import MOST, batches_ahead, training_loss, watch_steps
 
@@ -209,12 +209,17 @@ class Planner:
         scalars_read: Sequence[Any] = ()
         for number, build_large in larger.items():
             with self._of_growth(number):
-                large, large_calls = build_large(), None
-                attach(large, trainer)
+                large_calls, override = None, self._settings.override
                 if number in batches:
                     large_calls = self._large_calls(trainer, pl_module, number, batches[number])
-                override = self._settings.override
-                plan = pair_calls(small, large, calls, large_calls, override, scalars_read)
+                try:
+                    large = attached(build_large(), trainer)
+                    plan = pair_calls(small, large, calls, large_calls, override, scalars_read)
+                except ValueError as error:
+                    if error.__cause__ is None:
+                        raise
+                    large = attached(self._built(pl_module, number), trainer)  # it needs values
+                    plan = pair_calls(small, large, calls, large_calls, override, scalars_read)
                 check_outputs(plan)
                 check_used(plan, self._trained, override)
                 refuse(plan, self._settings.method)
@@ -223,6 +228,12 @@ class Planner:
             yield Pairing(number, small, large, plan, calls, large_calls)
             small, scalars_read = large, plan.scalars_read
             calls = large_calls or calls
+
+    def _built(self, pl_module: LightningModule, number: int) -> nn.Module:
+        """Build the large network of a growth, with values."""
+        description = sizes_of(pl_module, self._settings.growths)[number]
+        assert description is not None
+        return build(description)
 
     def _large_calls(
         self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
@@ -234,9 +245,7 @@ class Planner:
         Raises:
             ValueError: if a training step of the network fails on the batch.
         """
-        description = sizes_of(pl_module, self._settings.growths)[number]
-        assert description is not None
-        large = trainer.precision_plugin.convert_module(build(description))
+        large = trainer.precision_plugin.convert_module(self._built(pl_module, number))
         self._settings.slot(pl_module).set(large.to(trainer.strategy.root_device))
         try:
             return self._calls(trainer, pl_module, [batch])

@@ -1,5 +1,7 @@
 """The calls that are recorded while a step runs, and what is left as it was."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -93,7 +95,9 @@ def test_a_failing_step_leaves_the_network_as_it_was():
 
 
 def test_scripted_parts_count_as_used():
-    network = nn.Sequential(torch.jit.script(nn.Linear(6, 8)), nn.Linear(8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        network = nn.Sequential(torch.jit.script(nn.Linear(6, 8)), nn.Linear(8, 3))
     assert recorded(network, lambda net: net(X))[1] == {
         name for name, _ in network.named_parameters()
     }
