@@ -64,12 +64,14 @@ def make_one(network: nn.Module, call: Call, results: Sequence[list[Tensor]]) ->
         return results[leaf.call][leaf.leaf] if isinstance(leaf, Result) else leaf
 
     args, kwargs = mapped((call.args, call.kwargs), (Result, Tensor), filled)
-    with plain_attention():
-        if not isinstance(call.method, str):
-            return outputs_of(call.method(*args, **kwargs))
+    method = call.method
+    if isinstance(method, str):
         network.train().train(call.training)  # clears what some modules cache of their parameters
-        method = getattr(network.get_submodule(call.path), call.method)
-        return outputs_of(method(*args, **kwargs))
+        method = getattr(network.get_submodule(call.path), method)
+    with plain_attention():
+        made = outputs_of(method(*args, **kwargs))
+    # a forward that differentiates enables gradients itself
+    return made if torch.is_grad_enabled() else [tensor.detach() for tensor in made]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from lightning_ligo.axes.calls import (
     copied,
     evaluating,
     make,
+    passed_on,
     tensors_of,
     with_tensors,
     without_values,
@@ -109,7 +110,9 @@ def _watch(
             meta_nonzero_assume_all_nonzero=True
         )
         with evaluating(network), everything, tracer, _Whole(tracer):
-            tracer.outputs = list(chain.from_iterable(make(network, calls)))
+            made = make(network, calls)
+        tracer.outputs, inner = list(chain.from_iterable(made)), passed_on(calls)
+        tracer.finals = [out[0] for call, out in enumerate(made) if out and call not in inner]
         tracer.graph.use(tracer.outputs)
         naming.finish()
     tracer.graph.join_flows()
@@ -218,6 +221,7 @@ class Tracer(TorchDispatchMode):
         self.graph = Graph(network)
         self.scalars_read: list[Any] = []  # values that the network read from tensors
         self.outputs: list[Tensor] = []
+        self.finals: list[Tensor] = []  # the first of each call that no other takes
         self._told = list(scalars_read)
         self._watching = True
 

@@ -157,7 +157,7 @@ def check_used(plan: Plan, trained: Collection[str], override: Override | None) 
         row.pattern
         for row in plan.unused
         if not set(trained).isdisjoint(row.large_names)
-        and not any(match(split(name), each) for name in fresh for each in row.large_names)
+        and not any(match(split(n), each) is not None for n in fresh for each in row.large_names)
     ]
     if unused:
         lines = ", ".join(f"{name!r}: None" for name in unused[:6])

@@ -28,7 +28,7 @@ from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import Slot, attach
+from lightning_ligo.trainer.slot import Slot, attached
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import MOST, batches_ahead, training_loss, watch_steps
 
@@ -209,12 +209,12 @@ class Planner:
         scalars_read: Sequence[Any] = ()
         for number, build_large in larger.items():
             with self._of_growth(number):
-                large, large_calls = build_large(), None
-                attach(large, trainer)
+                large_calls = None
                 if number in batches:
                     large_calls = self._large_calls(trainer, pl_module, number, batches[number])
                 given = calls, large_calls, self._settings.override, scalars_read
                 try:
+                    large = attached(build_large(), trainer)
                     plan = pair_calls(small, large, *given)
                 except NeedsValues:
                     large = self._built(trainer, pl_module, number)
@@ -255,8 +255,7 @@ class Planner:
         description = sizes_of(pl_module, self._settings.growths)[number]
         assert description is not None
         large = trainer.precision_plugin.convert_module(build(description))
-        attach(large, trainer)
-        return large.to(trainer.strategy.root_device)
+        return attached(large, trainer).to(trainer.strategy.root_device)
 
     def _calls(
         self,

@@ -119,17 +119,16 @@ def _resizes(axis: Axis, small: int) -> bool:
 
 def _of_output(both: Correspondence) -> Iterator[str]:
     """An output may change its shape only where it has more classes."""
-    if not both.small.tracer.outputs or not both.large.tracer.outputs:
-        return
-    small, large = both.small.tracer.outputs[0].shape, both.large.tracer.outputs[0].shape
     more = {
         (both.small.axes.axes[name].length, axis.length)
         for name, axis in both.large.axes.axes.items()
         if axis.resize == "append" and name in both.small.axes.axes
     }
-    changed = {pair for pair in zip(small, large, strict=False) if pair[0] != pair[1]}
-    if len(small) != len(large) or not changed <= more:
-        yield (
-            f"its output would change from {tuple(small)} to {tuple(large)}; grow the module that "
-            "also holds the layer that reads this output"
-        )
+    for one, other in zip(both.small.tracer.finals, both.large.tracer.finals, strict=False):
+        small, large = tuple(one.shape), tuple(other.shape)
+        changed = {pair for pair in zip(small, large, strict=False) if pair[0] != pair[1]}
+        if len(small) != len(large) or not changed <= more:
+            yield (
+                f"its output would change from {small} to {large}; grow the module that also holds "
+                "the layer that reads this output"
+            )

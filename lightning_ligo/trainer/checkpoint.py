@@ -23,6 +23,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.nn.parameter import is_lazy
 
 from lightning_ligo.networks import build, is_description, merge
 from lightning_ligo.schedule import Growth
@@ -73,6 +74,10 @@ def rebuild(
             )
         with isolated_random(0):
             built = build(description).train(network.training)
+        if any(map(is_lazy, built.parameters())):
+            stored, start = checkpoint["state_dict"], f"{slot.prefix}."
+            weights = {n.removeprefix(start): w for n, w in stored.items() if n.startswith(start)}
+            built.load_state_dict(weights, strict=False)
         floats = {t.dtype for t in network.state_dict().values() if t.is_floating_point()}
         for tensor in (*built.parameters(), *built.buffers()) if len(floats) == 1 else ():
             if tensor.is_floating_point():  # weights are loaded unrounded

@@ -109,14 +109,15 @@ class Slot:
             network = standing.dynamo_ctx(network)
         setattr(owner, name, network)
         with suppress(RuntimeError, AttributeError):  # outside a run, or of a plain module
-            attach(network, self.module.trainer)
+            attached(network, self.module.trainer)
 
 
-def attach(network: nn.Module, trainer: Trainer) -> None:
+def attached(network: nn.Module, trainer: Trainer) -> nn.Module:
     """Tell the parts of a network that are LightningModules their Trainer."""
     for part in network.modules():
         if isinstance(part, LightningModule):
             part.trainer = trainer
+    return network
 
 
 def listed(words: Sequence[str], most: int = 6) -> str:

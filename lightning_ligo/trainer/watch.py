@@ -72,6 +72,8 @@ class Recorder(TorchFunctionMode):
         """Record the calls that are made within the context."""
         undo: list[Callable[[], object]] = []
         for path, module in self.network.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                continue
             for name in _methods(module):
                 before = vars(module).get(name)
                 method = self._wrapped(path, name, getattr(module, name))
@@ -95,8 +97,9 @@ class Recorder(TorchFunctionMode):
 
     def _before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._begin(path, "__call__", args, kwargs)
-        if isinstance(module, torch.jit.ScriptModule):  # no function of it is seen
-            self._use({id(parameter) for parameter in module.parameters()}, "script")
+        for child in module.children():
+            if isinstance(child, torch.jit.ScriptModule):  # no function of it is seen
+                self._use({id(parameter) for parameter in child.parameters()}, "script")
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         self._end(out)
@@ -272,8 +275,7 @@ def _methods(module: nn.Module) -> list[str]:
         and name not in OWN
         and not name.startswith("__")
     ]
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    return [] if scripted else [*dict.fromkeys([*methods, "forward"])]
+    return [*dict.fromkeys([*methods, "forward"])]
 
 
 def _put_back(module: nn.Module, name: str, before: Any) -> None:
