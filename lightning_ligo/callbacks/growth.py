@@ -387,11 +387,10 @@ class GrowthCallback(Counting):
             name = validations.reported(trainer, before or after)
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
-        check, calls = (
-            lambda after: check_grown(**vars(metric(after))),
-            self.planner.calls[size + 1],
+        calls = self.planner.calls[size + 1]
+        grown = self._grower.grow(
+            trainer, pl_module, plan, calls, lambda after: check_grown(**vars(metric(after)))
         )
-        grown = self._grower.grow(trainer, pl_module, plan, calls, check)
         if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
             grown.small.zero_grad()
             self._resume.kept[pl_module] = grown.small.cpu()

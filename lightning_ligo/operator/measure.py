@@ -109,9 +109,8 @@ def measure(
 ) -> Change:
     """Grow a copy of the small network, with noise on all its tensors, and compare outputs.
 
-    What the method leaves fresh is as ``large`` was built. Both networks make all calls with the
-    same random numbers, then once more on other inputs of the same kind, and on texts of twice the
-    length where they take these. The networks themselves are left as they are.
+    What the method leaves fresh is as ``large`` was built. Copies of both make all calls with the
+    same random numbers, then on other inputs of the same kind, and on texts of twice the length.
 
     Args:
         plan: of the two networks.
