@@ -55,6 +55,15 @@ class Term(NamedTuple):
     norm: frozenset[str]  # gain and shift of the norm that it is the output of, if it is one
 
 
+class Scaled(NamedTuple):
+    """A parameter, or what it writes, times constants."""
+
+    root: Any  # the same for all steps of one product
+    writers: frozenset[str]
+    dims: list[Dim]  # of an activation
+    by: tuple[tuple[float | str, int], ...]  # numbers, or buffers of one, each with a power
+
+
 class Unread(NamedTuple):
     """An operation on parameters' axes that tracing cannot follow."""
 
@@ -96,6 +105,12 @@ class Graph:
         # By gain and shift, the writers of what a norm reads; and both by the output of the norm.
         self.normed: dict[str, frozenset[str]] = {}
         self._norms: dict[int, frozenset[str]] = {}
+        # What is multiplied by constants, also by its values; outputs of products and norms; and
+        # the numbers that are added to parameters.
+        self.scaled: list[Scaled] = []
+        self._factors: dict[int, Scaled] = {}
+        self._written: set[int] = set()
+        self.offsets: dict[str, float] = {}
         # By storage: the parameters that were applied last.
         self._scaled: dict[int, frozenset[str]] = {}
         # By storage: steps of norms, the same values in another dtype, contracted dimensions
@@ -256,6 +271,28 @@ class Graph:
     def apply(self, out: Tensor) -> None:
         """Note that ``out`` is the output of a function, and no longer of a norm."""
         self._norms.pop(storage(out), None)
+        self._factors.pop(storage(out), None)
+        self._written.discard(storage(out))
+
+    def write_by(self, out: Tensor) -> None:
+        """Note that ``out`` comes out of a product with parameters, or of a norm."""
+        self._written.add(storage(out))
+
+    def source(self, x: Tensor) -> Scaled | None:
+        """What is known of constants in a parameter, or in what one writes."""
+        if (known := self._factors.get(self.values(x))) is not None:
+            return known
+        of = self.writers(x)
+        if of and (self.static(x) or self.values(x) in self._written):
+            return Scaled(object(), of, [] if self.static(x) else self.dims(x), ())
+        return None
+
+    def factor(self, source: Scaled, out: Tensor, by: float | Tensor, power: int) -> None:
+        """Note that ``out`` is what is known of ``source`` times a constant."""
+        step = min(self.writers(by)) if isinstance(by, Tensor) else by
+        scaled = source._replace(by=(*source.by, (step, power)))
+        self._factors[self.values(out)] = scaled
+        self.scaled.append(scaled)
 
     def norm(self, out: Tensor, of: Tensor, affine: Sequence[Tensor | None]) -> None:
         """Note that ``out`` is the output of a norm with this gain and shift."""

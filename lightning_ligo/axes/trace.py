@@ -38,7 +38,7 @@ from lightning_ligo.axes.rules.elementwise import pointwise
 from lightning_ligo.axes.rules.recurrent import RECURRENT
 from lightning_ligo.axes.rules.table import RULES, unread
 from lightning_ligo.axes.rules.tried import tried
-from lightning_ligo.axes.rules.writers import writers
+from lightning_ligo.axes.rules.writers import NORMS, PRODUCTS, writers
 
 _ATTENTION, _LINEAR = functional.scaled_dot_product_attention, functional.linear
 UNIFORM = ("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full",
@@ -297,6 +297,9 @@ class Tracer(TorchDispatchMode):
                 results = [results]
         for tensor, dims in zip(outputs, results, strict=True):
             self.graph.keep(tensor, dims, static, written)
+        by_parameters = any(map(self.graph.static, inputs))
+        if name in {*PRODUCTS, *NORMS} and by_parameters and not static:
+            self.graph.write_by(outputs[0])
         if name.rstrip("_") in ("mul", "div") and not static:
             self.graph.scale(outputs[0], inputs)
 

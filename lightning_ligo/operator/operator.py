@@ -200,6 +200,7 @@ class Operator(nn.Module):
         like = torch.empty(len(row.large_names), *[1] * len(row.large))
         return (
             is_low_rank(self.widths, row)
+            and (row.factor, row.offset) == (1, 0)
             and self._is_fresh(row) is None
             and self.depths.neutral(row, like) is None
         )
@@ -209,11 +210,17 @@ class Operator(nn.Module):
         small, width = self._small[row.pattern], self.method.width
         if self.widths.grows(row) or self.depths.multiplies(row):
             small = self.precise(small)
+        grows = self.widths.grows(row) or self.depths.mixed(row.stack)
+        offset = row.offset if grows else 0.0
+        small = self.precise(small) + offset if offset else small
         grown = self.widths.grow(self.depths.grow(small, row), row)
         if width is not None and self.widths.grows(row):
             grown = self._arranged(row, width, small, grown)
         if (neutral := self.depths.neutral(row, grown)) is not None:
             grown = grown + neutral
+        if row.factor != 1 and (width is None or width.rescales):
+            grown = grown * row.factor
+        grown = grown - offset if offset else grown
         if row.pattern not in self._fresh:
             found = self._is_fresh(row)
             self._fresh[row.pattern] = found if found is None else found.to(grown.device)

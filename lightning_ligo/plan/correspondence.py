@@ -16,6 +16,7 @@ from lightning_ligo.axes.dims import uses_of
 from lightning_ligo.axes.graph import Graph
 from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import Tracer
+from lightning_ligo.plan.constants import Traced, factors, offsets
 from lightning_ligo.plan.plan import Lengths, Row, length
 from lightning_ligo.plan.residual import Stream, added_layers, stream_of
 
@@ -118,6 +119,8 @@ class Correspondence:
         axes = self.large.axes
         names = [name for name, _ in self.large.network.named_parameters()]
         parameters = {pattern_of(name, axes.stacks)[0] for name in names}
+        small, large = (Traced(s.network, s.graph, s.axes) for s in (self.small, self.large))
+        scaled, shifted = factors(small, large), offsets(large)
         return tuple(
             Row(
                 pattern,
@@ -130,6 +133,8 @@ class Correspondence:
                 writes=pattern in self.stream.writes,
                 passes=pattern in self.stream.passes,
                 moves=pattern in self.stream.moves,
+                factor=scaled.get(pattern, 1.0),
+                offset=shifted.get(pattern, 0.0),
             )
             for pattern, shape in self.large.shapes.items()
             if (pattern in parameters) != buffers

@@ -35,6 +35,8 @@ class Row:
         large_names: the names in every layer of the large network.
         writes: it writes into the residual stream, so zero makes a layer add nothing.
         passes: it multiplies the residual stream, so one makes a layer pass it on unchanged.
+        factor: what it is multiplied by, as the large network scales what it writes otherwise.
+        offset: what is added to it before it is used, as to a gain of ``1 + weight``.
         moves: it is of the norm that ends a layer, and goes to the last new layer behind it.
     """
 
@@ -48,6 +50,8 @@ class Row:
     writes: bool = False
     passes: bool = False
     moves: bool = False
+    factor: float = 1.0
+    offset: float = 0.0
 
     @property
     def norms_stream(self) -> bool:

@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 import lightning_ligo as ligo
 from networks import (
@@ -433,3 +433,54 @@ def test_an_operator_of_other_weights_is_one_built_on_them_with_its_coefficients
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
         assert not tensor.any() or not torch.equal(tensor, before[name]), name  # or silent
+
+
+class Constants(nn.Module):
+    """A table times the root of the width, a tied head, a scale that a buffer holds."""
+
+    def __init__(self, width, tied=True, plus=0.0):
+        super().__init__()
+        self.table, self.inner = nn.Embedding(50, width), nn.Linear(width, width)
+        self.gain, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.head = nn.Linear(width, 50, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+        self.weight = nn.Parameter(torch.randn(width, width))
+        self.register_buffer("scale", torch.tensor(float(width) ** 0.5), persistent=False)
+        self.plus = plus
+
+    def forward(self, input_ids):
+        x = self.table(input_ids) * self.scale
+        x = x + self.inner(x) * len(self.gain) ** -0.5
+        weight = self.weight / self.weight.shape[1] ** 0.5  # equalized learning rate
+        x = x + nn.functional.linear(x, weight)
+        x = nn.functional.layer_norm(x, self.gain.shape, self.gain + self.plus, self.shift)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("width", [32, 40])
+@pytest.mark.parametrize("plus", [0.0, 1.0])
+@pytest.mark.parametrize("tied", [True, False])
+def test_constants_of_the_width_are_folded_into_what_they_scale(tied, plus, width):
+    small = randomised(Constants(16, tied, plus), torch.float64)
+    large = Constants(width, tied, plus).double().eval()
+    for method in ("lemon", "ligo", "ligo-low-rank"):
+        ligo.Operator(ligo.pair(small, large, **TOKENS), small, method).bake(large)
+        before, after = output(small, TOKENS), output(large, TOKENS)
+        assert (after - before).norm() <= 1e-10 * before.norm(), method
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_wider_gemma_keeps_the_function(depth):
+    def build(width, depth=2):
+        return Gemma3ForCausalLM(Gemma3TextConfig(
+            vocab_size=50, hidden_size=width, intermediate_size=64, num_attention_heads=width // 8,
+            num_key_value_heads=width // 8, head_dim=8, num_hidden_layers=depth, sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"] * (depth // 2),
+            max_position_embeddings=32, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        ))  # fmt: skip
+
+    small, large = randomised(build(32)), build(64, depth).eval()
+    ligo.grow(small, large, method="lemon", **TOKENS)
+    before, after = output(small, TOKENS), output(large, TOKENS)
+    assert (after - before).norm() <= 1e-4 * before.norm()

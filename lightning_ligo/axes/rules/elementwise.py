@@ -28,7 +28,13 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
         return normed
     if name not in LINEAR and not graph.marked(out, "square"):
         mark_nonlinear(graph.dims(tensors[0]))
-    graph.apply(out)
+    before = args[0] if isinstance(args[0], Tensor) else tensors[0]
+    if name in ("mul", "div"):
+        _scale(graph, name, args, out)
+    else:
+        graph.apply(out)
+    if name in ("add", "sub", "rsub") and graph.static(before):
+        _shift(graph, name, args)
     moving = [tensor for tensor in tensors if not graph.static(tensor)]
     if name in ("mul", "div") and len(moving) > 1:
         for first, second in zip(*(graph.dims(tensor)[::-1] for tensor in moving), strict=False):
@@ -47,6 +53,24 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
                 pin(items, "a constant of the network multiplies it")
             graph.record(tensor, "scales" if scales else "produces", items)
     return broadcast([graph.dims(tensor) for tensor in tensors])
+
+
+def _scale(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> None:
+    """Note a product with a constant: a number, or a buffer of one."""
+    x, by = args[:2] if isinstance(args[0], Tensor) and args[0].dim() else args[1::-1]
+    number = _number(graph, by)
+    single = isinstance(by, Tensor) and by.numel() == 1 and len(graph.writers(by)) == 1
+    source = graph.source(x) if isinstance(x, Tensor) and x is not by else None
+    graph.apply(out)
+    if source is not None and (number or single) and (name == "mul" or x is args[0]):
+        graph.factor(source, out, number or by, 1 if name == "mul" else -1)
+
+
+def _shift(graph: Graph, name: str, args: Sequence[Any]) -> None:
+    """Note a number that is added to a parameter."""
+    x, number = args[:2] if isinstance(args[0], Tensor) else args[1::-1]
+    if isinstance(number, (int, float)) and len(written := graph.writers(x)) == 1:
+        graph.offsets[min(written)] = float(number if name == "add" else -number)
 
 
 def _number(graph: Graph, x: Any) -> float | None:
