@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -124,6 +125,7 @@ def cut(batch: Any, length: int, shortest: int) -> Any:
     """Return the first items of a batch of this length."""
 
     def first(tensor: Tensor) -> Tensor:
-        return tensor[:shortest] if tensor.dim() and len(tensor) == length else tensor
+        cuts = tensor.dim() and len(tensor) == length and tensor.layout == torch.strided
+        return tensor[:shortest] if cuts else tensor
 
     return tree_map_only(Tensor, first, batch)

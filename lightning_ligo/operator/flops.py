@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import (
     FlopCounterMode,
@@ -59,11 +60,30 @@ class _FlopCounter(FlopCounterMode):
         self._eager.enter_context(torch.compiler.set_stance("force_eager"))
         self._eager.enter_context(uncompiled_flex())
         super().__enter__()
+        self._eager.enter_context(_FlexAttention(self))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
         self._eager.close()
+        super().__exit__(*error)
+
+
+class _FlexAttention(TorchDispatchMode):
+    """Runs flex attention, for which torch's counter has a formula and no way to run it."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not func.__name__.startswith("flex_attention"):
+            return func(*args, **kwargs)
+        with _disable_current_modes():
+            out = func(*args, **kwargs)
+        return self._counter._count_flops(func, out, args, kwargs)
 
 
 class _NoModules(ModuleTracker):

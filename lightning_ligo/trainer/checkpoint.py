@@ -78,11 +78,7 @@ def rebuild(
             stored, start = checkpoint["state_dict"], f"{slot.prefix}."
             weights = {n.removeprefix(start): w for n, w in stored.items() if n.startswith(start)}
             built.load_state_dict(weights, strict=False)
-        floats = {t.dtype for t in network.state_dict().values() if t.is_floating_point()}
-        for tensor in (*built.parameters(), *built.buffers()) if len(floats) == 1 else ():
-            if tensor.is_floating_point():  # weights are loaded unrounded
-                tensor.data = tensor.data.to(*floats)
-        network = built
+        network = _in_dtype_of(network, built)  # weights are loaded unrounded
         if _shapes(network.state_dict()) != wanted:
             raise ValueError(
                 f"the checkpoint says that its network {attribute!r} is {description}, but this "
@@ -97,6 +93,15 @@ def rebuild(
         if entry is not None:
             module.hparams[attribute] = description
     set_record(module, record)
+
+
+def _in_dtype_of(network: nn.Module, built: nn.Module) -> nn.Module:
+    """Return a network as it was built, in the dtype of another one if that has a single one."""
+    floats = {t.dtype for t in network.state_dict().values() if t.is_floating_point()}
+    for tensor in (*built.parameters(), *built.buffers()) if len(floats) == 1 else ():
+        if tensor.is_floating_point():  # `to` would make complex numbers real
+            tensor.data = tensor.data.to(*floats)
+    return built
 
 
 def _check_size(network: nn.Module, attribute: str, description: dict[str, Any] | None) -> None:
