@@ -113,7 +113,7 @@ class GrowthCallback(Counting):
             value; "keep" changes nothing.
         seed: seed of everything random in a growth.
         override: names of axes that tracing cannot find, in the network of every size, such as
-            `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`.
+            `{"blocks.*.mlp.fc1.weight": "hidden embed"}`; see `trace`. None: it may start fresh.
         on_failure: what follows a growth that failed. "stop" ends the run, which can be resumed
             from its last checkpoint. "continue" trains the present network to the end of the run;
             it warns, the report names the failure, and later growths are skipped, as each grows the

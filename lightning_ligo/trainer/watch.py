@@ -97,9 +97,6 @@ class Recorder(TorchFunctionMode):
 
     def _before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._begin(path, "__call__", args, kwargs)
-        for child in module.children():
-            if isinstance(child, torch.jit.ScriptModule):  # no function of it is seen
-                self._use({id(parameter) for parameter in child.parameters()}, "script")
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         self._end(out)
@@ -122,7 +119,13 @@ class Recorder(TorchFunctionMode):
         if self._depth == 1:
             args, kwargs = self._given((args, kwargs))
             training = self.network.get_submodule(path).training
-            self._begun = Call(args, kwargs, path, method, training), Use()
+            self._begun = Call(args, kwargs, path, method, training), self._begin_use(path)
+
+    def _begin_use(self, path: str) -> Use:
+        """Begin with the parameters of scripted parts, of which no function is seen."""
+        parts = self.network.get_submodule(path).modules()
+        scripted = [part for part in parts if isinstance(part, torch.jit.ScriptModule)]
+        return Use({self._names[id(p)] for part in scripted for p in part.parameters()})
 
     def _end(self, out: Any) -> None:
         self._depth -= 1
@@ -207,7 +210,7 @@ class Recorder(TorchFunctionMode):
 
     def _made_again(self, call: Call, results: list[list[Tensor]]) -> tuple[list[Tensor], Use]:
         """Make a call once more; return the tensors, and what it did."""
-        use = Use()
+        use = self._begin_use(call.path)
         self._begun, self._depth = (call, use), 1
         try:
             with self:
