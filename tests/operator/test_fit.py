@@ -140,7 +140,7 @@ def test_in_evaluation_mode_learning_starts_at_the_loss_of_the_grown_network():
 
     images = torch.cat([IMAGES["x"]] * 4)
     small, large = randomised(resnet()), randomised(resnet(16, 4))  # with other statistics
-    operator = ligo.Operator(ligo.pair(small, large, images), small, "ligo")
+    operator = ligo.Operator(ligo.pair(small, large, images), small, "ligo-low-rank")
     built = {name: buffer.clone() for name, buffer in large.named_buffers()}
     for training in (True, False):
         large.train(training)

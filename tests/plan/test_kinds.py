@@ -59,7 +59,7 @@ def swin(depth):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["lemon", "ligo", "llama-pro"])
+@pytest.mark.parametrize("method", ["lemon", "ligo-low-rank", "llama-pro"])
 @pytest.mark.parametrize(
     ("build", "small", "large", "inputs"),
     [
