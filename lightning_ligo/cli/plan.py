@@ -61,6 +61,7 @@ no memory, and no axis is proved.
                   on its weights, or "inf"; null if not measured; place: the first module whose
                   output differs; why: why it, or an output, was not measured
   notes           what may have changed it
+  tried           operations without a rule, which were tried by permuting their inputs
   cost            coefficients, steps and method of the operator; batch: shapes of its tensors;
                   flops: learning (in all), learning_step, generating_step (its part that makes the
                   weights), training_step (of the large network); training_steps: learning in

@@ -275,7 +275,7 @@ class _Pair:
             pairs = list(zip(before, after, of_call, strict=False))
             if len(before) != len(after):  # as with the states of all layers
                 pairs = _first(pairs)
-                left_out.append(f"{len(before)} and {len(after)} outputs")
+                left_out.append(f"all but the first of {len(before)} and {len(after)} outputs")
             for leaf, (one, other, products) in enumerate(pairs):
                 try:
                     changes.append(relative(one, read_output(self.operator, one, other, products)))
