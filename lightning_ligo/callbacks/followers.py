@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_ligo.callbacks.accounting import Counting
 from lightning_ligo.operator import optimizer_state
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import POWERS, Policy, States
@@ -40,19 +41,14 @@ class Followers:
     Args:
         trainer: of the run.
         slot: the network.
-        own: the type of the growth callback, which is not looked into.
         hidden: states to drop.
 
     Raises:
         ValueError: naming what cannot be followed.
     """
 
-    def __init__(
-        self, trainer: Trainer, slot: Slot, own: type[Callback], hidden: Sequence[State] = ()
-    ) -> None:
-        apart = (own, ProgressBar)
-        others = [each for each in callbacks_of(trainer) if not isinstance(each, apart)]
-        roots = [slot.module, *others, *trainer.optimizers, datamodule_of(trainer)]
+    def __init__(self, trainer: Trainer, slot: Slot, hidden: Sequence[State] = ()) -> None:
+        roots = [slot.module, *others_of(trainer), *trainer.optimizers, datamodule_of(trainer)]
         self._small, self._hidden = slot.network, hidden
         self._held = held(roots, slot, trainer.optimizers)
         self._undo: list[Callable[[], object]] = []
@@ -161,6 +157,11 @@ class Followers:
                 f"Dropped {listed(dropped)}, which the steps keep between batches and which has "
                 "the shape of the small network; it is what it was before the first step"
             )
+
+
+def others_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks that may hold a network, without the growth callback itself."""
+    return [each for each in callbacks_of(trainer) if not isinstance(each, (Counting, ProgressBar))]
 
 
 def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -75,17 +75,10 @@ class Made(NamedTuple):
 class Grower:
     """Swaps a network for a grown one, or restores everything if that fails."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        sharding: Sharding,
-        accounting: Accounting,
-        own: type[Callback],
-    ) -> None:
+    def __init__(self, settings: Settings, sharding: Sharding, accounting: Accounting) -> None:
         self._settings = settings
         self._sharding = sharding
         self._accounting = accounting
-        self._own = own  # the type of the growth callback
         self.hidden: list[State] = []  # found by a rehearsal
 
     def grow(
@@ -158,7 +151,7 @@ class Grower:
             ValueError: naming what cannot follow it.
         """
         slot = self._settings.slot(pl_module)
-        return Followers(trainer, slot, self._own, self.hidden)
+        return Followers(trainer, slot, self.hidden)
 
     def _seed(self, pl_module: LightningModule) -> int:
         return self._settings.seed * 65537 + size_of(pl_module)
@@ -267,7 +260,7 @@ def _compared(
     """
     if not calls:
         return Change(None, why="no calls of the small network are at hand")
-    change = compare(operator, small, large, calls)
+    change = trainer.strategy.broadcast(compare(operator, small, large, calls))  # of rank 0
     if not change.is_finite:
         raise FloatingPointError(f"the grown network returns what is {change}")
     return change

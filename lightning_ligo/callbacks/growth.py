@@ -168,7 +168,7 @@ class GrowthCallback(Counting):
         self.planner = Planner(settings, sharding, self._data)
         self._sharding = sharding
         self._resume = Resume(settings, sharding, self._data)
-        self._grower = Grower(settings, sharding, self.accounting, type(self))
+        self._grower = Grower(settings, sharding, self.accounting)
         self._rehearsal = Rehearsal(settings, self._data, self._grower, self.accounting)
         self._validations = Validations(self.monitor, settings.seed, self.accounting)
         self._ramping = Ramping(settings.method.ramp)

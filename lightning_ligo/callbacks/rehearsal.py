@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.datamodule import DataStages, cut
-from lightning_ligo.callbacks.failure import GrowthFailedError, alike, is_out_of_memory
+from lightning_ligo.callbacks.failure import GrowthFailedError, alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.grower import Grower, Made
 from lightning_ligo.callbacks.planner import Planner
@@ -24,7 +24,7 @@ from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.operator.measure import Change, measure, told
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import size_of
-from lightning_ligo.trainer.lightning import dump_checkpoint, training_iteration
+from lightning_ligo.trainer.lightning import dump_checkpoint, training_iteration, unwrapped
 from lightning_ligo.trainer.rehearsal import (
     line_of_user,
     new_states,
@@ -82,7 +82,7 @@ class Rehearsal:
         plan, calls = planner.plans[number], planner.calls[number]
         name = f"The rehearsal of growth {number} of {len(self._settings.growths)}"
         try:
-            with alike(trainer), rehearsing(trainer, pl_module, self._settings.seed):
+            with rehearsing(trainer, pl_module, self._settings.seed):
                 self._rehearse(trainer, pl_module, plan, calls, batch, batch_idx)
         except (NotRehearsedError, GrowthFailedError) as error:
             rank_zero_info(f"{name} did not come to its end: {error}")
@@ -107,28 +107,30 @@ class Rehearsal:
         batches = self._stages.batches(trainer, pl_module, size, batch)
         before = states_of(pl_module, small)
         try:
-            training_iteration(trainer, own_copy(batches[size]), batch_idx)
+            with alike(trainer):
+                training_iteration(trainer, own_copy(batches[size]), batch_idx)
+        except GrowthFailedError:
+            raise
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
             raise NotRehearsedError(
                 f"a training step of the small network fails with {_words(error)}"
             ) from error
         after = states_of(pl_module, small)
         new = new_states(before, after)
         grower.hidden = list(new.values())
-        with self._refused("growing the network"):
+        with self._refused(trainer, "growing the network"):
             made = grower.make(trainer, pl_module, plan, (), min(1, self._settings.method.steps))
         if calls:
             name = f"growth {size + 1} of {len(self._settings.growths)}"
-            rank_zero_info(f"Before {name}: {self._measured(made, calls, batches[size])}")
+            rank_zero_info(f"Before {name}: {self._measured(trainer, made, calls, batches[size])}")
         try:
-            with self._refused("putting the large network into the run"):
+            with self._refused(trainer, "putting the large network into the run"):
                 grower.put(trainer, pl_module, made)
                 restart_compression(trainer)
-            with self._refused("a training step of the large network"):
+            with self._refused(trainer, "a training step of the large network"):
                 large_batch = own_copy(batches.get(size + 1, batches[size]))
-                training_iteration(trainer, large_batch, batch_idx)
+                with unwrapped(trainer):  # a rank that fails leaves no other waiting
+                    training_iteration(trainer, large_batch, batch_idx)
             last = states_of(pl_module, made.large)
             grower.hidden = [
                 state
@@ -136,17 +138,17 @@ class Rehearsal:
                 if key in last and last[key].shapes != after[key].shapes
             ]
             if not growth.data:  # else the validation data is still the small network's
-                with self._refused("a validation batch of the large network"):
+                with self._refused(trainer, "a validation batch of the large network"):
                     validate_one_batch(trainer)
             if not is_sharded(trainer):
-                with self._refused("a checkpoint of the large network, or its resume,"):
+                with self._refused(trainer, "a checkpoint of the large network, or its resume,"):
                     checkpoint = dump_checkpoint(trainer)
                     made.followers.back()
                     resume(trainer, slot, small, checkpoint)
         finally:
             grower.back(trainer, pl_module, made)
 
-    def _measured(self, made: Made, calls: Sequence[Call], batch: Any) -> str:
+    def _measured(self, trainer: Trainer, made: Made, calls: Sequence[Call], batch: Any) -> str:
         """Say by how much the growth changes the function, on an eighth of the items if it can be.
 
         Measuring takes several passes through both networks.
@@ -163,18 +165,17 @@ class Rehearsal:
             change = on(shorter)
             if change.change is None and not method.takes_nothing:  # calls that need all items
                 change = on(calls)
-        return told(change, method)
+        return told(trainer.strategy.broadcast(change), method)
 
     @contextmanager
-    def _refused(self, stage: str) -> Iterator[None]:
+    def _refused(self, trainer: Trainer, stage: str) -> Iterator[None]:
         """Refuse what crashes inside the context; memory and numbers may differ at the growth."""
         try:
-            yield
-        except FloatingPointError:
+            with alike(trainer):
+                yield
+        except GrowthFailedError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
             line = line_of_user(error)
             if line is None and isinstance(error, ValueError):  # a check of this package
                 raise

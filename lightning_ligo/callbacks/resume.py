@@ -12,6 +12,7 @@ from torch import nn
 from lightning_ligo.callbacks.checks import check_searches
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
+from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
@@ -27,7 +28,7 @@ from lightning_ligo.trainer.checkpoint import (
 )
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import intact
-from lightning_ligo.trainer.lightning import callbacks_of, forget_optimizers, is_resuming
+from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
 from lightning_ligo.trainer.sharding import is_sharded, shard
 from lightning_ligo.trainer.slot import Slot
@@ -98,7 +99,7 @@ class Resume:
                 f"the network {slot.attribute!r} of the module is {base}, which is no size of the "
                 f"run that wrote the checkpoint: {all_sizes}; make the module as in that run"
             )
-        network, others = slot.network, callbacks_of(module.trainer)
+        network, others = slot.network, others_of(module.trainer)
         if record["size"] == 0 and module in self.kept:
             names = copies_in(slot, network)
             replace_everywhere(slot, self.kept.pop(module), others, names)

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -79,6 +80,8 @@ def is_like(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> boo
     """
     names = [name for name in tensors if name in weights and weights[name].is_floating_point()]
     names = [name for name in names if weights[name].dim() > 1] or names
+    if any(isinstance(tensors[n], DTensor) != isinstance(weights[n], DTensor) for n in names):
+        return False
     product = one = other = 0.0
     for name in names:
         mine, its = tensors[name].detach(), weights[name].detach()

@@ -237,6 +237,17 @@ def wrap_in_ddp(strategy: DDPStrategy, pl_module: LightningModule) -> None:
     strategy.configure_ddp()
 
 
+@contextmanager
+def unwrapped(trainer: Trainer) -> Iterator[None]:
+    """Run the module without DDP's wrapper, and so without other ranks, inside the context."""
+    strategy = trainer.strategy
+    wrapper, strategy._model = strategy._model, trainer.lightning_module
+    try:
+        yield
+    finally:
+        strategy._model = wrapper
+
+
 def communication_state(trainer: Trainer) -> object:
     """Return the state of DDP's communication hook, or None."""
     return getattr(trainer.strategy, "_ddp_comm_state", None)

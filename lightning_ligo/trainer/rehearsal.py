@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 import lightning_ligo
 from lightning_ligo.trainer.checkpoint import rebuild
-from lightning_ligo.trainer.holders import replace_everywhere
 from lightning_ligo.trainer.lightning import (
-    callbacks_of,
     limit_batches,
     load_hook,
     loaders,
@@ -79,9 +77,8 @@ def validate_one_batch(trainer: Trainer) -> None:
 
 def resume(trainer: Trainer, slot: Slot, small: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Load a checkpoint into the module as it is before a resume, with the small network."""
-    callbacks = callbacks_of(trainer)
-    replace_everywhere(slot, small, callbacks)
-    rebuild(slot.module, checkpoint, callbacks)
+    slot.set(small)
+    rebuild(slot.module, checkpoint)
     load_hook(trainer, checkpoint)
     slot.module.load_state_dict(checkpoint["state_dict"], strict=slot.module.strict_loading)
 
