@@ -96,12 +96,13 @@ def without_gradients(run: Callable[[], list[list[Tensor]]]) -> list[list[Tensor
     """Run calls without gradients, unless the network differentiates in its forward."""
     try:
         with torch.no_grad():
-            return run()
+            results = run()
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
-    with torch.enable_grad():
-        return [[out.detach() for out in returned] for returned in run()]
+        with torch.enable_grad():
+            results = run()
+    return [[out.detach() for out in returned] for returned in results]
 
 
 def make_steadily(network: nn.Module, calls: Sequence[Call], steady: Steady) -> list[list[Tensor]]:

@@ -122,6 +122,14 @@ def attention(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     return [*value[:-2], query[-2], value[-1]]
 
 
+@rule("flex_attention")
+def flex_attention(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
+    """The same with a mask and a bias that are functions; more outputs are sums of weights."""
+    dims = attention(graph, func, args[:3], {"scale": args[5]}, out[0])
+    return [dims, *(dims[: tensor.dim()] if tensor.numel() else graph.unknown(tensor)
+                    for tensor in out[1:])]  # fmt: skip
+
+
 @rule("convolution")
 def convolution(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     """``out[g·O] += weight[g·O, I] * x[g·I]``: channels are axes, kernel positions are fixed."""

@@ -56,7 +56,7 @@ def writers(
         return _union(graph, fixed)
     if not known and moving and (own := _union(graph, fixed) & graph.shapes.keys()):
         return own
-    if name == "scaled_dot_product_attention":
+    if name in ("scaled_dot_product_attention", "flex_attention"):
         return graph.writers(args[2])
     if name in PRODUCTS and len(moving) > 1:
         return graph.writers(moving[-1])
