@@ -120,7 +120,6 @@ class GrowthCallback(Counting):
             network before it.
         rehearse: whether the next growth is tried before the first step, on copies, and undone. It
             takes the time of up to three steps of the large network. What crashes is refused.
-        moments: former name of `optimizer_state`, which raises an error.
 
     Raises:
         ValueError: at once for an unknown method, `optimizer_state`, `early_stopping` or
@@ -143,13 +142,7 @@ class GrowthCallback(Counting):
         override: dict[str, str | None] | None = None,
         on_failure: OnFailure = "stop",
         rehearse: bool = True,
-        moments: str | None = None,
     ) -> None:
-        if moments is not None:
-            raise ValueError(
-                f"GrowthCallback has no option moments, got moments={moments!r}; use its new name: "
-                f"optimizer_state={moments!r}"
-            )
         method = learning(method, steps, learning_rate)
         self.settings = Settings(list(growths), attribute, method, optimizer_state, seed, override)
         self.monitor = monitor

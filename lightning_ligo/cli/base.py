@@ -2,6 +2,8 @@
 
 import pydoc
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -97,6 +99,19 @@ class GrowthCLI(LightningCLI):
             run=run,
         )
 
+    def instantiate_classes(self) -> None:
+        """Instantiate all classes, with the own words of a constructor that refuses its arguments.
+
+        Raises:
+            RefusedError: where jsonargparse says what else the value might have been.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise RefusedError(str(error.__cause__)) from error
+            raise
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without Lightning's warning about the arguments of the process."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -122,6 +137,18 @@ class GrowthCLI(LightningCLI):
         self.config = self.parser.parse_object(
             {self.config.subcommand: {"model": model}}, self.config
         )
+
+
+class RefusedError(ValueError):
+    """A constructor has refused the arguments of the configuration."""
+
+
+def train(words: Sequence[str]) -> None:
+    """Run `lightning-ligo fit`, `validate`, `test` or `predict` with these arguments."""
+    try:
+        GrowthCLI(list(words))
+    except RefusedError as error:
+        sys.exit(f"lightning-ligo: {error}")
 
 
 def is_kind(class_path: str, *kinds: type) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -102,13 +101,13 @@ class PlanCLI(GrowthCLI):
         self.planned = plan_run(self.trainer, model, **options)
 
 
-def plan_configuration(words: Sequence[str]) -> list[Planned]:
-    """Plan all growths of the run that `lightning-ligo fit WORDS` would be.
+def plan_configuration(words: list[str]) -> list[Planned]:
+    """Plan all growths of the run that `lightning-ligo WORDS` would be.
 
     Raises:
         ValueError: for whatever the fit would refuse.
     """
     try:
-        return PlanCLI(["fit", *words]).planned
+        return PlanCLI(words).planned
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error

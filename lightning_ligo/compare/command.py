@@ -17,6 +17,7 @@ import yaml
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.cli.base import GrowthCLI
+from lightning_ligo.cli.parser import CommandParser, fit_words
 from lightning_ligo.compare.comparison import (
     FRONTIER,
     VALIDATIONS,
@@ -77,7 +78,7 @@ def compare(words: Sequence[str]) -> None:
     options, rest = parser.parse_known_args(words)
     out = options.out or Path("runs", "compare", Path(options.config[-1]).stem)
     devices = 0
-    try:
+    with parser.refusing():
         recipe = Recipe(_configuration(options.config, rest))
         methods = [name for name in options.methods or [recipe.method]
                    if name not in (SCRATCH, SMALL_ONLY)]  # fmt: skip
@@ -93,8 +94,6 @@ def compare(words: Sequence[str]) -> None:
             steps_per_epoch = recipe.steps_per_epoch(result)
         budget = budget_of(recipe, costs, steps_per_epoch)
         trials = trials_of(recipe, budget, methods, options.seeds, options.learning_rates)
-    except ValueError as error:
-        sys.exit(f"lightning-ligo compare: {error}")
     results, failures = _watched("Comparing", trials, out, jobs, devices)
     comparison = Comparison(
         command=shlex.join(["lightning-ligo", "compare", *words]),
@@ -161,8 +160,7 @@ class ConfigurationCLI(GrowthCLI):
 
 def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
     """Return the whole configuration of a run, with every default."""
-    configs = [word for file in files for word in ("--config", file)]
-    cli = ConfigurationCLI(["fit", *configs, *rest])
+    cli = ConfigurationCLI(fit_words(files, rest))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # skip_none has another name in later jsonargparse
         text = default_config(cli)
@@ -170,19 +168,11 @@ def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-ligo compare",
-        usage=USAGE,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("compare", usage=USAGE, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_config("configuration of a run with one GrowthCallback, as for fit", required=True)
     own = "(default: that of the configuration)"
     for name, metavar, what, options in (
-        ("--config", "FILE", "configuration of a run with one GrowthCallback, as for fit",
-         {"action": "append", "required": True}),
         ("--methods", "METHOD,METHOD", f"{', '.join(METHODS)} or DEPTH+WIDTH {own}",
          {"type": lambda text: list(dict.fromkeys(text.split(",")))}),
         ("--seeds", "N", "seeds of every run (default: 1)", {"type": _count, "default": 1}),
