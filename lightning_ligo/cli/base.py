@@ -21,8 +21,7 @@ from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.tasks.digits import DigitsDataModule
 from lightning_ligo.tasks.images import ImageFolderDataModule
 from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
-from lightning_ligo.tasks.stdlib import PythonSourceDataModule
-from lightning_ligo.tasks.text import TextDataModule
+from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
 from lightning_ligo.trainer.integrity import intact
 
 SHORT_NAMES = (
