@@ -19,7 +19,6 @@ from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import Followers, grow_states
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
@@ -39,7 +38,7 @@ from lightning_ligo.trainer.holders import tensors_of
 from lightning_ligo.trainer.lightning import training_output
 from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sandbox import sandboxed
-from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.sharding import Sharding, is_sharded
 from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
 from lightning_ligo.trainer.swap import conform, swap, undone
 

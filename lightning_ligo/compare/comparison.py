@@ -14,8 +14,15 @@ from pathlib import Path
 from statistics import fmean
 
 from lightning_ligo.callbacks.after_growth import check_room
-from lightning_ligo.compare.budget import Costs, cost, passes, steps_within, triggers
-from lightning_ligo.compare.frontier import Saving, saving
+from lightning_ligo.compare.budget import (
+    Costs,
+    Saving,
+    cost,
+    passes,
+    saving,
+    steps_within,
+    triggers,
+)
 from lightning_ligo.compare.trial import (
     SCRATCH,
     SMALL_ONLY,
@@ -70,19 +77,12 @@ def _each(totals: Sequence[int], counts: Sequence[int]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Budget:
-    """The FLOPs that every method may spend, and the costs of the methods.
+    """The FLOPs that every method may spend, and the costs of the methods."""
 
-    Args:
-        flops: the budget.
-        costs: costs of a run by method.
-        every: steps from one validation to the next, in every run.
-        steps_per_epoch: optimizer steps in an epoch.
-    """
-
-    flops: float
-    costs: dict[str, Costs]
-    every: int
-    steps_per_epoch: float
+    flops: float  # the budget
+    costs: dict[str, Costs]  # costs of a run by method
+    every: int  # steps from one validation to the next, in every run
+    steps_per_epoch: float  # optimizer steps in an epoch
 
 
 def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -> Budget:
@@ -190,21 +190,13 @@ def run_all(
 
 @dataclass(frozen=True)
 class Entry:
-    """The finished runs of one method, share of the budget and learning rate, over all seeds.
+    """The finished runs of one method, share of the budget and learning rate, over all seeds."""
 
-    Args:
-        method: name of the method.
-        share: share of the budget.
-        rate: learning rate; None for that of the configuration.
-        results: results in the order of the seeds.
-        tried: all learning rates that were tried, and the mean loss of each.
-    """
-
-    method: str
-    share: float
-    rate: float | None
-    results: tuple[Result, ...]
-    tried: tuple[tuple[float | None, float], ...] = ()
+    method: str  # name of the method
+    share: float  # share of the budget
+    rate: float | None  # learning rate; None for that of the configuration
+    results: tuple[Result, ...]  # results in the order of the seeds
+    tried: tuple[tuple[float | None, float], ...] = ()  # rates and mean losses
 
     @property
     def losses(self) -> list[float]:

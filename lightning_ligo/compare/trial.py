@@ -53,23 +53,14 @@ LEFT_OUT = (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One run and its whole configuration.
+    """One run and its whole configuration."""
 
-    Args:
-        method: name of the method.
-        share: share of the budget; 0 for a rehearsal, which measures costs.
-        rate: learning rate; None for that of the configuration.
-        seed: number of the seed, from 0.
-        steps: number of optimizer steps.
-        config: configuration as `lightning-ligo fit` reads it.
-    """
-
-    method: str
-    share: float
-    rate: float | None
-    seed: int
-    steps: int
-    config: dict[str, Any]
+    method: str  # name of the method
+    share: float  # share of the budget; 0 for a rehearsal, which measures costs
+    rate: float | None  # learning rate; None for that of the configuration
+    seed: int  # number of the seed, from 0
+    steps: int  # number of optimizer steps
+    config: dict[str, Any]  # configuration as `lightning-ligo fit` reads it
 
     @property
     def name(self) -> str:
@@ -90,27 +81,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a trial.
+    """The result of a trial."""
 
-    Args:
-        steps: number of optimizer steps.
-        grew_at: steps of the growths.
-        training: FLOPs of training at each size of the network.
-        evaluation: FLOPs of validation at each size of the network.
-        operator: FLOPs of learning the operators.
-        curve: the validations.
-        batches_per_epoch: batches in an epoch, if known.
-        device: name of the device.
-    """
-
-    steps: int
-    grew_at: list[int]
-    training: list[int]
-    evaluation: list[int]
-    operator: int
-    curve: list[Point]
-    batches_per_epoch: int | None
-    device: str
+    steps: int  # number of optimizer steps
+    grew_at: list[int]  # steps of the growths
+    training: list[int]  # FLOPs of training at each size of the network
+    evaluation: list[int]  # FLOPs of validation at each size of the network
+    operator: int  # FLOPs of learning the operators
+    curve: list[Point]  # the validations
+    batches_per_epoch: int | None  # batches in an epoch, if known
+    device: str  # name of the device
 
     @property
     def flops(self) -> int:
