@@ -232,11 +232,7 @@ class Validations:
         return next((name for name in names if name in metrics), None)
 
     def check_logged(self, trainer: Trainer, asked: set[str]) -> None:
-        """Check that the first validation logs the monitored metrics.
-
-        Raises:
-            ValueError: naming the metric that is missing.
-        """
+        """Raise ValueError if the first validation does not log the monitored metrics."""
         logged = validation_names(trainer)
         for name in sorted(asked | ({self._monitor} if self._monitor else set())):
             if name not in logged:

@@ -153,11 +153,7 @@ def _mean(trainer: Trainer, *values: float) -> list[float]:
 
 
 def check_decisions(trainer: Trainer, growths: Sequence[Growth], done: int) -> None:
-    """Check that the run can decide its growths before it ends.
-
-    Raises:
-        ValueError: for a run without validation, and for an EarlyStopping with no more patience.
-    """
+    """Raise ValueError for growths that need validations which the run has not, or ends before."""
     stopping = [
         callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)
     ]

@@ -33,11 +33,7 @@ def validated_at(steps: int, every: int) -> list[int]:
 
 
 def triggers(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> list[int]:
-    """Return the optimizer steps at which a run of so many steps grows.
-
-    Raises:
-        ValueError: for a growth outside the run, or whose step is not known.
-    """
+    """Return the optimizer steps at which a run grows; raise ValueError if one is not known."""
     run = Run(steps=steps, epochs=math.inf, steps_per_epoch=steps_per_epoch)
     found = []
     for growth, step in zip(growths, resolve(growths, run), strict=True):

@@ -180,11 +180,7 @@ class Recipe:
         return math.inf if batches is None else math.ceil(batches / accumulate)
 
     def steps(self, steps_per_epoch: float) -> int:
-        """Return the optimizer steps of the run of the configuration.
-
-        Raises:
-            ValueError: if nothing ends it.
-        """
+        """Return the optimizer steps of the configured run; raise ValueError if nothing ends it."""
         options = self.config["trainer"]
         epochs, steps = options["max_epochs"], options["max_steps"]
         limits = [
@@ -349,11 +345,7 @@ def failure(trial: Trial, out: Path, status: int | None) -> str:
 
 
 def run(folder: Path) -> Result:
-    """Run the trial of a folder, and write its result there.
-
-    Raises:
-        RuntimeError: for a run that has ended before its last step.
-    """
+    """Run the trial of a folder to its last step, and write its result there."""
     trainer = GrowthCLI(["fit", "--config", str(folder / "fit.yaml")]).trainer
     if trainer.global_step != trainer.max_steps:
         raise RuntimeError(

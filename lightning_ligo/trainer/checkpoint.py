@@ -152,11 +152,7 @@ def peek(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
 
 
 def check_same_shapes(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Refuse weights of another size, which a sharded strategy would load in part.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
+    """Raise ValueError for weights of another size, which a sharded strategy would load in part."""
     stored, held = _shapes(checkpoint["state_dict"]), _shapes(pl_module.state_dict())
     strict = pl_module.strict_loading
     names = held.keys() | stored.keys() if strict else held.keys() & stored.keys()

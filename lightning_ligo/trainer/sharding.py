@@ -131,11 +131,7 @@ def shard(trainer: Trainer, slot: Slot) -> None:
 
 
 def check_sharded(slot: Slot) -> None:
-    """Refuse a network that `configure_model` leaves whole, or shards as part of a larger module.
-
-    Raises:
-        ValueError: naming the parameters, or the module.
-    """
+    """Raise ValueError for a network that is whole, or sharded as part of a larger module."""
     owner, at = type(slot.module).__name__, slot.attribute
     outer = [name for name, module in slot.module.named_modules() if isinstance(module, FSDPModule)]
     around = [name for name in outer if not name or at.startswith(f"{name}.")]
@@ -170,11 +166,7 @@ class Sharding:
             self._forms[pl_module] = blank(network)
 
     def check(self, slot: Slot, description: dict[str, Any] | None) -> None:
-        """Check that the network is sharded, not wrapped, and has a plain form.
-
-        Raises:
-            ValueError: naming what was found.
-        """
+        """Raise ValueError if the network is not sharded, is wrapped, or has no plain form."""
         attribute, owner = slot.attribute, type(slot.module).__name__
         if slot.prefix != attribute:
             raise ValueError(
@@ -194,11 +186,7 @@ class Sharding:
         self.see(slot.module, build(description))
 
     def try_out(self, trainer: Trainer, slot: Slot, large: nn.Module) -> None:
-        """Check that the module shards a large network, which may be on the meta device.
-
-        Raises:
-            ValueError: see `shard`.
-        """
+        """Try to shard a large network, which may be on the meta device; see `shard`."""
         network = slot.network
         slot.set(large)
         try:

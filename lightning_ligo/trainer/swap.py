@@ -136,11 +136,7 @@ def restart_compression(trainer: Trainer) -> None:
 
 
 def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
-    """Compare a hash of the tensors across ranks.
-
-    Raises:
-        RuntimeError: naming the ranks that differ from rank 0.
-    """
+    """Raise RuntimeError naming the ranks whose tensors have another hash than those of rank 0."""
     if trainer.world_size == 1:
         return
     digest = hashlib.sha256()
