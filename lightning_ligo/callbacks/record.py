@@ -122,15 +122,19 @@ def log_line(
         losses: loss of every step of learning the operator.
         factor: product of the learning rate factors of all growths so far.
     """
-    steps = len(losses)
-    learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
+    learned = "nothing learned"
+    if losses:
+        learned = (
+            f"operator: {record.operator['coefficients']:,} coefficients, {len(losses)} steps, "
+            f"loss {losses[0]:.4g} -> {losses[-1]:.4g}"
+        )
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))
     metric = record.metric
     validated = f"{metric.name}: {_number(metric.before)} -> {_number(metric.after)}; "
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
-        f"{record.method} (operator: {record.operator['coefficients']:,} coefficients, {learned}); "
+        f"{record.method} ({learned}); "
         f"at its start {record.change.sentence}; {validated if metric.name else ''}"
         f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
