@@ -32,10 +32,8 @@ a run that has ended more epochs (--trainer.max_epochs) and a schedule that cove
 """
 
 EPILOG = """\
-One device of this machine is used, whatever the strategy of the run. So runs under FSDP1 and
-DeepSpeed can grow too, if their checkpoint is one file; they resume with the large network and
-without GrowthCallback. Averages, EarlyStopping and fine-tuning callbacks are adapted; the state of
-all other callbacks is copied. A method that learns an operator trains it on the run's data.
+One device of this machine is used, whatever the strategy of the run. Averages, EarlyStopping and
+fine-tuning callbacks are adapted; the state of all other callbacks is copied.
 
 The exit status is 1 if the growth is not possible, with the reason; nothing is written then.
 """

@@ -20,7 +20,6 @@ from lightning_ligo.cli.base import GrowthCLI
 from lightning_ligo.cli.parser import CommandParser, fit_words
 from lightning_ligo.compare.comparison import (
     FRONTIER,
-    VALIDATIONS,
     budget_of,
     costs_of,
     entries_of,
@@ -45,30 +44,18 @@ Train one configuration by several methods at equal FLOPs, and against training 
 
   lightning-ligo compare --config recipes/python_gpt.yaml --methods lemon,stack+lemon --seeds 3
 
-The budget is the FLOPs of the run of the configuration: training at every size, learning the
-operators, and all validations. Every method gets as many steps as the budget pays for, and a
-schedule over them. A growth at a fraction of the run stays at that fraction, one at a step or an
-epoch stays there; a growth that the run decides is refused. Two runs without a growth are always
+The budget is the FLOPs of the run of the configuration. Two runs without a growth are always
 included: `{SCRATCH}`, the large network at {SHARES} times the budget, and `{SMALL_ONLY}`, the
-small one at the budget.
+small one at the budget. FOLDER gets compare.json, compare.md and compare.png.
 """
 
-EPILOG = f"""\
-First every method is rehearsed: it grows after one step and learns for one, which measures its cost
-and finds errors before any training. Then every run is trained in a process and a folder of its
-own, whose name holds a hash of the configuration. The same command again keeps finished runs and
-restarts interrupted ones.
+EPILOG = """\
+First every method is rehearsed, which measures its cost and finds errors before any training. The
+same command again keeps finished runs and restarts interrupted ones. The metric is the monitor of
+GrowthCallback or of a checkpoint: a loss above 0, lower is better. The docs say what else is
+held equal.
 
-Seeds are seed_everything, and seed of GrowthCallback and data, plus 0, 1, ...; the same seed means
-the same data order and the same first weights. Every method and {SCRATCH} are trained at all
-learning rates and judged by the one with the lowest mean loss. `steps` and `learning_rate` of
-GrowthCallback are for its own method. A run of the configuration is validated {VALIDATIONS} times,
-others after as many steps each; loggers, checkpoints and early stopping are left out. The metric is
-the monitor of GrowthCallback or of a checkpoint: a loss above 0, lower is better.
-
-FOLDER gets compare.json, compare.md and compare.png: the loss of every method, its FLOPs, and its
-saving against {SCRATCH}, with everything counted and with the small network for free. The exit
-status is 1 if a run fails; all others are still run and reported.
+The exit status is 1 if a run fails; all others are still run and reported.
 """
 
 
