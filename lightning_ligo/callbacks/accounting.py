@@ -180,11 +180,8 @@ class _OfSize(Counting):
 class Validations:
     """Measures and notes the validation metrics of a run.
 
-    Args:
-        monitor: metric to report; by default the one that a ModelCheckpoint or an EarlyStopping
-            monitors, or the first that is logged.
-        seed: seed of validations at growths.
-        accounting: where FLOPs are counted and metrics are noted.
+    `monitor` is the metric to report; by default the one that a ModelCheckpoint or an EarlyStopping
+    monitors, or the first that is logged.
     """
 
     def __init__(self, monitor: str | None, seed: int, accounting: Accounting) -> None:

@@ -114,14 +114,7 @@ def growth_record(
 def log_line(
     trainer: Trainer, record: GrowthRecord, losses: tuple[float, ...], factor: float
 ) -> str:
-    """Return the line that the log shows after a growth.
-
-    Args:
-        trainer: Trainer of the run, after the growth.
-        record: record of the growth.
-        losses: loss of every step of learning the operator.
-        factor: product of the learning rate factors of all growths so far.
-    """
+    """Return the line of the log after a growth; `factor` is that of all growths so far."""
     learned = "nothing learned"
     if losses:
         learned = (
@@ -154,11 +147,6 @@ def log_growths(
     """Log every growth as a new hyperparameter, with the description of the large network.
 
     Existing hyperparameters do not change, as some trackers refuse that.
-
-    Args:
-        trainer: Trainer of the run.
-        records: records of the growths.
-        networks: descriptions of the small network and of the larger ones.
     """
     growths = {
         f"growth_{number}": {

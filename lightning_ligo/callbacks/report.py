@@ -45,12 +45,8 @@ def growth_report(
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
-    Args:
-        records: the records of the growths, as plain data.
-        failed: the growth that failed, if the run continued with the small network.
-        training: FLOPs of training at each size.
-        metrics: metrics of the last validation.
-        checkpoint: path of the best or last checkpoint of the run.
+    `failed` is the growth that failed, if the run continued with the small network; `training` are
+    the FLOPs at each size, and `metrics` those of the last validation.
     """
     growths = []
     for position, record in enumerate(records):

@@ -11,12 +11,7 @@ from typing import Any
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parses the words of one command of `lightning-ligo`.
-
-    Args:
-        command: name of the command.
-        options: options of ArgumentParser.
-    """
+    """Parses the words of one command of `lightning-ligo`."""
 
     def __init__(self, command: str, **options: Any) -> None:
         super().__init__(

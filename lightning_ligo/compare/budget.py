@@ -64,14 +64,7 @@ def passes(steps: int, grows_at: Sequence[int], every: int) -> list[int]:
 
 
 def cost(steps: int, grows_at: Sequence[int], costs: Costs, every: int) -> float:
-    """Return the FLOPs of a run: training, learning the operators, and validations.
-
-    Args:
-        steps: number of optimizer steps.
-        grows_at: steps of the growths.
-        costs: costs of the parts of the run.
-        every: steps from one validation to the next.
-    """
+    """Return the FLOPs of a run: training, learning the operators, and validations."""
     trained = [last - first for first, last in pairwise([0, *grows_at, steps])]
     validated = passes(steps, grows_at, every)
     return (
@@ -121,16 +114,12 @@ def steps_within(
 
 @dataclass(frozen=True)
 class Saving:
-    """The share of the FLOPs from scratch that a run did not need for its loss.
+    """The share of the FLOPs from scratch that a run did not need for its loss."""
 
-    Args:
-        share: the saving, 1 for all FLOPs.
-        bound: ``>`` (at least) if scratch does not reach the loss at its largest budget, ``<`` (at
-            most) if it is below the loss at its smallest.
-    """
-
-    share: float
-    bound: str = ""
+    share: float  # 1 for all FLOPs
+    bound: str = (
+        ""  # > (at least) if scratch never reaches the loss, < (at most) if it starts lower
+    )
 
     def __str__(self) -> str:
         """
@@ -156,13 +145,8 @@ def frontier(runs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 def saving(flops: float, loss: float, scratch: Sequence[tuple[float, float]]) -> Saving:
     """Return ``1 - flops / flops_scratch(loss)``, by log-log interpolation between two runs.
 
-    Args:
-        flops: FLOPs of the run.
-        loss: final loss of the run, above 0.
-        scratch: finished runs from scratch (FLOPs, loss), at least two of different budgets.
-
-    Raises:
-        ValueError: for a loss of 0 or less.
+    `scratch` are finished runs (FLOPs, loss), at least two of different budgets. Raises ValueError
+    for a loss of 0 or less.
     """
     points = frontier(scratch)
     if min(loss, *(scratch_loss for _, scratch_loss in points)) <= 0:

@@ -143,12 +143,8 @@ def run_all(
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
     """Run all unfinished trials; return the results of all, and the reasons of failures.
 
-    Args:
-        trials: the trials.
-        out: folder for the folders of the trials.
-        jobs: number of runs at once.
-        devices: number of CUDA devices to share; with 0 every run uses its configured device.
-        done: called with every trial that has ended, now or before.
+    CUDA devices are shared by `jobs` runs at once; with 0 devices every run uses its configured
+    one. `done` is called with every trial that has ended, now or before.
     """
     results: dict[Trial, Result] = {}
     failures: dict[Trial, str] = {}
@@ -245,15 +241,11 @@ class Saved:
 
 
 def saved(entry: Entry, entries: Sequence[Entry], small_is_free: bool) -> Saved | None:
-    """Return the saving of an entry against the scratch frontier.
+    """Return the saving of an entry against the scratch frontier, which is among the entries.
 
-    It is None if runs are missing or have diverged, or if a loss is not above 0.
-
-    Args:
-        entry: the entry.
-        entries: all entries, those from scratch among them.
-        small_is_free: leave out the FLOPs before the last growth, except those of learning the
-            operators, as the paper does.
+    It is None if runs are missing or have diverged, or if a loss is not above 0. If the small
+    network is free, the FLOPs before the last growth do not count, except those of learning the
+    operators, as in the paper.
     """
     scratch = [other for other in entries if other.method == SCRATCH]
     if len(scratch) < len(FRONTIER) or not all(

@@ -204,12 +204,7 @@ class Recipe:
     ) -> dict[str, Any]:
         """Return the configuration of a run that grows by a method at these steps.
 
-        Args:
-            method: name of the method.
-            grows_at: optimizer steps of the growths.
-            steps: number of optimizer steps.
-            every: steps from one validation to the next.
-            learning_steps: steps of learning an operator; those of the method by default.
+        It is validated `every` so many steps. The learning steps are the method's by default.
         """
         growing = copy.deepcopy(self.growing)
         options = growing["init_args"]

@@ -44,13 +44,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 class OrderedDataModule(LightningDataModule):
-    """Loads datasets whose items are given by (item, epoch), such as random crops.
-
-    Args:
-        batch_size: items in a batch.
-        num_workers: processes that load data.
-        seed: of the order and of random changes.
-    """
+    """Loads datasets whose items are given by (item, epoch), such as random crops."""
 
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()

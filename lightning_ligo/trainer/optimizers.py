@@ -126,10 +126,7 @@ def fill_groups(
 ) -> None:
     """Put the parameters of the given names into the optimizer groups.
 
-    Args:
-        trainer, pl_module: of the run.
-        groups: the names in every group of every optimizer.
-        before: the parameters of the module when the groups were last filled, by name.
+    `before` are the parameters of the module when the groups were last filled, by name.
     """
     parameters = dict(pl_module.named_parameters())
     for optimizer, names_of_groups in zip(all_optimizers(trainer), groups, strict=True):
