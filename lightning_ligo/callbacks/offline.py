@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.schedule import DECIDED, KNOWN
-from lightning_ligo.trainer.checkpoint import KEY
+from lightning_ligo.trainer.checkpoint import KEY, size_of
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of, dump_checkpoint
 
@@ -68,14 +69,7 @@ def grow_checkpoint(
     size = checkpoint.get(KEY, {"size": 0})["size"]
     _check(callback, size, path)
 
-    def save(trainer: Trainer, pl_module: LightningModule, *_: Any) -> dict[str, Any]:
-        if callback.size(pl_module) == size:
-            raise ValueError(
-                f"the checkpoint {path} was written while gradients were accumulated; use one from "
-                "the end of an epoch"
-            )
-        return dump_checkpoint(trainer)
-
+    save = functools.partial(_saved, size, path)
     with _grown_at(trainer, callback, size, checkpoint):
         after = callbacks_of(trainer).index(callback) + 1
         options |= {"ckpt_path": path, "weights_only": safely}
@@ -86,6 +80,18 @@ def grow_checkpoint(
     write_whole(out, lambda part: torch.save(grown, part))
     record: dict[str, Any] = callback.state_dict()["records"][-1]
     return record
+
+
+def _saved(
+    size: int, path: Path, trainer: Trainer, module: LightningModule, *_: Any
+) -> dict[str, Any]:
+    """Return the checkpoint of the grown run."""
+    if size_of(module) == size:
+        raise ValueError(
+            f"the checkpoint {path} was written while gradients were accumulated; use one from "
+            "the end of an epoch"
+        )
+    return dump_checkpoint(trainer)
 
 
 def growing(trainer: Trainer) -> GrowthCallback:

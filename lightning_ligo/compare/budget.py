@@ -117,9 +117,7 @@ class Saving:
     """The share of the FLOPs from scratch that a run did not need for its loss."""
 
     share: float  # 1 for all FLOPs
-    bound: str = (
-        ""  # > (at least) if scratch never reaches the loss, < (at most) if it starts lower
-    )
+    bound: str = ""  # > (at least): scratch never reaches the loss, < (at most): it starts lower
 
     def __str__(self) -> str:
         """
