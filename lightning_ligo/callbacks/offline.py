@@ -64,7 +64,10 @@ def grow_checkpoint(
             "Trainer(devices=1)"
         )
     path, out, safely = Path(ckpt_path), Path(out), weights_only is not False
-    _check_out(out)
+    if out.exists():
+        raise FileExistsError(f"there is something at {out}; give another name for the checkpoint")
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder {out.parent} for the new checkpoint does not exist")
     checkpoint = _read(path, safely)
     size = checkpoint.get(KEY, {"size": 0})["size"]
     _check(callback, size, path)
@@ -145,13 +148,6 @@ def _grown_at(
     finally:
         growths[:], callback.on_failure = before, on_failure
         loop.max_epochs, loop.epoch_loop.max_steps = limits
-
-
-def _check_out(out: Path) -> None:
-    if out.exists():
-        raise FileExistsError(f"there is something at {out}; give another name for the checkpoint")
-    if not out.parent.is_dir():
-        raise ValueError(f"the folder {out.parent} for the new checkpoint does not exist")
 
 
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.cli.base import GrowthCLI
@@ -162,27 +162,16 @@ def _parser() -> CommandParser:
     for name, metavar, what, options in (
         ("--methods", "METHOD,METHOD", f"{', '.join(METHODS)} or DEPTH+WIDTH {own}",
          {"type": lambda text: list(dict.fromkeys(text.split(",")))}),
-        ("--seeds", "N", "seeds of every run (default: 1)", {"type": _count, "default": 1}),
+        ("--seeds", "N", "seeds of every run (default: 1)", {"type": PositiveInt, "default": 1}),
         ("--learning_rates", "RATE,RATE", f"tried for every method and scratch {own}",
-         {"type": _rates, "default": [None]}),
-        ("--jobs", "N", "runs at once (default: one per CUDA device, else 1)", {"type": _count}),
+         {"type": rates, "default": [None]}),
+        ("--jobs", "N", "runs at once (default: one a CUDA device, else 1)", {"type": PositiveInt}),
         ("--out", "FOLDER", "(default: runs/compare/NAME of the FILE)", {"type": Path}),
     ):  # fmt: skip
         parser.add_argument(name, metavar=metavar, help=what, **options)
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
-    return int(text)
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        rates = sorted({float(word) for word in text.split(",")})
-    except ValueError:
-        rates = [0.0]
-    if rates[0] <= 0 or not math.isfinite(rates[-1]):
-        raise argparse.ArgumentTypeError(f"expected rates above 0, such as 1e-3,2e-3, got {text!r}")
-    return rates
+def rates(text: str) -> list[float]:
+    """Parse `1e-3,2e-3`."""
+    return sorted({float(PositiveFloat(word)) for word in text.split(",")})

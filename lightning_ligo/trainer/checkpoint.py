@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -60,7 +60,13 @@ def rebuild(
     slot = Slot(module, attribute)
     network = slot.network
     if "state_dict" not in checkpoint:  # a sharded strategy has loaded what fits
-        _check_size(network, attribute, description)
+        built = None if description is None else build(description, device="meta")
+        if built is not None and _shapes(network.state_dict()) != _shapes(built.state_dict()):
+            raise ValueError(
+                f"the checkpoint holds a network {attribute!r} of another size than the module's, "
+                "and a sharded strategy would load a part only; give the Trainer the "
+                f"GrowthCallback of the run that wrote it, or make the module with {description}"
+            )
         set_record(module, record)
         return
     wanted = _shapes(checkpoint["state_dict"], f"{slot.prefix}.")
@@ -89,17 +95,6 @@ def rebuild(
         if entry is not None:
             module.hparams[attribute] = description
     set_record(module, record)
-
-
-def _check_size(network: nn.Module, attribute: str, description: dict[str, Any] | None) -> None:
-    if description is None:
-        return
-    if _shapes(network.state_dict()) != _shapes(build(description, device="meta").state_dict()):
-        raise ValueError(
-            f"the checkpoint holds a network {attribute!r} of another size than the module's, and "
-            "a sharded strategy would load a part only; give the Trainer the GrowthCallback of "
-            f"the run that wrote it, or make the module with {description}"
-        )
 
 
 def described(slot: Slot) -> dict[str, Any] | None:

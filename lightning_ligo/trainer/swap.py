@@ -79,7 +79,11 @@ def swap(
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
         for held in groups
     ]
-    _wrap_again(trainer, slot)
+    if isinstance(trainer.strategy, DDPStrategy):
+        wrap_in_ddp(trainer.strategy, pl_module)
+    elif is_sharded(trainer):  # compared before sharding; buffers stay each rank's own
+        check_ranks_are_alike(trainer, dict(large.named_parameters()))
+        shard(trainer, slot)
     carried = carry_states(trainer, small, large, grow_states)
     fill_groups(trainer, pl_module, groups, before)
     large.zero_grad()
@@ -114,16 +118,6 @@ def undone(trainer: Trainer, slot: Slot) -> Iterator[None]:
             optimizer.state.clear()
             optimizer.state.update(state)
         raise
-
-
-def _wrap_again(trainer: Trainer, slot: Slot) -> None:
-    """Wrap the module in DDP again, or shard the new network."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        wrap_in_ddp(strategy, slot.module)
-    elif is_sharded(trainer):  # compared before sharding; buffers stay each rank's own
-        check_ranks_are_alike(trainer, dict(slot.network.named_parameters()))
-        shard(trainer, slot)
 
 
 def restart_compression(trainer: Trainer) -> None:
