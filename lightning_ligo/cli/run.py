@@ -83,11 +83,7 @@ class PlanCLI(GrowthCLI):
 
 
 def plan_configuration(words: list[str]) -> list[Planned]:
-    """Plan all growths of the run that `lightning-ligo WORDS` would be.
-
-    Raises:
-        ValueError: for whatever the fit would refuse.
-    """
+    """Plan all growths of `lightning-ligo WORDS`; raise ValueError for what it would refuse."""
     try:
         return PlanCLI(words).planned
     except MisconfigurationException as error:

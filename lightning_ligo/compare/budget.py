@@ -81,11 +81,7 @@ def steps_within(
     growths: Sequence[Growth] = (),
     steps_per_epoch: float = math.inf,
 ) -> int:
-    """Return the most optimizer steps that a budget of FLOPs pays for.
-
-    Raises:
-        ValueError: if it does not pay for all growths and one step after them.
-    """
+    """Return the most steps that a budget pays for; raise ValueError if it is too small."""
 
     def exceeds(steps: int) -> bool:
         try:

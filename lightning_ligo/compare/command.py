@@ -102,11 +102,7 @@ def compare(words: Sequence[str]) -> None:
 def _rehearsed(
     trials: list[Trial], recipe: Recipe, out: Path, jobs: int, devices: int
 ) -> dict[Trial, Result]:
-    """Return the results of all rehearsals, in their order.
-
-    Raises:
-        ValueError: if methods fail, with their names, or if the metric is not logged.
-    """
+    """Return the results of all rehearsals, in order; raise ValueError naming those that fail."""
     results, failures = _watched("Rehearsing", trials, out, jobs, devices)
     if failures:
         lines = [f"{trial.method}: {why}" for trial, why in failures.items()]

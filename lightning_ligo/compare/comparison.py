@@ -86,11 +86,7 @@ class Budget:
 
 
 def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -> Budget:
-    """Return the budget: the FLOPs of the run of the configuration.
-
-    Raises:
-        ValueError: for a run without a known end, and for growths outside it.
-    """
+    """Return the FLOPs of the run of the configuration; see `Recipe.steps` and `triggers`."""
     steps = recipe.steps(steps_per_epoch)
     every = math.ceil(steps / VALIDATIONS)
     grows_at = triggers(steps, recipe.growths, steps_per_epoch)

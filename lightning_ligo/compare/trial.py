@@ -243,11 +243,7 @@ class Recipe:
 
 
 def seeded(config: dict[str, Any], number: int, rate: float | None) -> dict[str, Any]:
-    """Return the same run with a number added to all seeds, and with another learning rate.
-
-    Raises:
-        ValueError: for a rate, if the model has no argument `learning_rate`.
-    """
+    """Return the same run with a number added to all seeds, and with another learning rate."""
     config = copy.deepcopy(config)
     first = config.get("seed_everything")
     config["seed_everything"] = number + (first if type(first) is int else 0)

@@ -106,9 +106,7 @@ def described(slot: Slot) -> dict[str, Any] | None:
 def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
     """Return the descriptions of the small network and of every network it grows to, in order.
 
-    Raises:
-        ValueError: for a growth that changes nothing, and for changes to a network without a
-            description.
+    Raises ValueError for a growth that changes nothing, or a network without a description.
     """
     networks: list[dict[str, Any] | None] = [small]
     for number, growth in enumerate(growths, 1):
@@ -167,8 +165,7 @@ def check_record(
 ) -> dict[str, Any] | None:
     """Return the record of a checkpoint, after a check that these growths lead to its network.
 
-    Raises:
-        ValueError: for a record of another attribute, of more growths, or of other networks.
+    Raises ValueError for a record of another attribute, of more growths, or of other networks.
     """
     record = checkpoint.get(KEY)
     if record is None:

@@ -102,11 +102,7 @@ def _laid_out(value: Any, parameter: nn.Parameter) -> Any:
 
 
 def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list[str]]]) -> None:
-    """Replace the parameters in the optimizer groups by those of the given names.
-
-    Raises:
-        ValueError: if the number of groups differs.
-    """
+    """Replace the parameters in the optimizer groups by those of these names, group by group."""
     found = [len(optimizer.param_groups) for optimizer in all_optimizers(trainer)]
     if found != [len(names) for names in groups]:
         raise ValueError(

@@ -106,9 +106,7 @@ def gathered(form: nn.Module, network: nn.Module) -> nn.Module:
 def shard(trainer: Trainer, slot: Slot) -> None:
     """Shard the plain network in the slot with the LightningModule's `configure_model`.
 
-    Raises:
-        ValueError: if `configure_model` cannot be called again, or does not shard the network, or
-            gives its parameters other names.
+    Raises ValueError if it cannot be called again, does not shard, or changes parameters' names.
     """
     owner, at, network = type(slot.module).__name__, slot.attribute, slot.network
     names = {name for name, _ in network.named_parameters()}
