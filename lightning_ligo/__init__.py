@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from lightning_ligo.tasks.digits import DigitsDataModule
     from lightning_ligo.tasks.images import ImageFolderDataModule
     from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
-    from lightning_ligo.tasks.stdlib import PythonSourceDataModule
-    from lightning_ligo.tasks.text import TextDataModule
+    from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
     from lightning_ligo.trainer.checkpoint import rebuild
 
 __version__ = version("lightning-ligo")
@@ -46,7 +45,7 @@ _LAZY = {
     "ImageClassifier": "tasks.modules",
     "ImageFolderDataModule": "tasks.images",
     "LanguageModel": "tasks.modules",
-    "PythonSourceDataModule": "tasks.stdlib",
+    "PythonSourceDataModule": "tasks.text",
     "TextDataModule": "tasks.text",
     "grow_checkpoint": "callbacks.offline",
     "rebuild": "trainer.checkpoint",

@@ -10,7 +10,10 @@ COMMANDS = {
     "methods": "cli.methods:methods",
     "compare": "compare.command:compare",
 }
-"""Commands of this package; all others are those of LightningCLI."""
+"""Commands of this package."""
+
+RUNS = ("fit", "validate", "test", "predict")
+"""Commands of LightningCLI."""
 
 HELP = """\
 usage: lightning-ligo COMMAND [options]
@@ -61,10 +64,12 @@ def main(args: Sequence[str] | None = None) -> None:
     if words and words[0] in ("-h", "--help"):
         print(HELP, end="")
         sys.exit(0)
-    if words and words[0] in COMMANDS:
-        module, function = COMMANDS[words.pop(0)].split(":")
-    else:
-        module, function = "cli.base", "GrowthCLI"
+    if words and not words[0].startswith("-") and words[0] not in (*RUNS, *COMMANDS):
+        known = ", ".join((*RUNS, *COMMANDS))
+        print(f"lightning-ligo: no command {words[0]!r}, expected one of {known}", file=sys.stderr)
+        sys.exit(2)
+    command = COMMANDS[words.pop(0)] if words and words[0] in COMMANDS else "cli.base:train"
+    module, function = command.split(":")
     getattr(importlib.import_module(f"lightning_ligo.{module}"), function)(words)
 
 

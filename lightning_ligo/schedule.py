@@ -348,7 +348,13 @@ def resolve(growths: Sequence[Growth], run: Run, done: int = 0) -> list[int | No
         ValueError: for a growth outside the run, a fraction of a run without an end, two growths at
             one step, growths that are not in order, and a slope for any growth but the first.
     """
-    _check_decided(growths)
+    for number, each in enumerate(growths[1:], 2):
+        if each.slope is not None:
+            raise ValueError(
+                f"growth {number} is due at {each.when}, which needs a curve from the first step "
+                "on; give a slope to growth 1 only, and here a plateau"
+            )
+    _check_ascending("at FLOPs", [each.flops for each in growths])
     if any(growth.data for growth in growths):
         run = Run(math.inf, run.epochs, math.inf)
     growths = growths[done:]
@@ -379,16 +385,6 @@ def _check_ascending(where: str, values: Sequence[float | None]) -> None:
             f"the growths are due {where} {', '.join(f'{value:g}' for value in given)}; give each "
             "more than the one before"
         )
-
-
-def _check_decided(growths: Sequence[Growth]) -> None:
-    for number, growth in enumerate(growths[1:], 2):
-        if growth.slope is not None:
-            raise ValueError(
-                f"growth {number} is due at {growth.when}, which needs a curve from the first step "
-                "on; give a slope to growth 1 only, and here a plateau"
-            )
-    _check_ascending("at FLOPs", [growth.flops for growth in growths])
 
 
 def _step(number: int, growth: Growth, run: Run) -> int | None:

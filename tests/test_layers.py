@@ -44,6 +44,11 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
             modules.add(node.module)
+            folder = PACKAGE.parent / node.module.replace(".", "/")
+            names = (alias.name for alias in node.names)
+            modules |= {
+                f"{node.module}.{each}" for each in names if (folder / f"{each}.py").exists()
+            }
     return modules
 
 

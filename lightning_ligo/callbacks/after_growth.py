@@ -152,11 +152,7 @@ class Ramping:
 
 
 def check_ramp_goes_on(record: GrowthRecord, method: Method, step: int) -> None:
-    """Check that a run resumes with the same method while new parts are still masked.
-
-    Raises:
-        ValueError: naming both methods.
-    """
+    """Raise ValueError if a run resumes with another method while new parts are masked."""
     begun, ramp, now = record.step, record.ramp, (method.name, method.ramp)
     if step < begun + ramp and (record.method, ramp) != now:
         raise ValueError(
@@ -168,11 +164,7 @@ def check_ramp_goes_on(record: GrowthRecord, method: Method, step: int) -> None:
 
 
 def check_room(steps: int, name: str, growths: Iterable[int | None], end: float) -> None:
-    """Check that the new parts of a growth are unmasked before the next growth or the end.
-
-    Raises:
-        ValueError: naming the steps.
-    """
+    """Raise ValueError if the next growth, or the end, is due before new parts are unmasked."""
     for step, then in itertools.pairwise([*growths, end]):
         if step is not None and then is not None and then - step < steps:
             what = "the run ends" if then == end else "the next growth is due"

@@ -32,11 +32,7 @@ class DataStages:
         self.size = 0  # number of growths that the data has followed
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse attributes that the datamodule does not have.
-
-        Raises:
-            ValueError: for a run without a datamodule, and for an attribute that it does not have.
-        """
+        """Raise ValueError for attributes that the datamodule lacks, and for a run without one."""
         data = datamodule_of(trainer)
         if self._names and data is None:
             raise ValueError(

@@ -8,7 +8,7 @@ import io
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +65,11 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    try:
-        own = version("lightning-ligo")
-    except PackageNotFoundError:  # on the path, but not installed
-        own = "not installed"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
-        "lightning_ligo": own,
+        "lightning_ligo": version("lightning-ligo"),
     }
 
 
@@ -130,9 +126,14 @@ def page(title: str, *parts: str) -> str:
     return PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
-def paragraph(text: str, tag: str = "p") -> str:
-    """Return text in HTML."""
-    return f"<{tag}>{html.escape(text)}</{tag}>"
+def paragraph(text: str) -> str:
+    """Return a paragraph in HTML."""
+    return f"<p>{html.escape(text)}</p>"
+
+
+def heading(text: str) -> str:
+    """Return a heading in HTML."""
+    return f"<h2>{html.escape(text)}</h2>"
 
 
 def image(picture: bytes, title: str) -> str:

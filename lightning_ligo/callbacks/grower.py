@@ -19,7 +19,6 @@ from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import Followers, grow_states
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
@@ -39,7 +38,7 @@ from lightning_ligo.trainer.holders import tensors_of
 from lightning_ligo.trainer.lightning import training_output
 from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sandbox import sandboxed
-from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.sharding import Sharding, is_sharded
 from lightning_ligo.trainer.steps import evaluate, own_batches, training_loss
 from lightning_ligo.trainer.swap import conform, swap, undone
 
@@ -139,7 +138,7 @@ class Grower:
                 with followers.placed():
                     learned = self._learn(trainer, pl_module, operator, steps, bar_is_shown)
             operator.bake(large)
-            change = _compared(operator, small, large, calls)
+            change = _compared(trainer, operator, small, large, calls)
             followers.grow(operator)
             ramp = Ramp(operator, large) if self._settings.method.ramp else None
         return Made(small, large, operator, ramp, change, parents, followers, *learned)
@@ -251,7 +250,7 @@ class Grower:
 
 
 def _compared(
-    operator: Operator, small: nn.Module, large: nn.Module, calls: Sequence[Call]
+    trainer: Trainer, operator: Operator, small: nn.Module, large: nn.Module, calls: Sequence[Call]
 ) -> Change:
     """Compare the networks on calls of the small one, if there are any.
 

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_ligo.callbacks.accounting import Accounting, Counting
+from lightning_ligo.callbacks.accounting import Accounting, Counting, Validations, best_checkpoint
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
 from lightning_ligo.callbacks.checks import check_run
@@ -33,10 +33,8 @@ from lightning_ligo.callbacks.rehearsal import Rehearsal
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
 from lightning_ligo.callbacks.settings import Settings, check_choices, learning
-from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
 from lightning_ligo.callbacks.triggers import Triggers, run_of
-from lightning_ligo.callbacks.validations import Validations, best_checkpoint
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks import build
@@ -64,7 +62,7 @@ from lightning_ligo.trainer.optimizers import (
     check_optimizers_can_change,
     group_names,
 )
-from lightning_ligo.trainer.sharding import is_sharded, reshard, shares
+from lightning_ligo.trainer.sharding import Sharding, is_sharded, reshard, shares
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import read_again, validation_metrics
 from lightning_ligo.trainer.swap import restart_compression
@@ -119,7 +117,6 @@ class GrowthCallback(Counting):
             it warns, the report names the failure, and later growths are skipped, as each grows the
             network before it.
         rehearse: whether the next growth is tried at the start of `fit`, and undone.
-        moments: former name of `optimizer_state`, which raises an error.
 
     Raises:
         ValueError: at once for an unknown method, `optimizer_state`, `early_stopping` or
@@ -142,13 +139,7 @@ class GrowthCallback(Counting):
         override: dict[str, str | None] | None = None,
         on_failure: OnFailure = "stop",
         rehearse: bool = True,
-        moments: str | None = None,
     ) -> None:
-        if moments is not None:
-            raise ValueError(
-                f"GrowthCallback has no option moments, got moments={moments!r}; use its new name: "
-                f"optimizer_state={moments!r}"
-            )
         method = learning(method, steps, learning_rate)
         self.settings = Settings(list(growths), attribute, method, optimizer_state, seed, override)
         self.monitor = monitor

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.schedule import DECIDED, KNOWN
-from lightning_ligo.trainer.checkpoint import KEY
+from lightning_ligo.trainer.checkpoint import KEY, size_of
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of, dump_checkpoint
+
+T = TypeVar("T")
 
 
 def grow_checkpoint(
@@ -53,26 +57,27 @@ def grow_checkpoint(
         FileExistsError: if ``out`` exists.
         GrowthFailedError: if the growth fails.
     """
-    callbacks = callbacks_of(trainer)
-    callback = next((each for each in callbacks if isinstance(each, GrowthCallback)), None)
-    if callback is None:
-        raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
+    callback = growing(trainer)
     if trainer.world_size > 1:
         raise ValueError(
             f"the Trainer has {trainer.world_size} devices, and a checkpoint is grown on one; use "
             "Trainer(devices=1)"
         )
     path, out, safely = Path(ckpt_path), Path(out), weights_only is not False
-    _check_out(out)
+    if out.exists():
+        raise FileExistsError(f"there is something at {out}; give another name for the checkpoint")
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder {out.parent} for the new checkpoint does not exist")
     checkpoint = _read(path, safely)
     size = checkpoint.get(KEY, {"size": 0})["size"]
     _check(callback, size, path)
-    saver = _Saver(callback, size, path)
-    with _grown_at(trainer, callback, saver, checkpoint):
-        trainer.fit(model, ckpt_path=path, weights_only=safely, **options)
-    if saver.checkpoint is None:
-        raise ValueError("the run ends before its first batch, so nothing grows")
-    grown = {**checkpoint, **saver.checkpoint}
+
+    save = functools.partial(_saved, size, path)
+    with _grown_at(trainer, callback, size, checkpoint):
+        after = callbacks_of(trainer).index(callback) + 1
+        options |= {"ckpt_path": path, "weights_only": safely}
+        saved = at_first_batch(trainer, model, after, save, **options)
+    grown = {**checkpoint, **saved}
     grown |= {name: checkpoint[name] for name in ("loops", "epoch", "global_step")}
     grown["callbacks"] = checkpoint["callbacks"] | grown["callbacks"]
     write_whole(out, lambda part: torch.save(grown, part))
@@ -80,54 +85,69 @@ def grow_checkpoint(
     return record
 
 
+def _saved(
+    size: int, path: Path, trainer: Trainer, module: LightningModule, *_: Any
+) -> dict[str, Any]:
+    """Return the checkpoint of the grown run."""
+    if size_of(module) == size:
+        raise ValueError(
+            f"the checkpoint {path} was written while gradients were accumulated; use one from "
+            "the end of an epoch"
+        )
+    return dump_checkpoint(trainer)
+
+
+def growing(trainer: Trainer) -> GrowthCallback:
+    """Return the GrowthCallback of a Trainer, or raise ValueError if it has none."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GrowthCallback):
+            return callback
+    raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
+
+
+def at_first_batch(
+    trainer: Trainer, model: LightningModule, position: int, act: Callable[..., T], **options: Any
+) -> T:
+    """Start `trainer.fit(model, **options)`, and leave it at its first batch.
+
+    What `act` returns for the arguments of `on_train_batch_start` is returned. It is called before
+    the callback that is at this position. Raises ValueError for a run without a batch.
+    """
+    results: list[T] = []
+
+    def leave(*args: Any) -> None:
+        results.append(act(*args))
+        raise LeaveFit
+
+    callback, callbacks = LambdaCallback(on_train_batch_start=leave), callbacks_of(trainer)
+    callbacks.insert(position, callback)
+    try:
+        trainer.fit(model, **options)
+    finally:
+        callbacks.remove(callback)
+    if not results:
+        raise ValueError("the run ends before its first batch, so nothing grows")
+    return results[0]
+
+
 @contextmanager
 def _grown_at(
-    trainer: Trainer, callback: GrowthCallback, saver: _Saver, checkpoint: dict[str, Any]
+    trainer: Trainer, callback: GrowthCallback, size: int, checkpoint: dict[str, Any]
 ) -> Iterator[None]:
     """Make the next growth due at the step of the checkpoint, and the run one batch longer."""
-    callbacks = callbacks_of(trainer)
     step, epoch, loop = checkpoint["global_step"], checkpoint["epoch"], trainer.fit_loop
     growths, on_failure = callback.settings.growths, callback.on_failure
     before, limits = list(growths), (loop.max_epochs, loop.epoch_loop.max_steps)
     trigger: dict[str, Any] = dict.fromkeys((*KNOWN, *DECIDED))
-    trigger["step"] = step
-    growths[saver.size :] = [replace(growths[saver.size], **trigger)]
+    growths[size:] = [replace(growths[size], **trigger | {"step": step})]
     callback.on_failure = "stop"
-    callbacks.insert(callbacks.index(callback) + 1, saver)
     try:
         loop.max_epochs = None if limits[0] is None else _raised(limits[0], epoch + 2)
         loop.epoch_loop.max_steps = _raised(limits[1], step + 1)
         yield
     finally:
-        callbacks.remove(saver)
         growths[:], callback.on_failure = before, on_failure
         loop.max_epochs, loop.epoch_loop.max_steps = limits
-
-
-class _Saver(Callback):
-    """Stops `fit` after the GrowthCallback, and keeps the checkpoint of that moment."""
-
-    def __init__(self, growth: GrowthCallback, size: int, path: Path) -> None:
-        self.growth, self.size, self.path = growth, size, path
-        self.checkpoint: dict[str, Any] | None = None
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self.growth.size(pl_module) == self.size:
-            raise ValueError(
-                f"the checkpoint {self.path} was written while gradients were accumulated; use one "
-                "from the end of an epoch"
-            )
-        self.checkpoint = dump_checkpoint(trainer)
-        raise LeaveFit
-
-
-def _check_out(out: Path) -> None:
-    if out.exists():
-        raise FileExistsError(f"there is something at {out}; give another name for the checkpoint")
-    if not out.parent.is_dir():
-        raise ValueError(f"the folder {out.parent} for the new checkpoint does not exist")
 
 
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:

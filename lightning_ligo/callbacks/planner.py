@@ -18,7 +18,6 @@ from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.checks import check_outputs, check_used
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
@@ -27,7 +26,7 @@ from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
 from lightning_ligo.trainer.sandbox import sandboxed
-from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.sharding import Sharding, is_sharded
 from lightning_ligo.trainer.slot import Slot, attached
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import MOST, batches_ahead, training_loss, watch_steps

@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_ligo.callbacks.grower import Grown
-from lightning_ligo.callbacks.learned import learned
 from lightning_ligo.callbacks.report import carried_over
 from lightning_ligo.operator.measure import Change
+from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.schedule import Rate
 from lightning_ligo.trainer.lightning import logged_step
+
+MOST = 32
+"""Rows and columns of a summary; a larger matrix is averaged over blocks."""
 
 
 @dataclass(frozen=True)
@@ -29,42 +34,23 @@ class Metric:
 
 @dataclass(frozen=True)
 class GrowthRecord:
-    """Facts about one growth, as checkpoints and the report hold them.
+    """Facts about one growth, as checkpoints and the report hold them."""
 
-    Args:
-        step: optimizer step of the growth.
-        reason: why the growth was due.
-        method: name of the method.
-        ramp: number of training steps over which new parts are unmasked.
-        parameters: parameter counts of the networks, `small` and `large`.
-        axes: both lengths of every axis that has grown.
-        stacks: both depths of every stack that has grown.
-        operator: `coefficients`, and the `steps` and `learning_rate` of learning them.
-        optimizer_state: the `policy`, and for how many (`carried`) of all `parameters` the
-            optimizer continues with a state.
-        rate: learning rate after the growth.
-        change: how much the growth changed the function, on the batch before which it grew.
-        metric: name of the reported metric, and its values before and after the growth.
-        flops: FLOPs of learning the `operator`.
-        seconds: duration of the growth.
-        learned: matrices of the learned operator, see `learned`.
-    """
-
-    step: int
-    reason: str
-    method: str
-    ramp: int
-    parameters: dict[str, int]
-    axes: dict[str, list[int]]
-    stacks: dict[str, list[int]]
-    operator: dict[str, Any]
-    optimizer_state: dict[str, Any]
-    rate: Rate
-    change: Change
-    metric: Metric
-    flops: dict[str, int]
-    seconds: float
-    learned: dict[str, Any] = field(default_factory=dict)
+    step: int  # optimizer step of the growth
+    reason: str  # why the growth was due
+    method: str  # name of the method
+    ramp: int  # number of training steps over which new parts are unmasked
+    parameters: dict[str, int]  # parameter counts of the networks, `small` and `large`
+    axes: dict[str, list[int]]  # both lengths of every axis that has grown
+    stacks: dict[str, list[int]]  # both depths of every stack that has grown
+    operator: dict[str, Any]  # `coefficients`, and the `steps` and `learning_rate` of learning them
+    optimizer_state: dict[str, Any]  # the `policy`; `carried` of all `parameters` have a state
+    rate: Rate  # learning rate after the growth
+    change: Change  # of the function, on the batch before which it grew
+    metric: Metric  # name of the reported metric, and its values before and after the growth
+    flops: dict[str, int]  # FLOPs of learning the `operator`
+    seconds: float  # duration of the growth
+    learned: dict[str, Any] = field(default_factory=dict)  # see `learned`
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data; `optimizer_state` has the key `moments`."""
@@ -128,23 +114,20 @@ def growth_record(
 def log_line(
     trainer: Trainer, record: GrowthRecord, losses: tuple[float, ...], factor: float
 ) -> str:
-    """Return the line that the log shows after a growth.
-
-    Args:
-        trainer: Trainer of the run, after the growth.
-        record: record of the growth.
-        losses: loss of every step of learning the operator.
-        factor: product of the learning rate factors of all growths so far.
-    """
-    steps = len(losses)
-    learned = f"{steps} steps, loss {losses[0]:.4g} -> {losses[-1]:.4g}" if steps else "0 steps"
+    """Return the line of the log after a growth; `factor` is that of all growths so far."""
+    learned = "nothing learned"
+    if losses:
+        learned = (
+            f"operator: {record.operator['coefficients']:,} coefficients, {len(losses)} steps, "
+            f"loss {losses[0]:.4g} -> {losses[-1]:.4g}"
+        )
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))
     metric = record.metric
     validated = f"{metric.name}: {_number(metric.before)} -> {_number(metric.after)}; "
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
-        f"{record.method} (operator: {record.operator['coefficients']:,} coefficients, {learned}); "
+        f"{record.method} ({learned}); "
         f"at its start {record.change.sentence}; {validated if metric.name else ''}"
         f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
@@ -164,11 +147,6 @@ def log_growths(
     """Log every growth as a new hyperparameter, with the description of the large network.
 
     Existing hyperparameters do not change, as some trackers refuse that.
-
-    Args:
-        trainer: Trainer of the run.
-        records: records of the growths.
-        networks: descriptions of the small network and of the larger ones.
     """
     growths = {
         f"growth_{number}": {
@@ -192,3 +170,37 @@ def count(network: nn.Module) -> int:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
+
+
+@torch.no_grad()
+def learned(operator: Operator) -> dict[str, Any]:
+    """Return matrices of the learned operator by title, as nested lists.
+
+    The depth mix of a stack (large x small layers) is the mean over its parameters. Of all maps
+    that are learned, the one with most entries is taken (large x small lengths), in the first
+    layer if it has layers.
+    """
+    stacks: dict[str, list[Tensor]] = {}
+    for row in operator.plan.rows:
+        mix = operator.depths.mixes.get(row.pattern.replace(".", "/"))
+        if mix is not None:
+            stacks.setdefault(f"depth mix of {row.stack}", []).append(mix)
+    matrices = {title: torch.stack(mixes).mean(0) for title, mixes in stacks.items()}
+    maps = {name: form for name, form in operator.widths.maps.items() if form.requires_grad}
+    whole = {name: form for name, form in maps.items() if not name.endswith((":U", ":V"))}
+    for name in maps:
+        if name.endswith(":U"):
+            whole[name[:-2]] = maps[name] @ maps[f"{name[:-2]}:V"]
+    if whole:
+        name, form = max(whole.items(), key=lambda each: each[1].shape[-2:].numel())
+        axis, kind = name.replace("/", ".").rsplit(":", 1)
+        matrices[f"map of {axis} ({kind})"] = form[0] if form.dim() == 3 else form
+    return {title: _summary(matrix) for title, matrix in matrices.items()}
+
+
+def _summary(matrix: Tensor) -> dict[str, Any]:
+    small = F.adaptive_avg_pool2d(
+        matrix.float().cpu()[None], (min(MOST, matrix.shape[0]), min(MOST, matrix.shape[1]))
+    )[0]
+    rounded = [[float(f"{value:.3g}") for value in row] for row in small.tolist()]
+    return {"shape": list(matrix.shape), "values": rounded}

@@ -9,21 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ligo.callbacks import document
 from lightning_ligo.callbacks.accounting import Point
-from lightning_ligo.callbacks.document import (
-    blank,
-    html_table,
-    image,
-    listed,
-    log_axis,
-    markdown_table,
-    page,
-    paragraph,
-    png,
-    show,
-    versions,
-    write_files,
-)
 from lightning_ligo.operator.cost import short
 from lightning_ligo.operator.measure import Change
 from lightning_ligo.schedule import Rate
@@ -45,12 +32,8 @@ def growth_report(
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
-    Args:
-        records: the records of the growths, as plain data.
-        failed: the growth that failed, if the run continued with the small network.
-        training: FLOPs of training at each size.
-        metrics: metrics of the last validation.
-        checkpoint: path of the best or last checkpoint of the run.
+    `failed` is the growth that failed, if the run continued with the small network; `training` are
+    the FLOPs at each size, and `metrics` those of the last validation.
     """
     growths = []
     for position, record in enumerate(records):
@@ -68,7 +51,7 @@ def growth_report(
         "failed": failed,
         "checkpoint": checkpoint,
         "validation": metrics,
-        "versions": versions(),
+        "versions": document.versions(),
     }
 
 
@@ -77,8 +60,8 @@ def write_report(
 ) -> Path:
     """Write `growth_report.json`, `.md` and `.html`, and `growth.png` into the folder."""
     brief = [{k: v for k, v in g.items() if k != "learned"} for g in report["growths"]]
-    picture = png(plot(report, curve))
-    write_files(Path(folder), {
+    picture = document.png(plot(report, curve))
+    document.write_files(Path(folder), {
         "growth_report.json": json.dumps({**report, "growths": brief}, indent=2) + "\n",
         "growth_report.md": markdown(report),
         "growth_report.html": html_page(report, picture),
@@ -133,45 +116,48 @@ def rows(report: dict[str, Any]) -> list[list[str]]:
 
 def notes(report: dict[str, Any]) -> list[str]:
     """Return what stands below the table."""
-    final = listed({name: _metric(value) for name, value in report["validation"].items()})
+    final = document.listed({name: _metric(value) for name, value in report["validation"].items()})
     return [
         *_failed(report),
         f"Last validation: {final or 'none'}.",
         f"Checkpoint: {report['checkpoint'] or 'none'}.",
-        f"Versions: {listed(report['versions'])}.",
+        f"Versions: {document.listed(report['versions'])}.",
     ]
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown, with the plot beside it."""
-    lines = ["# Growth report", "", *markdown_table(rows(report)), "", NOTE, ""]
+    lines = ["# Growth report", "", *document.markdown_table(rows(report)), "", NOTE, ""]
     lines += [line for note in notes(report) for line in (note, "")]
     return "\n".join([*lines, "![the run](growth.png)", ""])
 
 
 def html_page(report: dict[str, Any], picture: bytes) -> str:
     """Return the report as one self-contained HTML page."""
-    plan, matrices = plan_rows(report), [
+    plan, growths = plan_rows(report), list(enumerate(report["growths"], 1))
+    matrices = [
         (f"growth {number}: {title}", matrix)
-        for number, growth in enumerate(report["growths"], 1)
+        for number, growth in growths
         for title, matrix in growth["learned"].items()
-    ]  # fmt: skip
-    parts = [paragraph(_summary(number, g)) for number, g in enumerate(report["growths"], 1)]
-    parts.append(image(picture, "the run"))
+    ]
+    parts = [document.paragraph(_summary(number, growth)) for number, growth in growths]
+    parts.append(document.image(picture, "the run"))
     if plan:
-        parts += [paragraph("Plan", "h2"), html_table(plan)]
-        parts += [paragraph("Run", "h2"), html_table([plan[0], *run_rows(report)]), paragraph(NOTE)]
+        run = document.html_table([plan[0], *run_rows(report)])
+        parts += [document.heading("Plan"), document.html_table(plan)]
+        parts += [document.heading("Run"), run, document.paragraph(NOTE)]
     if matrices:
-        parts += [paragraph("What the operator learned", "h2"),
-                  image(png(heat_maps(matrices)), "what the operator learned")]  # fmt: skip
-    foot = "\n".join(paragraph(note) for note in notes(report))
-    return page("Growth report", *parts, f"<footer>\n{foot}\n</footer>")
+        maps = document.png(heat_maps(matrices))
+        parts.append(document.heading("What the operator learned"))
+        parts.append(document.image(maps, "what the operator learned"))
+    foot = "\n".join(document.paragraph(note) for note in notes(report))
+    return document.page("Growth report", *parts, f"<footer>\n{foot}\n</footer>")
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
     """Print the report as a table."""
     files = [f"checkpoint: {report['checkpoint'] or 'none'}", f"report: {folder}"]
-    show("Growth report", rows(report), [*_failed(report), *files])
+    document.show("Growth report", rows(report), [*_failed(report), *files])
 
 
 def _summary(number: int, growth: dict[str, Any]) -> str:
@@ -228,7 +214,7 @@ def _metric(value: float | None) -> str:
 
 def plot(report: dict[str, Any], curve: Sequence[Point]) -> Figure:
     """Draw the metric and the learning rate over the FLOPs, with the growths marked."""
-    figure = blank(10, 4.5)
+    figure = document.blank(10, 4.5)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     spent = [point.training + point.evaluation for point in curve]
     measured = [(x, p.metric) for x, p in zip(spent, curve, strict=True) if p.metric is not None]
@@ -238,7 +224,7 @@ def plot(report: dict[str, Any], curve: Sequence[Point]) -> Figure:
     _line(left, measured, "tab:blue", "no validation")
     values = [value for _, value in measured if math.isfinite(value)]
     if values and min(values) > 0:
-        log_axis(left.yaxis, min(values), max(values))
+        document.log_axis(left.yaxis, min(values), max(values))
     rates = [(x, p.learning_rate * _factor(report, curve, number))
              for number, (x, p) in enumerate(zip(spent, curve, strict=True))
              if p.learning_rate is not None]  # fmt: skip
@@ -247,7 +233,8 @@ def plot(report: dict[str, Any], curve: Sequence[Point]) -> Figure:
         panel.set_xlabel("FLOPs of training and validation")
         panel.spines[["top", "right"]].set_visible(False)
         if spent and min(spent) > 0:
-            log_axis(panel.xaxis, min(spent), max(spent), (1, 2, 5) if panel is left else (1,))
+            ticks = (1, 2, 5) if panel is left else (1,)
+            document.log_axis(panel.xaxis, min(spent), max(spent), ticks)
     for number, growth in enumerate(report["growths"], 1):
         _mark(left, right, number, growth, [x for x, p in zip(spent, curve, strict=True)
                                             if p.step == growth["step"]])  # fmt: skip
@@ -295,7 +282,7 @@ def heat_maps(matrices: Sequence[tuple[str, dict[str, Any]]]) -> Figure:
     """Draw matrices by title, red above zero and blue below."""
     columns = min(3, len(matrices))
     lines = math.ceil(len(matrices) / columns)
-    figure = blank(4 * columns, 3.6 * lines)
+    figure = document.blank(4 * columns, 3.6 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel in panels[len(matrices) :]:
         panel.set_axis_off()

@@ -14,7 +14,6 @@ from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.callbacks.sharding import Sharding
 from lightning_ligo.networks import build
 from lightning_ligo.trainer.checkpoint import (
     KEY,
@@ -30,7 +29,7 @@ from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
-from lightning_ligo.trainer.sharding import is_sharded, shard
+from lightning_ligo.trainer.sharding import Sharding, is_sharded, shard
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
 

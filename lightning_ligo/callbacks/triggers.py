@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_ligo.callbacks.averaging import extra_epochs
-from lightning_ligo.schedule import Growth, Plateau, Run, Validation, Verdict, resolve
+from lightning_ligo.schedule import Growth, Run, Validation, Verdict, resolve
 from lightning_ligo.trainer.lightning import callbacks_of
 
 
@@ -35,10 +35,7 @@ class Triggers:
     def begin(self, trainer: Trainer, done: int) -> list[int | None]:
         """Resolve the growths after the first `done`; return their steps, where they are known.
 
-        Called at the start of training, on all ranks.
-
-        Raises:
-            ValueError: see `resolve` and `check_decisions`.
+        Called at the start of training, on all ranks; see `resolve` and `check_decisions`.
         """
         steps = resolve(self._growths, run_of(trainer), done)
         self.due = dict(enumerate(steps, done))
@@ -153,11 +150,7 @@ def _mean(trainer: Trainer, *values: float) -> list[float]:
 
 
 def check_decisions(trainer: Trainer, growths: Sequence[Growth], done: int) -> None:
-    """Check that the run can decide its growths before it ends.
-
-    Raises:
-        ValueError: for a run without validation, and for an EarlyStopping with no more patience.
-    """
+    """Raise ValueError for growths that need validations which the run has not, or ends before."""
     stopping = [
         callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)
     ]
@@ -169,17 +162,16 @@ def check_decisions(trainer: Trainer, growths: Sequence[Growth], done: int) -> N
                 f"growth {number} is due at {growth.when}, and this run has no validation; give it "
                 "a validation_step and data, or the growth a step"
             )
-        if growth.plateau is not None:
-            for callback in stopping:
-                _check_patience(number, growth.plateau, callback)
-
-
-def _check_patience(number: int, plateau: Plateau, stopping: EarlyStopping) -> None:
-    watched = (stopping.monitor, stopping.mode) == (plateau.monitor, plateau.mode)
-    as_strict = abs(stopping.min_delta) >= plateau.min_delta
-    if watched and as_strict and stopping.patience <= plateau.patience:
-        raise ValueError(
-            f"growth {number} waits for {plateau}, and EarlyStopping would end the run with "
-            f"patience {stopping.patience} of the same metric; give EarlyStopping more patience "
-            "than the growth"
-        )
+        plateau = growth.plateau
+        if plateau is None:
+            continue
+        for callback in stopping:
+            patience = callback.patience
+            watched = (callback.monitor, callback.mode) == (plateau.monitor, plateau.mode)
+            as_strict = abs(callback.min_delta) >= plateau.min_delta
+            if watched and as_strict and patience <= plateau.patience:
+                raise ValueError(
+                    f"growth {number} waits for {plateau}, and EarlyStopping would end the run "
+                    f"with patience {patience} of the same metric; give EarlyStopping more "
+                    "patience than the growth"
+                )

@@ -2,6 +2,8 @@
 
 import pydoc
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,8 +21,7 @@ from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.tasks.digits import DigitsDataModule
 from lightning_ligo.tasks.images import ImageFolderDataModule
 from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
-from lightning_ligo.tasks.stdlib import PythonSourceDataModule
-from lightning_ligo.tasks.text import TextDataModule
+from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
 from lightning_ligo.trainer.integrity import intact
 
 SHORT_NAMES = (
@@ -97,6 +98,19 @@ class GrowthCLI(LightningCLI):
             run=run,
         )
 
+    def instantiate_classes(self) -> None:
+        """Instantiate all classes, with the own words of a constructor that refuses its arguments.
+
+        Raises:
+            RefusedError: where jsonargparse says what else the value might have been.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise RefusedError(str(error.__cause__)) from error
+            raise
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without Lightning's warning about the arguments of the process."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -122,6 +136,18 @@ class GrowthCLI(LightningCLI):
         self.config = self.parser.parse_object(
             {self.config.subcommand: {"model": model}}, self.config
         )
+
+
+class RefusedError(ValueError):
+    """A constructor has refused the arguments of the configuration."""
+
+
+def train(words: Sequence[str]) -> None:
+    """Run `lightning-ligo fit`, `validate`, `test` or `predict` with these arguments."""
+    try:
+        GrowthCLI(list(words))
+    except RefusedError as error:
+        sys.exit(f"lightning-ligo: {error}")
 
 
 def is_kind(class_path: str, *kinds: type) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.failure import GrowthFailedError
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.callbacks.offline import grow_checkpoint
+from lightning_ligo.cli.parser import CommandParser, fit_words
 from lightning_ligo.cli.run import PlanCLI
 
 USAGE = """\
@@ -33,10 +32,8 @@ a run that has ended more epochs (--trainer.max_epochs) and a schedule that cove
 """
 
 EPILOG = """\
-One device of this machine is used, whatever the strategy of the run. So runs under FSDP1 and
-DeepSpeed can grow too, if their checkpoint is one file; they resume with the large network and
-without GrowthCallback. Averages, EarlyStopping and fine-tuning callbacks are adapted; the state of
-all other callbacks is copied. A method that learns an operator trains it on the run's data.
+One device of this machine is used, whatever the strategy of the run. Averages, EarlyStopping and
+fine-tuning callbacks are adapted; the state of all other callbacks is copied.
 
 The exit status is 1 if the growth is not possible, with the reason; nothing is written then.
 """
@@ -44,27 +41,18 @@ The exit status is 1 if the growth is not possible, with the reason; nothing is 
 
 def grow_command(words: Sequence[str]) -> None:
     """Run `lightning-ligo grow` with these arguments."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-ligo grow",
-        usage=USAGE,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("grow", usage=USAGE, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_config("configuration of the run, as for fit", required=True)
     for name, what in (
-        ("--config", "configuration of the run, as for fit"),
         ("--ckpt_path", "checkpoint of the run"),
         ("--out", "path of the new checkpoint; must not exist yet"),
     ):
-        action = "append" if name == "--config" else "store"
-        parser.add_argument(name, metavar="FILE", action=action, required=True, help=what)
+        parser.add_argument(name, metavar="FILE", required=True, help=what)
     options, rest = parser.parse_known_args(words)
-    configs = [word for config in options.config for word in ("--config", config)]
-    try:
-        command = GrowCLI(["fit", *configs, "--ckpt_path", options.ckpt_path, *rest], options.out)
-    except (ValueError, FileExistsError, GrowthFailedError, MisconfigurationException) as error:
-        sys.exit(f"lightning-ligo grow: {error}")
+    run = fit_words(options.config, ["--ckpt_path", options.ckpt_path, *rest])
+    kinds = (ValueError, FileExistsError, GrowthFailedError, MisconfigurationException)
+    with parser.refusing(kinds):
+        command = GrowCLI(run, options.out)
     small, large = (command.record["parameters"][name] for name in ("small", "large"))
     print(f"{options.out}: {small:,} -> {large:,} parameters, at step {command.record['step']}")
 

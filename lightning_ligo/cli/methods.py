@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from lightning_ligo.cli.parser import CommandParser, show
 from lightning_ligo.methods.catalog import DEFAULT, METHODS, method_named
 from lightning_ligo.methods.method import Method
 
@@ -33,20 +32,11 @@ LEARNED = {
 
 def methods(words: Sequence[str]) -> None:
     """Run `lightning-ligo methods` with these arguments."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-ligo methods",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("methods", description=DESCRIPTION)
     parser.add_argument("name", nargs="?", metavar="METHOD", help="print the card of this method")
-    options = parser.parse_args(words)
-    if options.name is None:
-        print(methods_table())
-        return
-    try:
-        print(method_named(options.name))
-    except ValueError as error:
-        sys.exit(f"lightning-ligo methods: {error}")
+    name = parser.parse_args(words).name
+    with parser.refusing():
+        show(methods_table() if name is None else str(method_named(name)))
 
 
 def methods_table() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import get_loader
 from yaml import YAMLError
 
+from lightning_ligo.cli.parser import CommandParser, fit_words, show
 from lightning_ligo.cli.planned import REAL, Planned, plan_pair
 from lightning_ligo.methods.catalog import DEFAULT, METHODS
 from lightning_ligo.networks import named
@@ -81,39 +82,26 @@ def plan(words: Sequence[str]) -> None:
                      "use options of fit, such as --trainer.callbacks.method")  # fmt: skip
     if not options.config and not (options.small and options.large):
         parser.error("give --small and --large, or --config")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # only the plan goes to stdout
-            if options.config:
-                from lightning_ligo.cli.run import plan_configuration  # imports Lightning
+    with parser.refusing(), contextlib.redirect_stdout(sys.stderr):  # only the plan goes to stdout
+        if options.config:
+            from lightning_ligo.cli.run import plan_configuration  # imports Lightning
 
-                configs = [word for config in options.config for word in ("--config", config)]
-                planned = plan_configuration([*configs, *rest])
-            else:
-                settings = _settings(parser, rest)
-                small, large = (
-                    named(name, **settings[which])
-                    for which, name in (("small", options.small), ("large", options.large))
-                )
-                method, override = options.method or DEFAULT, options.override
-                planned = [plan_pair(small, large, method, override)]
-    except ValueError as error:
-        sys.exit(f"lightning-ligo plan: {error}")
+            planned = plan_configuration(fit_words(options.config, rest))
+        else:
+            settings = _settings(parser, rest)
+            small = named(options.small, **settings["small"])
+            large = named(options.large, **settings["large"])
+            method = options.method or DEFAULT
+            planned = [plan_pair(small, large, method, options.override)]
     if options.json:
-        print(json.dumps({"growths": [each.to_dict() for each in planned]}, indent=2))
+        show(json.dumps({"growths": [each.to_dict() for each in planned]}, indent=2))
     else:
         pair = f"{options.small} -> {options.large}"
-        print("\n\n".join(f"{_title(each) or pair}\n\n{each}" for each in planned))
+        show("\n\n".join(f"{_title(each) or pair}\n\n{each}" for each in planned))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-ligo plan",
-        usage=USAGE,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("plan", usage=USAGE, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--small", metavar="NAME", help="the small network")
     parser.add_argument("--large", metavar="NAME", help="the large network")
     parser.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {DEFAULT})")
@@ -121,9 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--override", metavar="YAML", type=_yaml,
         help="names for axes: '{blocks.*.mlp.fc1.weight: hidden embed}'; a number pins an axis",
     )  # fmt: skip
-    parser.add_argument(
-        "--config", metavar="FILE", action="append", help="configuration of a run, as for fit"
-    )
+    parser.add_config("configuration of a run, as for fit")
     parser.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 

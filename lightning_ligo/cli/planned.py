@@ -26,29 +26,17 @@ REAL = 100_000_000
 
 @dataclass(frozen=True)
 class Planned:
-    """One growth that has not happened yet.
+    """One growth that has not happened yet."""
 
-    Args:
-        small: the description of the small network, if there is one.
-        large: the description of the large network.
-        plan: the two networks side by side.
-        change: how much the method changes the function.
-        cost: the cost of learning the operator, if it can be counted.
-        uncounted: the reason why there is no cost.
-        number: which growth of a run it is, counted from 1.
-        when: what triggers it, such as `fraction 0.4`.
-        step: the optimizer step of the growth, if it is known.
-    """
-
-    small: dict[str, Any] | None
-    large: dict[str, Any]
-    plan: Plan
-    change: Change
-    cost: Cost | None
-    uncounted: str | None = None
-    number: int | None = None
-    when: str | None = None
-    step: int | None = None
+    small: dict[str, Any] | None  # the description of the small network, if there is one
+    large: dict[str, Any]  # the description of the large network
+    plan: Plan  # the two networks side by side
+    change: Change  # how much the method changes the function
+    cost: Cost | None  # the cost of learning the operator, if it can be counted
+    uncounted: str | None = None  # the reason why there is no cost
+    number: int | None = None  # which growth of a run it is, counted from 1
+    when: str | None = None  # what triggers it, such as `fraction 0.4`
+    step: int | None = None  # the optimizer step of the growth, if it is known
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data, for JSON."""

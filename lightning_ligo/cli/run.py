@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_ligo.callbacks.growth import GrowthCallback
+from lightning_ligo.callbacks.offline import at_first_batch, growing
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.cli.planned import Planned, cost_of, sized
 from lightning_ligo.operator.measure import measure
 from lightning_ligo.trainer.checkpoint import described
-from lightning_ligo.trainer.lightning import LeaveFit, callbacks_of
 from lightning_ligo.trainer.sandbox import sandboxed
 
 
@@ -29,50 +28,31 @@ def plan_run(trainer: Trainer, model: LightningModule, **options: Any) -> list[P
         ValueError: for a Trainer without a GrowthCallback, a run without a batch, and whatever the
             fit would refuse.
     """
-    callbacks = callbacks_of(trainer)
-    growing = [callback for callback in callbacks if isinstance(callback, GrowthCallback)]
-    if not growing:
-        raise ValueError("the run has no GrowthCallback among its callbacks, so nothing grows")
-    planner = _Planner(growing[0])
-    callbacks.insert(0, planner)
-    try:
-        trainer.fit(model, **options)
-    finally:
-        callbacks.remove(planner)
-    if planner.planned is None:
-        raise ValueError("the run ends before its first batch, so nothing grows")
-    return planner.planned
+    callback = growing(trainer)
+    settings, planner = callback.settings, callback.planner
 
-
-class _Planner(Callback):
-    """Plans all growths at the first batch, before the GrowthCallback sees it, and leaves `fit`."""
-
-    def __init__(self, growing: GrowthCallback) -> None:
-        self.growing = growing
-        self.planned: list[Planned] | None = None
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        settings, planner, self.planned = self.growing.settings, self.growing.planner, []
-        small, coming = described(settings.slot(pl_module)), planner.coming(pl_module)
+    def plan(trainer: Trainer, pl_module: LightningModule, *batch: Any) -> list[Planned]:
+        planned, coming = [], planner.coming(pl_module)
+        small = described(settings.slot(pl_module))
         larger = {number: functools.partial(sized, to) for number, to in coming.items()}
         with sandboxed(trainer, pl_module, settings.seed):
-            batches, calls = planner.first_batch(trainer, pl_module, batch, batch_idx)
+            batches, calls = planner.first_batch(trainer, pl_module, *batch)
             for each in planner.pairings(trainer, pl_module, larger, batches, calls):
                 large, when = coming[each.number], settings.growths[each.number - 1].when
-                due = self.growing.triggers.due.get(each.number - 1)
+                due = callback.triggers.due.get(each.number - 1)
                 calls, method = each.large_calls or each.calls, settings.method
                 cost = cost_of(each.plan, each.small, each.large, calls, method)
                 change = measure(
                     each.plan, each.small, each.large, each.calls, each.large_calls, method,
                     settings.seed,
                 )  # fmt: skip
-                self.planned.append(
+                planned.append(
                     Planned(small, large, each.plan, change, *cost, each.number, when, due)
                 )
                 small = large
-        raise LeaveFit
+        return planned
+
+    return at_first_batch(trainer, model, 0, plan, **options)
 
 
 class PlanCLI(GrowthCLI):
@@ -102,13 +82,9 @@ class PlanCLI(GrowthCLI):
         self.planned = plan_run(self.trainer, model, **options)
 
 
-def plan_configuration(words: Sequence[str]) -> list[Planned]:
-    """Plan all growths of the run that `lightning-ligo fit WORDS` would be.
-
-    Raises:
-        ValueError: for whatever the fit would refuse.
-    """
+def plan_configuration(words: list[str]) -> list[Planned]:
+    """Plan all growths of `lightning-ligo WORDS`; raise ValueError for what it would refuse."""
     try:
-        return PlanCLI(["fit", *words]).planned
+        return PlanCLI(words).planned
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error

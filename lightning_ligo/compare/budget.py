@@ -1,9 +1,9 @@
-"""The cost of a run, and the number of optimizer steps that a budget of FLOPs pays for."""
+"""FLOPs: the cost of a run, the steps that a budget pays for, and savings against scratch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,17 +12,11 @@ from lightning_ligo.schedule import Growth, Run, resolve
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of the parts of a run.
+    """FLOPs of the parts of a run."""
 
-    Args:
-        training: FLOPs of one optimizer step, for every size of the network, the smallest first.
-        evaluation: FLOPs of one validation, likewise.
-        operator: FLOPs of learning the operators of all growths.
-    """
-
-    training: tuple[float, ...]
-    evaluation: tuple[float, ...]
-    operator: float = 0.0
+    training: tuple[float, ...]  # FLOPs of one step, by size of the network
+    evaluation: tuple[float, ...]  # FLOPs of one validation, likewise
+    operator: float = 0.0  # FLOPs of learning the operators of all growths
 
     def of(self, size: int) -> Costs:
         """Return the costs of a run that has this size from start to end."""
@@ -39,11 +33,7 @@ def validated_at(steps: int, every: int) -> list[int]:
 
 
 def triggers(steps: int, growths: Sequence[Growth], steps_per_epoch: float) -> list[int]:
-    """Return the optimizer steps at which a run of so many steps grows.
-
-    Raises:
-        ValueError: for a growth outside the run, or whose step is not known.
-    """
+    """Return the optimizer steps at which a run grows; raise ValueError if one is not known."""
     run = Run(steps=steps, epochs=math.inf, steps_per_epoch=steps_per_epoch)
     found = []
     for growth, step in zip(growths, resolve(growths, run), strict=True):
@@ -74,14 +64,7 @@ def passes(steps: int, grows_at: Sequence[int], every: int) -> list[int]:
 
 
 def cost(steps: int, grows_at: Sequence[int], costs: Costs, every: int) -> float:
-    """Return the FLOPs of a run: training, learning the operators, and validations.
-
-    Args:
-        steps: number of optimizer steps.
-        grows_at: steps of the growths.
-        costs: costs of the parts of the run.
-        every: steps from one validation to the next.
-    """
+    """Return the FLOPs of a run: training, learning the operators, and validations."""
     trained = [last - first for first, last in pairwise([0, *grows_at, steps])]
     validated = passes(steps, grows_at, every)
     return (
@@ -98,11 +81,7 @@ def steps_within(
     growths: Sequence[Growth] = (),
     steps_per_epoch: float = math.inf,
 ) -> int:
-    """Return the most optimizer steps that a budget of FLOPs pays for.
-
-    Raises:
-        ValueError: if it does not pay for all growths and one step after them.
-    """
+    """Return the most steps that a budget pays for; raise ValueError if it is too small."""
 
     def exceeds(steps: int) -> bool:
         try:
@@ -124,3 +103,58 @@ def steps_within(
         )
     triggers(low, growths, steps_per_epoch)  # raises where the growths have no room
     return low
+
+
+# Savings ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The share of the FLOPs from scratch that a run did not need for its loss."""
+
+    share: float  # 1 for all FLOPs
+    bound: str = ""  # > (at least): scratch never reaches the loss, < (at most): it starts lower
+
+    def __str__(self) -> str:
+        """
+        >>> print(Saving(0.254), Saving(-0.1), Saving(0.5, ">"))
+        25 % -10 % > 50 %
+        """
+        return f"{self.bound} {round(100 * self.share)} %".strip()
+
+
+def frontier(runs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the runs (FLOPs, loss) that are better than all cheaper ones, the cheapest first.
+
+    >>> frontier([(4.0, 2.0), (1.0, 3.0), (2.0, 3.5)])
+    [(1.0, 3.0), (4.0, 2.0)]
+    """
+    kept: list[tuple[float, float]] = []
+    for flops, loss in sorted(runs):
+        if not kept or loss < kept[-1][1]:
+            kept.append((flops, loss))
+    return kept
+
+
+def saving(flops: float, loss: float, scratch: Sequence[tuple[float, float]]) -> Saving:
+    """Return ``1 - flops / flops_scratch(loss)``, by log-log interpolation between two runs.
+
+    `scratch` are finished runs (FLOPs, loss), at least two of different budgets. Raises ValueError
+    for a loss of 0 or less.
+    """
+    points = frontier(scratch)
+    if min(loss, *(scratch_loss for _, scratch_loss in points)) <= 0:
+        raise ValueError(
+            f"losses are compared by their logarithms, got {loss} against "
+            f"{[scratch_loss for _, scratch_loss in points]}; monitor a loss, which is above 0"
+        )
+    (least, worst), (most, best) = points[0], points[-1]
+    if loss > worst:
+        return Saving(1 - flops / least, "<")
+    if loss < best:
+        return Saving(1 - flops / most, ">")
+    for (cheap, above), (dear, below) in pairwise(points):
+        if below <= loss <= above:
+            part = math.log(above / loss) / math.log(above / below)
+            return Saving(1 - flops / (cheap * (dear / cheap) ** part))
+    return Saving(1 - flops / least)  # the frontier is one run, of this very loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import sys
@@ -14,12 +13,13 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.cli.base import GrowthCLI
+from lightning_ligo.cli.parser import CommandParser, fit_words
 from lightning_ligo.compare.comparison import (
     FRONTIER,
-    VALIDATIONS,
     budget_of,
     costs_of,
     entries_of,
@@ -44,30 +44,18 @@ Train one configuration by several methods at equal FLOPs, and against training 
 
   lightning-ligo compare --config recipes/python_gpt.yaml --methods lemon,stack+lemon --seeds 3
 
-The budget is the FLOPs of the run of the configuration: training at every size, learning the
-operators, and all validations. Every method gets as many steps as the budget pays for, and a
-schedule over them. A growth at a fraction of the run stays at that fraction, one at a step or an
-epoch stays there; a growth that the run decides is refused. Two runs without a growth are always
+The budget is the FLOPs of the run of the configuration. Two runs without a growth are always
 included: `{SCRATCH}`, the large network at {SHARES} times the budget, and `{SMALL_ONLY}`, the
-small one at the budget.
+small one at the budget. FOLDER gets compare.json, compare.md and compare.png.
 """
 
-EPILOG = f"""\
-First every method is rehearsed: it grows after one step and learns for one, which measures its cost
-and finds errors before any training. Then every run is trained in a process and a folder of its
-own, whose name holds a hash of the configuration. The same command again keeps finished runs and
-restarts interrupted ones.
+EPILOG = """\
+First every method is rehearsed, which measures its cost and finds errors before any training. The
+same command again keeps finished runs and restarts interrupted ones. The metric is the monitor of
+GrowthCallback or of a checkpoint: a loss above 0, lower is better. The docs say what else is
+held equal.
 
-Seeds are seed_everything, and seed of GrowthCallback and data, plus 0, 1, ...; the same seed means
-the same data order and the same first weights. Every method and {SCRATCH} are trained at all
-learning rates and judged by the one with the lowest mean loss. `steps` and `learning_rate` of
-GrowthCallback are for its own method. A run of the configuration is validated {VALIDATIONS} times,
-others after as many steps each; loggers, checkpoints and early stopping are left out. The metric is
-the monitor of GrowthCallback or of a checkpoint: a loss above 0, lower is better.
-
-FOLDER gets compare.json, compare.md and compare.png: the loss of every method, its FLOPs, and its
-saving against {SCRATCH}, with everything counted and with the small network for free. The exit
-status is 1 if a run fails; all others are still run and reported.
+The exit status is 1 if a run fails; all others are still run and reported.
 """
 
 
@@ -77,7 +65,7 @@ def compare(words: Sequence[str]) -> None:
     options, rest = parser.parse_known_args(words)
     out = options.out or Path("runs", "compare", Path(options.config[-1]).stem)
     devices = 0
-    try:
+    with parser.refusing():
         recipe = Recipe(_configuration(options.config, rest))
         methods = [name for name in options.methods or [recipe.method]
                    if name not in (SCRATCH, SMALL_ONLY)]  # fmt: skip
@@ -93,8 +81,6 @@ def compare(words: Sequence[str]) -> None:
             steps_per_epoch = recipe.steps_per_epoch(result)
         budget = budget_of(recipe, costs, steps_per_epoch)
         trials = trials_of(recipe, budget, methods, options.seeds, options.learning_rates)
-    except ValueError as error:
-        sys.exit(f"lightning-ligo compare: {error}")
     results, failures = _watched("Comparing", trials, out, jobs, devices)
     comparison = Comparison(
         command=shlex.join(["lightning-ligo", "compare", *words]),
@@ -116,11 +102,7 @@ def compare(words: Sequence[str]) -> None:
 def _rehearsed(
     trials: list[Trial], recipe: Recipe, out: Path, jobs: int, devices: int
 ) -> dict[Trial, Result]:
-    """Return the results of all rehearsals, in their order.
-
-    Raises:
-        ValueError: if methods fail, with their names, or if the metric is not logged.
-    """
+    """Return the results of all rehearsals, in order; raise ValueError naming those that fail."""
     results, failures = _watched("Rehearsing", trials, out, jobs, devices)
     if failures:
         lines = [f"{trial.method}: {why}" for trial, why in failures.items()]
@@ -161,8 +143,7 @@ class ConfigurationCLI(GrowthCLI):
 
 def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
     """Return the whole configuration of a run, with every default."""
-    configs = [word for file in files for word in ("--config", file)]
-    cli = ConfigurationCLI(["fit", *configs, *rest])
+    cli = ConfigurationCLI(fit_words(files, rest))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # skip_none has another name in later jsonargparse
         text = default_config(cli)
@@ -170,42 +151,23 @@ def _configuration(files: Sequence[str], rest: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-ligo compare",
-        usage=USAGE,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("compare", usage=USAGE, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_config("configuration of a run with one GrowthCallback, as for fit", required=True)
     own = "(default: that of the configuration)"
     for name, metavar, what, options in (
-        ("--config", "FILE", "configuration of a run with one GrowthCallback, as for fit",
-         {"action": "append", "required": True}),
         ("--methods", "METHOD,METHOD", f"{', '.join(METHODS)} or DEPTH+WIDTH {own}",
          {"type": lambda text: list(dict.fromkeys(text.split(",")))}),
-        ("--seeds", "N", "seeds of every run (default: 1)", {"type": _count, "default": 1}),
+        ("--seeds", "N", "seeds of every run (default: 1)", {"type": PositiveInt, "default": 1}),
         ("--learning_rates", "RATE,RATE", f"tried for every method and scratch {own}",
-         {"type": _rates, "default": [None]}),
-        ("--jobs", "N", "runs at once (default: one per CUDA device, else 1)", {"type": _count}),
+         {"type": rates, "default": [None]}),
+        ("--jobs", "N", "runs at once (default: one a CUDA device, else 1)", {"type": PositiveInt}),
         ("--out", "FOLDER", "(default: runs/compare/NAME of the FILE)", {"type": Path}),
     ):  # fmt: skip
         parser.add_argument(name, metavar=metavar, help=what, **options)
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
-    return int(text)
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        rates = sorted({float(word) for word in text.split(",")})
-    except ValueError:
-        rates = [0.0]
-    if rates[0] <= 0 or not math.isfinite(rates[-1]):
-        raise argparse.ArgumentTypeError(f"expected rates above 0, such as 1e-3,2e-3, got {text!r}")
-    return rates
+def rates(text: str) -> list[float]:
+    """Parse `1e-3,2e-3`."""
+    return sorted({float(PositiveFloat(word)) for word in text.split(",")})

@@ -14,8 +14,15 @@ from pathlib import Path
 from statistics import fmean
 
 from lightning_ligo.callbacks.after_growth import check_room
-from lightning_ligo.compare.budget import Costs, cost, passes, steps_within, triggers
-from lightning_ligo.compare.frontier import Saving, saving
+from lightning_ligo.compare.budget import (
+    Costs,
+    Saving,
+    cost,
+    passes,
+    saving,
+    steps_within,
+    triggers,
+)
 from lightning_ligo.compare.trial import (
     SCRATCH,
     SMALL_ONLY,
@@ -70,27 +77,16 @@ def _each(totals: Sequence[int], counts: Sequence[int]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Budget:
-    """The FLOPs that every method may spend, and the costs of the methods.
+    """The FLOPs that every method may spend, and the costs of the methods."""
 
-    Args:
-        flops: the budget.
-        costs: costs of a run by method.
-        every: steps from one validation to the next, in every run.
-        steps_per_epoch: optimizer steps in an epoch.
-    """
-
-    flops: float
-    costs: dict[str, Costs]
-    every: int
-    steps_per_epoch: float
+    flops: float  # the budget
+    costs: dict[str, Costs]  # costs of a run by method
+    every: int  # steps from one validation to the next, in every run
+    steps_per_epoch: float  # optimizer steps in an epoch
 
 
 def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -> Budget:
-    """Return the budget: the FLOPs of the run of the configuration.
-
-    Raises:
-        ValueError: for a run without a known end, and for growths outside it.
-    """
+    """Return the FLOPs of the run of the configuration; see `Recipe.steps` and `triggers`."""
     steps = recipe.steps(steps_per_epoch)
     every = math.ceil(steps / VALIDATIONS)
     grows_at = triggers(steps, recipe.growths, steps_per_epoch)
@@ -143,12 +139,8 @@ def run_all(
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
     """Run all unfinished trials; return the results of all, and the reasons of failures.
 
-    Args:
-        trials: the trials.
-        out: folder for the folders of the trials.
-        jobs: number of runs at once.
-        devices: number of CUDA devices to share; with 0 every run uses its configured device.
-        done: called with every trial that has ended, now or before.
+    CUDA devices are shared by `jobs` runs at once; with 0 devices every run uses its configured
+    one. `done` is called with every trial that has ended, now or before.
     """
     results: dict[Trial, Result] = {}
     failures: dict[Trial, str] = {}
@@ -190,21 +182,13 @@ def run_all(
 
 @dataclass(frozen=True)
 class Entry:
-    """The finished runs of one method, share of the budget and learning rate, over all seeds.
+    """The finished runs of one method, share of the budget and learning rate, over all seeds."""
 
-    Args:
-        method: name of the method.
-        share: share of the budget.
-        rate: learning rate; None for that of the configuration.
-        results: results in the order of the seeds.
-        tried: all learning rates that were tried, and the mean loss of each.
-    """
-
-    method: str
-    share: float
-    rate: float | None
-    results: tuple[Result, ...]
-    tried: tuple[tuple[float | None, float], ...] = ()
+    method: str  # name of the method
+    share: float  # share of the budget
+    rate: float | None  # learning rate; None for that of the configuration
+    results: tuple[Result, ...]  # results in the order of the seeds
+    tried: tuple[tuple[float | None, float], ...] = ()  # rates and mean losses
 
     @property
     def losses(self) -> list[float]:
@@ -253,15 +237,11 @@ class Saved:
 
 
 def saved(entry: Entry, entries: Sequence[Entry], small_is_free: bool) -> Saved | None:
-    """Return the saving of an entry against the scratch frontier.
+    """Return the saving of an entry against the scratch frontier, which is among the entries.
 
-    It is None if runs are missing or have diverged, or if a loss is not above 0.
-
-    Args:
-        entry: the entry.
-        entries: all entries, those from scratch among them.
-        small_is_free: leave out the FLOPs before the last growth, except those of learning the
-            operators, as the paper does.
+    It is None if runs are missing or have diverged, or if a loss is not above 0. If the small
+    network is free, the FLOPs before the last growth do not count, except those of learning the
+    operators, as in the paper.
     """
     scratch = [other for other in entries if other.method == SCRATCH]
     if len(scratch) < len(FRONTIER) or not all(

@@ -10,17 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lightning_ligo.callbacks import document
 from lightning_ligo.callbacks.accounting import Point
-from lightning_ligo.callbacks.document import (
-    blank,
-    listed,
-    log_axis,
-    markdown_table,
-    png,
-    show,
-    versions,
-    write_files,
-)
 from lightning_ligo.compare.comparison import FRONTIER, Budget, Entry, Saved, saved, worth
 from lightning_ligo.compare.trial import SCRATCH, SMALL_ONLY, Result, Trial
 
@@ -77,7 +68,7 @@ class Comparison:
         return {
             "command": self.command,
             "date": self.date,
-            "versions": versions(),
+            "versions": document.versions(),
             "devices": sorted({result.device for result in self.results.values()}),
             "metric": self.metric,
             "seeds": self.seeds,
@@ -127,10 +118,10 @@ def parts(entry: Entry) -> dict[str, float]:
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write `compare.json`, `compare.md` and `compare.png` into the folder."""
-    write_files(folder, {
+    document.write_files(folder, {
         "compare.json": json.dumps(comparison.to_dict(), indent=1),
         "compare.md": markdown(comparison),
-        "compare.png": png(plot(comparison)),
+        "compare.png": document.png(plot(comparison)),
     })  # fmt: skip
 
 
@@ -186,19 +177,20 @@ def facts(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison) -> str:
     """Return the comparison as Markdown, with the plot beside it."""
     devices = ", ".join(sorted({result.device for result in comparison.results.values()}))
+    versions = document.listed(document.versions())
     return "\n".join([
         "# Comparison",
         "",
         f"Metric: {comparison.metric}. Budget: {comparison.budget.flops:.4g} FLOPs. Seeds: "
         f"{comparison.seeds}.",
         "",
-        *markdown_table([HEADS, *rows(comparison)]),
+        *document.markdown_table([HEADS, *rows(comparison)]),
         "",
         *(line for fact in facts(comparison) for line in (fact, "")),
         NOTES,
         "",
         f"Command: `{comparison.command}`",
-        f"Date: {comparison.date}. Versions: {listed(versions())}. Device: {devices}.",
+        f"Date: {comparison.date}. Versions: {versions}. Device: {devices}.",
         "",
         "![the comparison](compare.png)",
         "",
@@ -211,7 +203,7 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
              "saved, all counted", "saved, small free")]  # fmt: skip
     table = [[row[number] for number in shown] for row in (HEADS, *rows(comparison))]
     title = f"{comparison.metric} at {comparison.budget.flops:.3g} FLOPs"
-    show(title, table, [*facts(comparison), f"comparison: {folder}"])
+    document.show(title, table, [*facts(comparison), f"comparison: {folder}"])
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
@@ -247,7 +239,7 @@ def plot(comparison: Comparison) -> Figure:
     A curve is the mean of the seeds, with their least and most; a ring marks a growth. Shown are
     the last four fifths of the budget, and losses up to a little above the highest end.
     """
-    figure = blank(12, 5)
+    figure = document.blank(12, 5)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     finite = [entry for entry in _in_order(comparison) if math.isfinite(entry.loss)]
     whole = [entry for entry in finite if entry.share == 1]
@@ -267,8 +259,8 @@ def plot(comparison: Comparison) -> Figure:
         losses = [entry.loss for entry in [*drawn, *finite]]
         across = min(spent) / 5, 1.1 * max([*spent, *(x for x, _ in ends)])
         upwards = 0.94 * min(losses), 1.15 * max(losses)
-        log_axis(left.xaxis, *across)
-        log_axis(left.yaxis, *upwards)
+        document.log_axis(left.xaxis, *across)
+        document.log_axis(left.yaxis, *upwards)
         left.set(xlim=across, ylim=upwards)
         _name_ends(left, drawn)
     left.set(xlabel="FLOPs, all counted", ylabel=comparison.metric)

@@ -53,23 +53,14 @@ LEFT_OUT = (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One run and its whole configuration.
+    """One run and its whole configuration."""
 
-    Args:
-        method: name of the method.
-        share: share of the budget; 0 for a rehearsal, which measures costs.
-        rate: learning rate; None for that of the configuration.
-        seed: number of the seed, from 0.
-        steps: number of optimizer steps.
-        config: configuration as `lightning-ligo fit` reads it.
-    """
-
-    method: str
-    share: float
-    rate: float | None
-    seed: int
-    steps: int
-    config: dict[str, Any]
+    method: str  # name of the method
+    share: float  # share of the budget; 0 for a rehearsal, which measures costs
+    rate: float | None  # learning rate; None for that of the configuration
+    seed: int  # number of the seed, from 0
+    steps: int  # number of optimizer steps
+    config: dict[str, Any]  # configuration as `lightning-ligo fit` reads it
 
     @property
     def name(self) -> str:
@@ -90,27 +81,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a trial.
+    """The result of a trial."""
 
-    Args:
-        steps: number of optimizer steps.
-        grew_at: steps of the growths.
-        training: FLOPs of training at each size of the network.
-        evaluation: FLOPs of validation at each size of the network.
-        operator: FLOPs of learning the operators.
-        curve: the validations.
-        batches_per_epoch: batches in an epoch, if known.
-        device: name of the device.
-    """
-
-    steps: int
-    grew_at: list[int]
-    training: list[int]
-    evaluation: list[int]
-    operator: int
-    curve: list[Point]
-    batches_per_epoch: int | None
-    device: str
+    steps: int  # number of optimizer steps
+    grew_at: list[int]  # steps of the growths
+    training: list[int]  # FLOPs of training at each size of the network
+    evaluation: list[int]  # FLOPs of validation at each size of the network
+    operator: int  # FLOPs of learning the operators
+    curve: list[Point]  # the validations
+    batches_per_epoch: int | None  # batches in an epoch, if known
+    device: str  # name of the device
 
     @property
     def flops(self) -> int:
@@ -200,11 +180,7 @@ class Recipe:
         return math.inf if batches is None else math.ceil(batches / accumulate)
 
     def steps(self, steps_per_epoch: float) -> int:
-        """Return the optimizer steps of the run of the configuration.
-
-        Raises:
-            ValueError: if nothing ends it.
-        """
+        """Return the optimizer steps of the configured run; raise ValueError if nothing ends it."""
         options = self.config["trainer"]
         epochs, steps = options["max_epochs"], options["max_steps"]
         limits = [
@@ -228,12 +204,7 @@ class Recipe:
     ) -> dict[str, Any]:
         """Return the configuration of a run that grows by a method at these steps.
 
-        Args:
-            method: name of the method.
-            grows_at: optimizer steps of the growths.
-            steps: number of optimizer steps.
-            every: steps from one validation to the next.
-            learning_steps: steps of learning an operator; those of the method by default.
+        It is validated `every` so many steps. The learning steps are the method's by default.
         """
         growing = copy.deepcopy(self.growing)
         options = growing["init_args"]
@@ -272,11 +243,7 @@ class Recipe:
 
 
 def seeded(config: dict[str, Any], number: int, rate: float | None) -> dict[str, Any]:
-    """Return the same run with a number added to all seeds, and with another learning rate.
-
-    Raises:
-        ValueError: for a rate, if the model has no argument `learning_rate`.
-    """
+    """Return the same run with a number added to all seeds, and with another learning rate."""
     config = copy.deepcopy(config)
     first = config.get("seed_everything")
     config["seed_everything"] = number + (first if type(first) is int else 0)
@@ -369,11 +336,7 @@ def failure(trial: Trial, out: Path, status: int | None) -> str:
 
 
 def run(folder: Path) -> Result:
-    """Run the trial of a folder, and write its result there.
-
-    Raises:
-        RuntimeError: for a run that has ended before its last step.
-    """
+    """Run the trial of a folder to its last step, and write its result there."""
     trainer = GrowthCLI(["fit", "--config", str(folder / "fit.yaml")]).trainer
     if trainer.global_step != trainer.max_steps:
         raise RuntimeError(

@@ -3,17 +3,16 @@
 import math
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_ligo.tasks.order import EpochOrder, generator
+from lightning_ligo.tasks.order import OrderedDataModule, generator
 
 VALIDATION, TEST = 270, 270
 
 
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(OrderedDataModule):
     """Handwritten digits: images (1, 8, 8) scaled to [-1, 1] and classes 0 to 9.
 
     1,257 images to train on, 270 to validate and 270 to test; the split is always the same.
@@ -29,11 +28,8 @@ class DigitsDataModule(LightningDataModule):
     def __init__(
         self, batch_size: int = 64, shift: float = 0.5, num_workers: int = 0, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.batch_size = batch_size
+        super().__init__(batch_size, num_workers, seed)
         self.shift = shift
-        self.num_workers = num_workers
-        self.seed = seed
 
     def setup(self, stage: str) -> None:
         try:
@@ -53,22 +49,13 @@ class DigitsDataModule(LightningDataModule):
         self.test = TensorDataset(images[test], targets[test])
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self.train,
-            batch_size=self.batch_size,
-            sampler=EpochOrder(self.train, self.seed),
-            drop_last=True,
-            num_workers=self.num_workers,
-        )
+        return self.shuffled(self.train)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, batch_size=VALIDATION, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.test, batch_size=TEST, num_workers=self.num_workers)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
 
 
 class ShiftedImages(Dataset[tuple[Tensor, Tensor]]):

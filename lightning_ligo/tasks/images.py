@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_ligo.tasks.order import EpochOrder, generator
+from lightning_ligo.tasks.order import OrderedDataModule, generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImageFolderDataModule(LightningDataModule):
+class ImageFolderDataModule(OrderedDataModule):
     """Images from `folder/train/<class>/*`, `folder/val/<class>/*` and, to test on, `folder/test`.
 
     A batch is images (batch_size, 3, image_size, image_size), normalized as for ImageNet, and
@@ -36,12 +35,9 @@ class ImageFolderDataModule(LightningDataModule):
         num_workers: int = 4,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         self.folder = Path(folder)
         self.image_size = image_size
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -87,31 +83,14 @@ class ImageFolderDataModule(LightningDataModule):
         return TransformedImages(images, transform, self.seed)
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self._transformed(self.train, augment=True),
-            batch_size=self.batch_size,
-            sampler=EpochOrder(self.train, self.seed),
-            drop_last=len(self.train) >= self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        images = self._transformed(self.train, augment=True)
+        return self.shuffled(images, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader:
-        return self._in_order(self.val)
+        return self.in_order(self._transformed(self.val, augment=False))
 
     def test_dataloader(self) -> DataLoader:
-        return self._in_order(self.test)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._in_order(self.test)
-
-    def _in_order(self, images: Any) -> DataLoader:
-        return DataLoader(
-            self._transformed(images, augment=False),
-            batch_size=self.batch_size,
-            sampler=[(item, 0) for item in range(len(images))],
-            num_workers=self.num_workers,
-        )
+        return self.in_order(self._transformed(self.test, augment=False))
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):

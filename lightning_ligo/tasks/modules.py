@@ -18,7 +18,64 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ligo.networks import build
 
 
-class ImageClassifier(LightningModule):
+class _Task(LightningModule):
+    """A module with hyperparameters `learning_rate`, `weight_decay`, `warmup` and `decay`."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate("test", batch)
+
+    def evaluate(self, stage: str, batch: Any) -> None:
+        """Log the metrics of a batch under names that begin with the stage."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW with a linear warm-up and a cosine decay to zero at the end.
+
+        Weights of one dimension (biases and the gains of norms) are not decayed.
+
+        Raises:
+            ValueError: for a run of unknown length, and for shares that sum to more than 1.
+        """
+        warmup, decay = self.hparams["warmup"], self.hparams["decay"]
+        decay = 1 - warmup if decay is None else decay
+        if not (warmup >= 0 and decay >= 0 and warmup + decay <= 1 + 1e-9):
+            raise ValueError(
+                f"got warmup={warmup} and decay={decay}; both are shares of the run: give 0 or "
+                "more, and 1 at most in sum"
+            )
+        trainable = [weight for weight in self.parameters() if weight.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in trainable if weight.ndim > 1]},
+            {"params": [weight for weight in trainable if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.hparams["learning_rate"],
+            betas=(0.9, 0.95),
+            weight_decay=self.hparams["weight_decay"],
+        )
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "the cosine decay needs the length of the run, and this Trainer has neither "
+                "max_steps nor max_epochs; set one of them"
+            )
+        warmup_steps, decay_steps = warmup * steps, decay * steps
+
+        def scale(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / (warmup_steps + 1)
+            decayed = max(0.0, step - (steps - decay_steps)) / max(1, decay_steps)
+            return 0.5 + 0.5 * math.cos(math.pi * decayed)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ImageClassifier(_Task):
     """Classifies images with any timm network.
 
     A batch is a pair: images (batch, channels, height, width) and classes (batch).
@@ -66,29 +123,18 @@ class ImageClassifier(LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", self.val_acc, batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_acc, batch)
-
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self(batch[0]).softmax(dim=1)
 
-    def _evaluate(
-        self, stage: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]
-    ) -> None:
+    def evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, classes = batch
-        logits = self(images)
+        logits, accuracy = self(images), self.val_acc if stage == "val" else self.test_acc
         accuracy.update(logits, classes)
         self.log(f"{stage}_loss", F.cross_entropy(logits, classes), batch_size=len(images))
         self.log(f"{stage}_acc", accuracy, batch_size=len(images), prog_bar=True)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return adamw_with_cosine(self)
 
-
-class LanguageModel(LightningModule):
+class LanguageModel(_Task):
     """Models text with any Hugging Face network that has a language modelling head.
 
     A batch is a dict of `input_ids` and `labels` (batch, positions), and `attention_mask` (1 where
@@ -138,12 +184,6 @@ class LanguageModel(LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", batch)
-
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return self(batch["input_ids"], batch.get("attention_mask"))
 
@@ -158,57 +198,9 @@ class LanguageModel(LightningModule):
         )
         return nats, (labels != -100).sum().clamp(min=1)
 
-    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
+    def evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
         nats, tokens = self._nats(batch)
         loss, count = nats / tokens, int(tokens)
         bits = loss / math.log(2) / self.hparams["bytes_per_token"]
         self.log(f"{stage}_loss", loss, batch_size=count)
         self.log(f"{stage}_bits_per_byte", bits, batch_size=count, prog_bar=True, sync_dist=True)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return adamw_with_cosine(self)
-
-
-def adamw_with_cosine(module: LightningModule) -> OptimizerLRSchedulerConfig:
-    """Return AdamW with a linear warm-up and a cosine decay to zero at the end.
-
-    Reads `learning_rate`, `weight_decay`, `warmup` and `decay` of the module's hyperparameters.
-    Weights of one dimension (biases and the gains of norms) are not decayed.
-
-    Raises:
-        ValueError: for a run of unknown length, and for shares that sum to more than 1.
-    """
-    warmup, decay = module.hparams["warmup"], module.hparams["decay"]
-    decay = 1 - warmup if decay is None else decay
-    if not (warmup >= 0 and decay >= 0 and warmup + decay <= 1 + 1e-9):
-        raise ValueError(
-            f"got warmup={warmup} and decay={decay}; both are shares of the run: give 0 or more, "
-            "and 1 at most in sum"
-        )
-    trainable = [weight for weight in module.parameters() if weight.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in trainable if weight.ndim > 1]},
-        {"params": [weight for weight in trainable if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=module.hparams["learning_rate"],
-        betas=(0.9, 0.95),
-        weight_decay=module.hparams["weight_decay"],
-    )
-    steps = module.trainer.estimated_stepping_batches
-    if math.isinf(steps):
-        raise ValueError(
-            "the cosine decay needs the length of the run, and this Trainer has neither max_steps "
-            "nor max_epochs; set one of them"
-        )
-    warmup_steps, decay_steps = warmup * steps, decay * steps
-
-    def scale(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        decayed = max(0.0, step - (steps - decay_steps)) / max(1, decay_steps)
-        return 0.5 + 0.5 * math.cos(math.pi * decayed)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,16 +1,54 @@
-"""Data of your own text files, read as bytes."""
+"""Windows of bytes from text files, for a language model; a token is a byte."""
 
 import glob
+import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from lightning_ligo.tasks.order import EpochOrder
-from lightning_ligo.tasks.windows import ByteWindows, split_files
+from lightning_ligo.tasks.order import OrderedDataModule, generator
+
+MASK = 256  # the token after the 256 bytes
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
+TESTS = {"test", "tests", "idle_test"}
 
 
-class TextDataModule(LightningDataModule):
+class ByteWindows(Dataset[dict[str, Tensor]]):
+    """Text cut into windows of `length` bytes, without the rest.
+
+    An item is (window, epoch), and gives `input_ids` and `labels`, both (length) int64. For a
+    causal model (`mask` 0) both are the bytes. For a masked model a share `mask` of the bytes,
+    drawn by seed, epoch and window, is replaced by token 256, and all other labels are -100.
+    """
+
+    def __init__(self, text: bytes, length: int, mask: float = 0.0, seed: int = 0) -> None:
+        windows = len(text) // length
+        self.tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)[: windows * length]
+        self.tokens = self.tokens.view(windows, length)
+        self.mask = mask
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        window, epoch = key
+        tokens = self.tokens[window].long()
+        if self.mask == 0:
+            return {"input_ids": tokens, "labels": tokens}
+        random = generator(self.seed, epoch, window)
+        masked = torch.rand(len(tokens), generator=random) < self.mask
+        return {
+            "input_ids": tokens.masked_fill(masked, MASK),
+            "labels": tokens.masked_fill(~masked, -100),
+        }
+
+
+class TextDataModule(OrderedDataModule):
     """Windows of bytes from text files, split by file into train, validation and test.
 
     A batch is a dict of `input_ids` and `labels`, both (batch_size, window) int64; a token is a
@@ -40,16 +78,13 @@ class TextDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         self.files = files
         self.window = window
-        self.batch_size = batch_size
         self.validation = validation
         self.test_share = test
         self.validation_windows = validation_windows
         self.mask = mask
-        self.num_workers = num_workers
-        self.seed = seed
         self._texts: dict[str, bytes] = {}
 
     def find_files(self) -> list[Path]:
@@ -82,27 +117,70 @@ class TextDataModule(LightningDataModule):
         return windows
 
     def train_dataloader(self) -> DataLoader:
-        windows = self._windows("training")
-        return DataLoader(
-            windows,
-            batch_size=self.batch_size,
-            sampler=EpochOrder(windows, self.seed),
-            drop_last=len(windows) >= self.batch_size,
-            num_workers=self.num_workers,
-        )
+        return self.shuffled(self._windows("training"))
 
     def val_dataloader(self) -> DataLoader:
-        return self._in_order(self._windows("validation"), self.validation_windows)
+        return self.in_order(self._windows("validation"), self.validation_windows)
 
     def test_dataloader(self) -> DataLoader:
-        return self._in_order(self._windows("test"))
+        return self.in_order(self._windows("test"))
 
-    def predict_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
 
-    def _in_order(self, windows: ByteWindows, most: int | None = None) -> DataLoader:
-        count = len(windows) if most is None else min(most, len(windows))
-        evenly = [(number * len(windows) // count, 0) for number in range(count)]
-        return DataLoader(
-            windows, batch_size=self.batch_size, sampler=evenly, num_workers=self.num_workers
+class PythonSourceDataModule(TextDataModule):
+    """Windows of bytes from the standard library of the running Python, split by file.
+
+    Batches and options are those of TextDataModule. Versions of Python have different texts, so
+    compare results of the same version only.
+
+    Args:
+        tests: whether to read the library's test folders too, which doubles the text.
+        options: the options of TextDataModule, without its files.
+    """
+
+    def __init__(self, tests: bool = False, **options: Any) -> None:
+        super().__init__(files=sysconfig.get_paths()["stdlib"], **options)
+        self.tests = tests
+
+    def find_files(self) -> list[Path]:
+        """Return the source files, sorted; raise ValueError if Python has no source."""
+        library = Path(self.files)
+        unwanted = NOT_THE_LIBRARY if self.tests else NOT_THE_LIBRARY | TESTS
+        found = sorted(
+            file
+            for file in library.rglob("*.py")
+            if unwanted.isdisjoint(file.relative_to(library).parts)
         )
+        if not found:
+            raise ValueError(
+                f"no Python source found in the standard library's folder {self.files!r}; some "
+                "installations have it compiled or zipped only: use another Python, or "
+                "TextDataModule with your own files"
+            )
+        return found
+
+
+def split_files(
+    files: Sequence[Path], validation: float, test: float
+) -> tuple[list[Path], list[Path], list[Path]]:
+    """Split files into train, validation and test, always the same way for the same files.
+
+    A share above 0 is at least one file.
+
+    Raises:
+        ValueError: if no file is left to train on.
+    """
+    val_count, test_count = (
+        max(1, round(share * len(files))) if share > 0 else 0 for share in (validation, test)
+    )
+    train_count = len(files) - val_count - test_count
+    if train_count < 1:
+        raise ValueError(
+            f"{len(files)} files cannot be split by file into training, validation (share "
+            f"{validation}) and test (share {test}) files; give more files or smaller shares"
+        )
+    order = torch.randperm(len(files), generator=generator(0))
+    train, val, test_part = (
+        [files[index] for index in sorted(part.tolist())]
+        for part in order.split([train_count, val_count, test_count])
+    )
+    return train, val, test_part

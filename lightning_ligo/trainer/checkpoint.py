@@ -61,7 +61,13 @@ def rebuild(
     slot = Slot(module, attribute)
     network = slot.network
     if "state_dict" not in checkpoint:  # a sharded strategy has loaded what fits
-        _check_size(network, attribute, description)
+        built = None if description is None else build(description, device="meta")
+        if built is not None and _shapes(network.state_dict()) != _shapes(built.state_dict()):
+            raise ValueError(
+                f"the checkpoint holds a network {attribute!r} of another size than the module's, "
+                "and a sharded strategy would load a part only; give the Trainer the "
+                f"GrowthCallback of the run that wrote it, or make the module with {description}"
+            )
         set_record(module, record)
         return
     wanted = _shapes(checkpoint["state_dict"], f"{slot.prefix}.")
@@ -72,13 +78,7 @@ def rebuild(
                 f"the checkpoint holds the small network {attribute!r}, from before any growth, "
                 f"and {type(module).__name__} holds another one; load it into a new module"
             )
-        with isolated_random(0):
-            built = build(description).train(network.training)
-        if any(map(is_lazy, built.parameters())):
-            stored, start = checkpoint["state_dict"], f"{slot.prefix}."
-            weights = {n.removeprefix(start): w for n, w in stored.items() if n.startswith(start)}
-            built.load_state_dict(weights, strict=False)
-        network = _in_dtype_of(network, built)  # weights are loaded unrounded
+        network = _built(description, slot, checkpoint["state_dict"])
         if _shapes(network.state_dict()) != wanted:
             raise ValueError(
                 f"the checkpoint says that its network {attribute!r} is {description}, but this "
@@ -95,24 +95,19 @@ def rebuild(
     set_record(module, record)
 
 
-def _in_dtype_of(network: nn.Module, built: nn.Module) -> nn.Module:
-    """Return a network as it was built, in the dtype of another one if that has a single one."""
-    floats = {t.dtype for t in network.state_dict().values() if t.is_floating_point()}
+def _built(description: dict[str, Any], slot: Slot, stored: dict[str, Tensor]) -> nn.Module:
+    """Build a network for the weights of a checkpoint, which are loaded unrounded."""
+    with isolated_random(0):
+        built = build(description).train(slot.network.training)
+    if any(map(is_lazy, built.parameters())):
+        start = f"{slot.prefix}."
+        weights = {n.removeprefix(start): w for n, w in stored.items() if n.startswith(start)}
+        built.load_state_dict(weights, strict=False)
+    floats = {t.dtype for t in slot.network.state_dict().values() if t.is_floating_point()}
     for tensor in (*built.parameters(), *built.buffers()) if len(floats) == 1 else ():
         if tensor.is_floating_point():  # `to` would make complex numbers real
             tensor.data = tensor.data.to(*floats)
     return built
-
-
-def _check_size(network: nn.Module, attribute: str, description: dict[str, Any] | None) -> None:
-    if description is None:
-        return
-    if _shapes(network.state_dict()) != _shapes(build(description, device="meta").state_dict()):
-        raise ValueError(
-            f"the checkpoint holds a network {attribute!r} of another size than the module's, and "
-            "a sharded strategy would load a part only; give the Trainer the GrowthCallback of "
-            f"the run that wrote it, or make the module with {description}"
-        )
 
 
 def described(slot: Slot) -> dict[str, Any] | None:
@@ -124,9 +119,7 @@ def described(slot: Slot) -> dict[str, Any] | None:
 def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
     """Return the descriptions of the small network and of every network it grows to, in order.
 
-    Raises:
-        ValueError: for a growth that changes nothing, and for changes to a network without a
-            description.
+    Raises ValueError for a growth that changes nothing, or a network without a description.
     """
     networks: list[dict[str, Any] | None] = [small]
     for number, growth in enumerate(growths, 1):
@@ -165,11 +158,7 @@ def peek(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
 
 
 def check_same_shapes(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Refuse weights of another size, which a sharded strategy would load in part.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
+    """Raise ValueError for weights of another size, which a sharded strategy would load in part."""
     stored, held = _shapes(checkpoint["state_dict"]), _shapes(pl_module.state_dict())
     strict = pl_module.strict_loading
     names = held.keys() | stored.keys() if strict else held.keys() & stored.keys()
@@ -189,8 +178,7 @@ def check_record(
 ) -> dict[str, Any] | None:
     """Return the record of a checkpoint, after a check that these growths lead to its network.
 
-    Raises:
-        ValueError: for a record of another attribute, of more growths, or of other networks.
+    Raises ValueError for a record of another attribute, of more growths, or of other networks.
     """
     record = checkpoint.get(KEY)
     if record is None:

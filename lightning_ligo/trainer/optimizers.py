@@ -102,11 +102,7 @@ def _laid_out(value: Any, parameter: nn.Parameter) -> Any:
 
 
 def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list[str]]]) -> None:
-    """Replace the parameters in the optimizer groups by those of the given names.
-
-    Raises:
-        ValueError: if the number of groups differs.
-    """
+    """Replace the parameters in the optimizer groups by those of these names, group by group."""
     found = [len(optimizer.param_groups) for optimizer in all_optimizers(trainer)]
     if found != [len(names) for names in groups]:
         raise ValueError(
@@ -126,10 +122,7 @@ def fill_groups(
 ) -> None:
     """Put the parameters of the given names into the optimizer groups.
 
-    Args:
-        trainer, pl_module: of the run.
-        groups: the names in every group of every optimizer.
-        before: the parameters of the module when the groups were last filled, by name.
+    `before` are the parameters of the module when the groups were last filled, by name.
     """
     parameters = dict(pl_module.named_parameters())
     for optimizer, names_of_groups in zip(all_optimizers(trainer), groups, strict=True):

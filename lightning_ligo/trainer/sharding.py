@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_ligo.networks import build
 from lightning_ligo.trainer.lightning import configure_model
 from lightning_ligo.trainer.slot import Slot
 
@@ -105,9 +106,7 @@ def gathered(form: nn.Module, network: nn.Module) -> nn.Module:
 def shard(trainer: Trainer, slot: Slot) -> None:
     """Shard the plain network in the slot with the LightningModule's `configure_model`.
 
-    Raises:
-        ValueError: if `configure_model` cannot be called again, or does not shard the network, or
-            gives its parameters other names.
+    Raises ValueError if it cannot be called again, does not shard, or changes parameters' names.
     """
     owner, at, network = type(slot.module).__name__, slot.attribute, slot.network
     names = {name for name, _ in network.named_parameters()}
@@ -130,11 +129,7 @@ def shard(trainer: Trainer, slot: Slot) -> None:
 
 
 def check_sharded(slot: Slot) -> None:
-    """Refuse a network that `configure_model` leaves whole, or shards as part of a larger module.
-
-    Raises:
-        ValueError: naming the parameters, or the module.
-    """
+    """Raise ValueError for a network that is whole, or sharded as part of a larger module."""
     owner, at = type(slot.module).__name__, slot.attribute
     outer = [name for name, module in slot.module.named_modules() if isinstance(module, FSDPModule)]
     around = [name for name in outer if not name or at.startswith(f"{name}.")]
@@ -152,3 +147,52 @@ def check_sharded(slot: Slot) -> None:
             f"not sharded, such as {plain[0]}; let it call fully_shard on the network at "
             f"self.{at} that there is, of any size, each time that it is called"
         )
+
+
+class Sharding:
+    """Keeps the plain form of a module's network.
+
+    The form is seen before `configure_model`, or built from the description.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[LightningModule, nn.Module] = {}
+
+    def see(self, pl_module: LightningModule, network: nn.Module | None) -> None:
+        """Remember the form of the network, if it exists and is not yet sharded."""
+        if network is not None and not any(isinstance(p, DTensor) for p in network.parameters()):
+            self._forms[pl_module] = blank(network)
+
+    def check(self, slot: Slot, description: dict[str, Any] | None) -> None:
+        """Raise ValueError if the network is not sharded, is wrapped, or has no plain form."""
+        attribute, owner = slot.attribute, type(slot.module).__name__
+        if slot.prefix != attribute:
+            raise ValueError(
+                f"torch.compile has wrapped {attribute!r}, and ModelParallelStrategy writes "
+                "checkpoints without the wrapper's name, which cannot be loaded; compile it in "
+                f"place, with self.{attribute}.compile()"
+            )
+        check_sharded(slot)
+        if slot.module in self._forms:
+            return
+        if description is None:
+            raise ValueError(
+                f"self.{attribute} was sharded before GrowthCallback saw it, and a growth needs a "
+                f"plain copy; make self.{attribute} in the __init__ of a new {owner}, or give that "
+                "an argument that describes it"
+            )
+        self.see(slot.module, build(description))
+
+    def try_out(self, trainer: Trainer, slot: Slot, large: nn.Module) -> None:
+        """Try to shard a large network, which may be on the meta device; see `shard`."""
+        network = slot.network
+        slot.set(large)
+        try:
+            shard(trainer, slot)
+        finally:
+            slot.set(network)
+
+    def plain(self, pl_module: LightningModule, network: nn.Module) -> nn.Module:
+        """Return a copy that is whole on each rank; the network itself if nothing is sharded."""
+        form = self._forms.get(pl_module)
+        return network if form is None else gathered(form, network)

@@ -79,7 +79,11 @@ def swap(
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
         for held in groups
     ]
-    _wrap_again(trainer, slot)
+    if isinstance(trainer.strategy, DDPStrategy):
+        wrap_in_ddp(trainer.strategy, pl_module)
+    elif is_sharded(trainer):  # compared before sharding; buffers stay each rank's own
+        check_ranks_are_alike(trainer, dict(large.named_parameters()))
+        shard(trainer, slot)
     carried = carry_states(trainer, small, large, grow_states)
     fill_groups(trainer, pl_module, groups, before)
     large.zero_grad()
@@ -116,16 +120,6 @@ def undone(trainer: Trainer, slot: Slot) -> Iterator[None]:
         raise
 
 
-def _wrap_again(trainer: Trainer, slot: Slot) -> None:
-    """Wrap the module in DDP again, or shard the new network."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        wrap_in_ddp(strategy, slot.module)
-    elif is_sharded(trainer):  # compared before sharding; buffers stay each rank's own
-        check_ranks_are_alike(trainer, dict(slot.network.named_parameters()))
-        shard(trainer, slot)
-
-
 def restart_compression(trainer: Trainer) -> None:
     """Reset PowerSGD, whose buffers have the shapes of the small network's gradients."""
     state = communication_state(trainer)
@@ -136,11 +130,7 @@ def restart_compression(trainer: Trainer) -> None:
 
 
 def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
-    """Compare a hash of the tensors across ranks.
-
-    Raises:
-        RuntimeError: naming the ranks that differ from rank 0.
-    """
+    """Raise RuntimeError naming the ranks whose tensors have another hash than those of rank 0."""
     if trainer.world_size == 1:
         return
     digest = hashlib.sha256()

@@ -107,7 +107,6 @@ def test_an_unknown_method_lists_the_known_ones():
         ({"early_stopping": "reset"}, "got early_stopping='reset', .* 'patience', 'anew', 'keep'"),
         ({"on_failure": "skip"}, "got on_failure='skip', expected one of 'stop', 'continue'"),
         ({"method": "ligo", "steps": -1}, "needs 0 or more steps .* got steps=-1"),
-        ({"moments": "map"}, "no option moments, .* its new name: optimizer_state='map'"),
         (
             {"method": "ligo", "learning_rate": 0.0},
             "needs 0 or more steps and a learning rate above 0, got .* learning_rate=0.0",

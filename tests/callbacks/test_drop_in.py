@@ -112,6 +112,13 @@ def test_the_same_run_grows_to_the_same_weights_and_says_so_in_a_line(tmp_path, 
     assert "state: mapped for 30 of 30 parameters" in line
 
 
+def test_a_growth_that_learns_nothing_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        fit(plain(), tmp_path, growth(method="lemon", steps=None))
+    (line,) = [r.message for r in caplog.records if r.message.startswith("Growth 1 of 1")]
+    assert "method lemon (nothing learned); " in line
+
+
 def test_another_seed_gives_another_growth(tmp_path):
     modules = [plain(), plain()]
     for seed, module in enumerate(modules):

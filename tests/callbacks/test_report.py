@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_ligo import GrowthCallback, Operator, pair
 from lightning_ligo.callbacks.accounting import Point
 from lightning_ligo.callbacks.document import write_whole
-from lightning_ligo.callbacks.learned import MOST, learned
-from lightning_ligo.callbacks.record import GrowthRecord
+from lightning_ligo.callbacks.record import MOST, GrowthRecord, learned
 from lightning_ligo.callbacks.report import (
     growth_report,
     heat_maps,

@@ -147,14 +147,45 @@ def test_a_growth_is_configured_in_yaml_alone(config):
     assert cli.model.hparams["network"] == VIT
 
 
-def test_the_former_name_of_an_option_is_refused_with_the_new_one(config):
+def test_the_former_name_of_an_option_is_refused_and_named(config, capsys):
     growth = {"fraction": 0.5, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
     callback = {"class_path": "GrowthCallback"}
     callback["init_args"] = {"growths": [growth], "moments": "reset"}
     settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
     Path(config).write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match=r"no option moments, .* its new name: optimizer_state='r"):
+    with pytest.raises(SystemExit) as stopped:
         GrowthCLI(["-c", config], run=False)
+    assert stopped.value.code == 2
+    assert "moments" in capsys.readouterr().err
+    callback["init_args"] = {"growths": [growth], "optimizer_state": "reset"}
+    Path(config).write_text(yaml.safe_dump(settings))
+    assert "moments" not in printed(capsys, "fit", "-c", config, "--print_config")
+
+
+def test_a_constructor_that_refuses_its_arguments_is_said_in_one_line(config):
+    growth = {"step": 3, "epoch": 2, "to": {"init_args": {"embed_dim": 16, "num_heads": 2}}}
+    callback = {"class_path": "GrowthCallback", "init_args": {"growths": [growth]}}
+    settings = {**RUN, "trainer": {**RUN["trainer"], "callbacks": [callback]}}
+    Path(config).write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "-c", config])
+    (line,) = str(stopped.value.code).splitlines()
+    assert line.startswith("lightning-ligo: a growth has one trigger, got step=3, epoch=2; give")
+
+
+def test_an_unknown_command_is_refused_with_all_there_are(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["grown"])
+    assert stopped.value.code == 2
+    words = capsys.readouterr().err.replace(",", "").split()
+    assert {*words} >= {*GrowthCLI.subcommands(), *COMMANDS}
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    code = "from lightning_ligo.__main__ import main; main(['methods'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == ("", 0)
 
 
 @pytest.mark.parametrize(

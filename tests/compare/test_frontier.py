@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_ligo.compare.frontier import Saving, frontier, saving
+from lightning_ligo.compare.budget import Saving, frontier, saving
 
 
 def law(flops):

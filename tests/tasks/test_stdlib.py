@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ligo.tasks.stdlib import PythonSourceDataModule
+from lightning_ligo.tasks.text import PythonSourceDataModule
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_ligo.tasks.windows import MASK, ByteWindows, split_files
+from lightning_ligo.tasks.text import MASK, ByteWindows, split_files
 
 TEXT = bytes(range(100, 256)) + b"\n"
 
