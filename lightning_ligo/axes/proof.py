@@ -233,7 +233,8 @@ def relative(before: Tensor, after: Tensor) -> float:
         return 0.0 if before.shape == after.shape else math.inf
     if not before.is_floating_point() and not before.is_complex():
         return float((before != after).double().mean())
-    after, finite = after.to(before.dtype), before.isfinite()
+    before, after = before.detach(), after.detach().to(before.dtype)
+    finite = before.isfinite()
     if not bool(finite.all()):
         one, other = before[~finite], after[~finite]
         if not bool(((one == other) | (one.isnan() & other.isnan())).all()):
