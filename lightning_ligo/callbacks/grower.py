@@ -139,7 +139,7 @@ class Grower:
                 with followers.placed():
                     learned = self._learn(trainer, pl_module, operator, steps, bar_is_shown)
             operator.bake(large)
-            change = _compared(operator, small, large, calls)
+            change = _compared(trainer, operator, small, large, calls)
             followers.grow(operator)
             ramp = Ramp(operator, large) if self._settings.method.ramp else None
         return Made(small, large, operator, ramp, change, parents, followers, *learned)
@@ -251,7 +251,7 @@ class Grower:
 
 
 def _compared(
-    operator: Operator, small: nn.Module, large: nn.Module, calls: Sequence[Call]
+    trainer: Trainer, operator: Operator, small: nn.Module, large: nn.Module, calls: Sequence[Call]
 ) -> Change:
     """Compare the networks on calls of the small one, if there are any.
 
