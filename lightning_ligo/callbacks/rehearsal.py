@@ -84,7 +84,7 @@ class Rehearsal:
         try:
             with rehearsing(trainer, pl_module, self._settings.seed):
                 self._rehearse(trainer, pl_module, plan, calls, batch, batch_idx)
-        except (NotRehearsedError, GrowthFailedError) as error:
+        except (NotRehearsedError, GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
             rank_zero_info(f"{name} did not come to its end: {error}")
         else:
             rank_zero_info(f"{name} went well, from its learning to a resume, and is undone")

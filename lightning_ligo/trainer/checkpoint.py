@@ -46,8 +46,7 @@ def rebuild(
         def on_load_checkpoint(self, checkpoint):
             lightning_ligo.rebuild(self, checkpoint)
 
-    A copy of the network in the module, such as a teacher, that has grown with it is rebuilt too;
-    also those that the objects `others` hold.
+    Copies that have grown with it, in the module and in the objects `others`, are rebuilt too.
 
     Raises:
         ValueError: if the network cannot be built from the record of the checkpoint.

@@ -159,7 +159,7 @@ def test_a_lack_of_memory_is_a_line_in_the_log(tmp_path, caplog, monkeypatch):
     def missing(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(Rehearsal, "_rehearse", missing)
+    monkeypatch.setattr("lightning_ligo.callbacks.rehearsal.training_iteration", missing)
     caplog.set_level("INFO")
     module = plain()
     fit(module, tmp_path, growing())
