@@ -150,15 +150,3 @@ def triangle(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Ten
     dims = graph.dims(args[0])
     pin([*dims[-2], *dims[-1]], "it is cut along the diagonal")
     return dims
-
-
-@rule("view_as_complex")
-def view_as_complex(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    *dims, pair = graph.dims(args[0])
-    pin(pair, "it is the real and the imaginary part")
-    return dims
-
-
-@rule("view_as_real")
-def view_as_real(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    return [*graph.dims(args[0]), graph.new(2, pinned="it is the real and the imaginary part")]

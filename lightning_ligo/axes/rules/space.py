@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_ligo.axes.factors import pin, regroup, size
 from lightning_ligo.axes.graph import Graph, mark_nonlinear
-from lightning_ligo.axes.rules.table import SPACE, position, rule
+from lightning_ligo.axes.rules.table import SPACE, rule
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
@@ -71,25 +71,6 @@ def col2im(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tenso
     channels, kernel = regroup([columns], (out.shape[-3], args[2][0] * args[2][1]))
     pin([*kernel, *positions], SPACE)
     return [*batch, channels, *(graph.new(length, pinned=SPACE) for length in out.shape[-2:])]
-
-
-@rule("unfold")
-def unfold(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    """``x.unfold(dim, size, step)``: windows of positions, and the positions in a window last."""
-    dims = list(graph.dims(args[0]))
-    axis = position(args[1], len(dims))
-    pin(dims[axis], SPACE)
-    dims[axis] = graph.new(out.shape[axis], pinned=SPACE)
-    return [*dims, graph.new(out.shape[-1], pinned=SPACE)]
-
-
-@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
-def fourier(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = list(graph.dims(args[0]))
-    for axis in args[1]:
-        pin(dims[axis], SPACE)
-        dims[axis] = graph.new(out.shape[axis], pinned=SPACE)
-    return dims
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
