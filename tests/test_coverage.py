@@ -64,7 +64,7 @@ def test_a_pair_that_cannot_grow_has_its_reason_in_the_table():
 def test_a_pair_that_changes_has_its_place_in_the_table():
     result = run(Pair("hf", "gemma2", "gemma2 small", "gemma2 large"))
     assert result.paired and result.told > 1e-4 and result.kept > 1e-4 and result.reason == ""
-    assert result.place == "model.embed_tokens"
+    assert result.place == "model.layers.0.self_attn.q_proj"
     (row,) = table([result]).splitlines()[2:]
     assert row.endswith(f"| {result.place} |")
     assert summary([result]).endswith(

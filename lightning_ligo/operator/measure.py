@@ -125,7 +125,7 @@ def measure(
         >>> small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> large = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
         >>> x = torch.randn(3, 4)
-        >>> measure(pair(small, large, x), small, large, [Call((x,))]).kept
+        >>> measure(pair(small, large, x), small, large, [Call((x,))], method="lemon").kept
         True
         >>> measure(pair(small, large, x), small, large, [Call((x,))], method="random").why
         'nothing is taken from the small network'
