@@ -91,14 +91,14 @@ class DataStages:
         return at_device(trainer, pl_module, batch)
 
     @contextmanager
-    def of_small(self, trainer: Trainer) -> Iterator[None]:
-        """Set the data of the small network within the context."""
-        size = self.size
-        self.to(trainer, 0)
+    def of_size(self, trainer: Trainer, size: int) -> Iterator[None]:
+        """Set the data for this size within the context."""
+        before = self.size
+        self.to(trainer, size)
         try:
             yield
         finally:
-            self.to(trainer, size)
+            self.to(trainer, before)
 
     def _set(self, data: LightningDataModule, size: int) -> None:
         now = {name: _values(data, name).get(name) for name in self._names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ class Grower:
         trainer: Trainer,
         pl_module: LightningModule,
         plan: Plan,
-        calls: Sequence[Call],
+        calls: Callable[[], Sequence[Call]],
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
         """Grow the network once, at the start of a batch.
@@ -93,14 +93,15 @@ class Grower:
         Args:
             trainer, pl_module: of the run.
             plan: plan of this growth.
-            calls: of the small network, on which the function is compared.
+            calls: returns calls of the small network, on which the function is compared.
             check: called with the metrics of the large network, before the swap.
 
         Raises:
             GrowthFailedError: on all ranks if the growth fails on one; everything is restored.
         """
         with alike(trainer):
-            made = self.make(trainer, pl_module, plan, calls, self._settings.method.steps)
+            steps, batches = self._settings.method.steps, own_batches(trainer, pl_module)
+            made = self.make(trainer, pl_module, plan, calls(), steps, batches)
             metrics = self._validated(trainer, pl_module, made)
             check(metrics)
         with self.undone(trainer, pl_module, made), alike(trainer):
@@ -116,8 +117,12 @@ class Grower:
         plan: Plan,
         calls: Sequence[Call],
         steps: int,
+        batches: Generator[Any, None, None],
     ) -> Made:
-        """Make the large network, and all that grows with it, outside of the run."""
+        """Make the large network, and all that grows with it, outside of the run.
+
+        The operator is learned on the batches.
+        """
         slot, growths = self._settings.slot(pl_module), self._settings.growths
         size = size_of(pl_module)
         description = sizes_of(pl_module, growths)[size + 1]
@@ -136,7 +141,9 @@ class Grower:
             if steps and operator.coefficients:
                 followers.grow(operator)
                 with followers.placed():
-                    learned = self._learn(trainer, pl_module, operator, steps, bar_is_shown)
+                    learned = self._learn(
+                        trainer, pl_module, operator, steps, batches, bar_is_shown
+                    )
             operator.bake(large)
             change = _compared(trainer, operator, small, large, calls)
             followers.grow(operator)
@@ -188,13 +195,13 @@ class Grower:
         pl_module: LightningModule,
         operator: Operator,
         steps: int,
+        batches: Generator[Any, None, None],
         bar_is_shown: bool,
     ) -> tuple[tuple[float, ...], int]:
         """Learn the operator in place; return the loss of every step, and the FLOPs."""
         method = self._settings.method
         counter, first_step, losses = flop_counter(), ExitStack(), list[float]()
         bar = tqdm(total=steps, desc="Growing", leave=False, disable=not bar_is_shown)
-        batches = own_batches(trainer, pl_module)
         numbered = enumerate(batches)
 
         def loss(_: nn.Module, item: tuple[int, Any]) -> Tensor:

@@ -288,7 +288,7 @@ class GrowthCallback(Counting):
         self._plan(trainer, pl_module, batch, batch_idx)
         size = self.size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
-            self._grow(trainer, pl_module)
+            self._grow(trainer, pl_module, batch, batch_idx)
         self._ramping.advance(trainer.global_step)
         self.accounting.training.start(batch, self.size(pl_module))
 
@@ -340,11 +340,13 @@ class GrowthCallback(Counting):
             return self._data.size > size
         return self.triggers.is_due(trainer, size, self.accounting.total)
 
-    def _grow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _grow(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._ramping.end()
         number = self.size(pl_module) + 1
         try:
-            self._replace(trainer, pl_module)
+            self._replace(trainer, pl_module, batch, batch_idx)
             return
         except GrowthFailedError as error:
             self.accounting.abort()
@@ -366,7 +368,9 @@ class GrowthCallback(Counting):
             "more"
         )
 
-    def _replace(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _replace(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Grow the network, log it, and record it; restore everything if that fails."""
         started, size, step = time.monotonic(), self.size(pl_module), trainer.global_step
         plan, growth = self.planner.planned(size + 1), self.settings.growths[size]
@@ -378,7 +382,7 @@ class GrowthCallback(Counting):
             name = validations.reported(trainer, before or after)
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
-        calls = self.planner.calls[size + 1]
+        calls = functools.partial(self.planner.calls_of, trainer, pl_module, batch, batch_idx)
         grown = self._grower.grow(
             trainer, pl_module, plan, calls, lambda after: check_grown(**vars(metric(after)))
         )

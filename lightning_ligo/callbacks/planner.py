@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -29,7 +29,8 @@ from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import Sharding, is_sharded
 from lightning_ligo.trainer.slot import Slot, attached
 from lightning_ligo.trainer.snapshot import isolated_random
-from lightning_ligo.trainer.steps import MOST, batches_ahead, training_loss, watch_steps
+from lightning_ligo.trainer.steps import MOST, Watched, batches_ahead, training_loss, watch_steps
+from lightning_ligo.trainer.watch import are_alike
 
 
 class Pairing(NamedTuple):
@@ -52,6 +53,7 @@ class Planner:
         self._stages = stages
         self._larger: dict[int, nn.Module] = {}  # to be planned, on the meta device
         self._trained: dict[str, torch.Size] = {}  # shapes of parameters that an optimizer has
+        self._wanted: set[str] = set()  # names of parameters that watched calls must use
         self._waiting: list[RemovableHandle] = []  # for the first call of the network
         self.plans: dict[int, Plan] = {}  # by the number of the growth, from 1
         self.calls: dict[int, list[Call]] = {}  # of the small network of each growth
@@ -174,7 +176,7 @@ class Planner:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad and (id(parameter) in held or is_sharded(trainer))
         }
-        wanted = {
+        self._wanted = {
             name
             for other in (*self._larger.values(), *([] if before is None else [before]))
             for name, parameter in other.named_parameters()
@@ -182,9 +184,32 @@ class Planner:
             and (is_lazy(parameter) or self._trained[name] != parameter.shape)
         }
         batches = self._stages.batches(trainer, pl_module, size, batch)
-        ahead = batches_ahead(trainer, pl_module, batches[size])
-        valid = self._stages.fits(size)
-        return batches, self._calls(trainer, pl_module, ahead, batch_idx, wanted, valid)
+        watched = self._watched(trainer, pl_module, batches[size], batch_idx)
+        return batches, self._checked(watched)
+
+    def calls_of(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> list[Call]:
+        """Return the calls on which the next growth was planned, as the coming step makes them.
+
+        They are as they were if the coming step makes others, and none if the growth changes data.
+        """
+        planned, slot = self.calls[size_of(pl_module) + 1], self._settings.slot(pl_module)
+        if not planned:
+            return planned
+        with sandboxed(trainer, pl_module, self._settings.seed):
+            slot.set(self._sharding.plain(pl_module, slot.network))
+            coming = self._watched(trainer, pl_module, batch, batch_idx).calls
+        alike = len(coming) == len(planned) and all(map(are_alike, planned, coming))
+        return coming if alike else planned
+
+    def _watched(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> Watched:
+        """Watch the steps on this batch, those behind it if need be, and a validation batch."""
+        slot, ahead = self._settings.slot(pl_module), batches_ahead(trainer, pl_module, batch)
+        valid = self._stages.fits(size_of(pl_module))
+        return watch_steps(trainer, slot, ahead, batch_idx, self._wanted, valid)
 
     def pairings(
         self,
@@ -240,7 +265,8 @@ class Planner:
         large = self._built(trainer, pl_module, number)
         self._settings.slot(pl_module).set(large)
         try:
-            return self._calls(trainer, pl_module, [batch])
+            watched = watch_steps(trainer, self._settings.slot(pl_module), [batch], 0, (), False)
+            return self._checked(watched)
         except ValueError:
             raise
         except Exception as error:
@@ -256,18 +282,8 @@ class Planner:
         large = trainer.precision_plugin.convert_module(build(description))
         return attached(large, trainer).to(trainer.strategy.root_device)
 
-    def _calls(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batches: Iterable[Any],
-        batch_idx: int = 0,
-        wanted: Collection[str] = (),
-        validates: bool = False,
-    ) -> list[Call]:
+    def _checked(self, watched: Watched) -> list[Call]:
         """Return the calls of the network; check the loss if an operator is learned."""
-        slot = self._settings.slot(pl_module)
-        watched = watch_steps(trainer, slot, batches, batch_idx, wanted, validates)
         if watched.calls and self._settings.method.steps > 0:
             training_loss(watched.output)
         return watched.calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.datamodule import DataStages, cut
 from lightning_ligo.callbacks.failure import GrowthFailedError, alike
 from lightning_ligo.callbacks.finetuning import remember_groups
+from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.grower import Grower, Made
 from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.settings import Settings
@@ -35,6 +37,7 @@ from lightning_ligo.trainer.rehearsal import (
     validate_one_batch,
 )
 from lightning_ligo.trainer.sharding import is_sharded
+from lightning_ligo.trainer.steps import own_batches
 from lightning_ligo.trainer.swap import restart_compression
 
 
@@ -82,7 +85,7 @@ class Rehearsal:
         plan, calls = planner.plans[number], planner.calls[number]
         name = f"The rehearsal of growth {number} of {len(self._settings.growths)}"
         try:
-            with rehearsing(trainer, pl_module, self._settings.seed):
+            with rehearsing(trainer, pl_module, self._settings.seed, others_of(trainer)):
                 self._rehearse(trainer, pl_module, plan, calls, batch, batch_idx)
         except (NotRehearsedError, GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
             rank_zero_info(f"{name} did not come to its end: {error}")
@@ -118,8 +121,12 @@ class Rehearsal:
         after = states_of(pl_module, small)
         new = new_states(before, after)
         grower.hidden = list(new.values())
+        large_batch = batches.get(size + 1, batches[size])
+        again = (own_copy(large_batch) for _ in itertools.count())
+        given = again if growth.data else own_batches(trainer, pl_module)
+        steps = min(1, self._settings.method.steps)
         with self._refused(trainer, "growing the network"):
-            made = grower.make(trainer, pl_module, plan, (), min(1, self._settings.method.steps))
+            made = grower.make(trainer, pl_module, plan, (), steps, given)
         if calls:
             name = f"growth {size + 1} of {len(self._settings.growths)}"
             rank_zero_info(f"Before {name}: {self._measured(trainer, made, calls, batches[size])}")
@@ -127,19 +134,17 @@ class Rehearsal:
             with self._refused(trainer, "putting the large network into the run"):
                 grower.put(trainer, pl_module, made)
                 restart_compression(trainer)
-            with self._refused(trainer, "a training step of the large network"):
-                large_batch = own_copy(batches.get(size + 1, batches[size]))
-                with unwrapped(trainer):  # a rank that fails leaves no other waiting
-                    training_iteration(trainer, large_batch, batch_idx)
+            with self._refused(trainer, "a training step of the large network"), unwrapped(trainer):
+                training_iteration(trainer, own_copy(large_batch), batch_idx)
             last = states_of(pl_module, made.large)
             grower.hidden = [
                 state
                 for key, state in new.items()
                 if key in last and last[key].shapes != after[key].shapes
             ]
-            if not growth.data:  # else the validation data is still the small network's
-                with self._refused(trainer, "a validation batch of the large network"):
-                    validate_one_batch(trainer)
+            large_data = self._stages.of_size(trainer, size + 1)
+            with self._refused(trainer, "a validation batch of the large network"), large_data:
+                validate_one_batch(trainer)
             if not is_sharded(trainer):
                 with self._refused(trainer, "a checkpoint of the large network, or its resume,"):
                     checkpoint = dump_checkpoint(trainer)

@@ -121,7 +121,7 @@ class Resume:
         if is_resuming(trainer):
             check_searches(trainer)
         groups, self._groups = self._groups, None
-        with self._stages.of_small(trainer):  # whose batches a schedule may have counted
+        with self._stages.of_size(trainer, 0):  # whose batches a schedule may have counted
             self._setup_optimizers(original, trainer, groups)
 
     def _setup_optimizers(

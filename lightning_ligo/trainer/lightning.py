@@ -164,7 +164,7 @@ def separate_progress(trainer: Trainer) -> Iterator[None]:
     loops = (epoch_loop, epoch_loop.automatic_optimization, epoch_loop.manual_optimization)
     kinds = ("batch_progress", "scheduler_progress", "optim_progress", "optim_step_progress")
     with ExitStack() as stack:
-        for owner in (*loops, epoch_loop.val_loop, trainer):
+        for owner in (*loops, epoch_loop.val_loop, trainer.fit_loop, trainer):
             values = vars(owner)
             stack.callback(values.update, dict(values))
             values |= {kind: copy.deepcopy(values[kind]) for kind in kinds if kind in values}
@@ -239,7 +239,10 @@ def wrap_in_ddp(strategy: DDPStrategy, pl_module: LightningModule) -> None:
 
 @contextmanager
 def unwrapped(trainer: Trainer) -> Iterator[None]:
-    """Run the module without DDP's wrapper, and so without other ranks, inside the context."""
+    """Run the module without DDP's wrapper inside the context.
+
+    A rank that fails there leaves no other waiting.
+    """
     strategy = trainer.strategy
     wrapper, strategy._model = strategy._model, trainer.lightning_module
     try:

@@ -6,7 +6,7 @@ import copy
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
@@ -44,11 +44,14 @@ _ATTRIBUTES = 1000  # in a container; one with more is data
 
 
 @contextmanager
-def rehearsing(trainer: Trainer, pl_module: LightningModule, seed: int) -> Iterator[None]:
+def rehearsing(
+    trainer: Trainer, pl_module: LightningModule, seed: int, callbacks: Iterable[Callback]
+) -> Iterator[None]:
     """Allow steps of the optimizers inside the context, and restore the run afterwards.
 
     Beside what `sandboxed` restores: optimizers and their state, schedulers, gradients, the scaler
-    of float16, all counts of batches and steps, and the wrapper of DDP.
+    of float16, all counts of batches and steps, loaders, the wrapper of DDP, and what these
+    callbacks hold, as hooks on modules and optimizers may write to it.
     """
     strategy = trainer.strategy
     with ExitStack() as stack:
@@ -56,7 +59,7 @@ def rehearsing(trainer: Trainer, pl_module: LightningModule, seed: int) -> Itera
         if isinstance(strategy, DDPStrategy):  # its wrapper has counted the steps
             stack.callback(wrap_in_ddp, strategy, pl_module)
         stack.callback(snapshot.restore)
-        snapshot.keep_training(trainer)
+        snapshot.keep_training(trainer, callbacks)
         stack.enter_context(separate_progress(trainer))
         with isolated_random(seed):
             validation_loop(trainer)  # its loaders are restored too

@@ -7,13 +7,13 @@ import functools
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -70,10 +70,10 @@ class Snapshot:
                     self._keep(value)
         self._keep(root.hparams)
 
-    def keep_training(self, trainer: Trainer) -> None:
-        """Keep optimizers, schedulers, the scaler of float16, gradients, and counts of classes."""
+    def keep_training(self, trainer: Trainer, callbacks: Iterable[Callback]) -> None:
+        """Keep optimizers, schedulers, scaler, callbacks, gradients, and counts of classes."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for owner in (*trainer.optimizers, *schedulers, scaler_of(trainer)):
+        for owner in (*trainer.optimizers, *schedulers, scaler_of(trainer), *callbacks):
             self._keep(vars(owner) if owner is not None else None)
         for parameter in trainer.lightning_module.parameters():
             self._undo.append(functools.partial(setattr, parameter, "grad", parameter.grad))

@@ -234,7 +234,7 @@ def _chosen(
     for number in range(len(calls)) if among is None else among:
         if not uses[number].parameters:
             continue
-        rivals = [each for each in chosen if _alike(calls[each], calls[number])]
+        rivals = [each for each in chosen if are_alike(calls[each], calls[number])]
         if not any(uses[each].covers(uses[number]) for each in rivals):
             chosen = [c for c in chosen if c not in rivals or not uses[number].covers(uses[c])]
             chosen.append(number)
@@ -246,7 +246,7 @@ def _chosen(
     return sorted(needed)
 
 
-def _alike(call: Call, other: Call) -> bool:
+def are_alike(call: Call, other: Call) -> bool:
     """Whether two calls are of one method and mode, with as many results of others."""
     linked = [len(found((each.args, each.kwargs), Result)) for each in (call, other)]
     return linked[0] == linked[1] and all(

@@ -61,7 +61,9 @@ def test_an_operator_is_learned_in_float32_or_more(tmp_path, monkeypatch, precis
 
     dtypes, before, after = [], Validation(), Validation()
     monkeypatch.setattr(lightning_ligo.callbacks.grower, "fit", watched)
-    growing = GrowthCallback([Growth(UNEVEN, step=AT)], method=LEARNED_LEMON, steps=3)
+    growing = GrowthCallback(
+        [Growth(UNEVEN, step=AT)], method=LEARNED_LEMON, steps=3, rehearse=False
+    )
     fit(plain(), tmp_path, before, growing, after, precision=precision)
     assert dtypes == [{learned}] * 3
     assert_rounded(after.network, whole, held)
