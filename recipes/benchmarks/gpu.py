@@ -123,7 +123,7 @@ class Run:
 def runs() -> list[Run]:
     """List all runs, the most important first."""
     methods = dict.fromkeys(["stack+fresh", DEFAULT, "stack+copy"])
-    others, both = ["fresh", "ligo-paper", "lemon", "ligo"], SMALL + GROWN
+    others, both = ["fresh", "ligo-paper", "lemon"], SMALL + GROWN
     groups = [
         [("scratch", both, 1.0), ("small", SMALL, 1.0)],
         [(method, GROWN, 0.5) for method in methods],
