@@ -14,7 +14,6 @@ import lightning_ligo.callbacks.grower
 from lightning_ligo import GrowthCallback
 from lightning_ligo.networks import describe
 from lightning_ligo.schedule import Growth
-from networks import LEARNED_LEMON
 from runs import (
     ITEMS,
     LARGE,
@@ -130,7 +129,7 @@ def test_validations_that_just_were_are_not_repeated(tmp_path):
 
 def test_a_growth_without_steps_is_the_start_of_the_method(tmp_path):
     first, second = plain(), plain()
-    fit(first, tmp_path, growth(method=LEARNED_LEMON, steps=0))
+    fit(first, tmp_path, growth(steps=0))
     assert report(tmp_path)["operator"]["steps"] == 0
     assert report(tmp_path)["operator"]["learning_rate"] is None
     fit(second, tmp_path, GrowthCallback([Growth(LARGE, step=8)], method="lemon"))
@@ -148,8 +147,7 @@ def test_a_growth_without_steps_is_the_start_of_the_method(tmp_path):
 )
 def test_what_became_of_the_optimizer_state_is_told(tmp_path, caplog, moments, carried, words):
     with caplog.at_level("INFO"):
-        silent = growth(method="lemon+ligo", optimizer_state=moments)  # new layers write zero
-        fit(plain(), tmp_path, silent, epochs=2)
+        fit(plain(), tmp_path, growth(optimizer_state=moments), epochs=2)
     assert f"; optimizer state: {words}" in caplog.text
     assert report(tmp_path)["moments"] == {
         "policy": moments, "carried": carried, "parameters": 30,

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 import lightning_ligo as ligo
 import lightning_ligo.callbacks.grower
 from lightning_ligo import Growth, GrowthCallback, build
-from networks import LEARNED_LEMON
 from runs import BATCH, FEATURES, EpochOrder, fit, items, net, plain, trainer, val_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -61,9 +60,7 @@ def test_an_operator_is_learned_in_float32_or_more(tmp_path, monkeypatch, precis
 
     dtypes, before, after = [], Validation(), Validation()
     monkeypatch.setattr(lightning_ligo.callbacks.grower, "fit", watched)
-    growing = GrowthCallback(
-        [Growth(UNEVEN, step=AT)], method=LEARNED_LEMON, steps=3, rehearse=False
-    )
+    growing = GrowthCallback([Growth(UNEVEN, step=AT)], method="ligo", steps=3, rehearse=False)
     fit(plain(), tmp_path, before, growing, after, precision=precision)
     assert dtypes == [{learned}] * 3
     assert_rounded(after.network, whole, held)
