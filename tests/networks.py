@@ -1,7 +1,5 @@
 """Small networks of the families that the tests grow."""
 
-from dataclasses import replace
-
 import torch
 from timm.models import VisionTransformer
 from timm.models.mlp_mixer import MlpMixer
@@ -62,14 +60,6 @@ def resnet(width: int = 8, depth: int = 2) -> nn.Module:
     return ResNet(BasicBlock, (1, 1 + depth, 1, 1), 10, 1, channels=channels, stem_width=width)
 
 
-LEMON = ligo.METHODS["lemon"]
-LEARNED_LEMON = replace(
-    ligo.METHODS["ligo"],
-    name="learned lemon",
-    width=replace(LEMON.width, learns="both"),
-    depth=replace(LEMON.depth, learned=True),
-)
-"""Learns all that ligo learns, from a start that keeps the function."""
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 IMAGES = {"x": torch.linspace(-1, 1, 3 * 64).sin().mul(7).cos().reshape(3, 1, 8, 8)}
 IMAGES64 = {"x": IMAGES["x"].double()}

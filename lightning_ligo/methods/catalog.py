@@ -17,17 +17,15 @@ _ZERO_OUTPUT = Depth(mixes.interpolated, "zero_output")  # also of methods that 
 _METHODS = (
     Method(
         name="ligo",
-        idea="both forms of every map and the depth mix learned, beside fresh parts",
-        equation="W_large[g] = B (Σ_l w[g, l] W[l]) Aᵀ + R; B, A and w free, from those of "
-        "stack+fresh; R as built where fresh has it, and zero elsewhere",
-        source="LiGO (ICLR 2023), equation 5, made affine",
-        keeps_function=False,
-        conditions="stacked layers add to the stream again; width alone keeps it at the start, as "
-        "fresh does",
-        breaks_symmetry="yes, nothing is copied but layers, which see other inputs",
-        settings=_LEARNING + "rate 1e-3",
-        width=replace(_FRESH, learns="both"),
-        depth=Depth(mixes.stacked, learned=True),
+        idea="both forms of every map and the depth mix learned from the start of lemon",
+        equation="W_large[g] = B (Σ_l w[g, l] W[l]) Aᵀ; B, A and w free, from those of lemon",
+        source="LiGO (ICLR 2023), equation 5, from a function-preserving start",
+        keeps_function=True,
+        conditions=f"at the start, {_PRE_NORM}",
+        breaks_symmetry="yes, by unequal shares, and by learning",
+        settings=_LEARNING + "rate 1e-3, the highest that does not harm a lossless start in trials",
+        width=replace(_LEMON, learns="both"),
+        depth=replace(_ZERO_OUTPUT, learned=True),
         steps=100,
         learning_rate=1e-3,
         warmup=10,

@@ -12,7 +12,6 @@ import lightning_ligo as ligo
 from networks import (
     IMAGES,
     IMAGES64,
-    LEARNED_LEMON,
     TOKENS,
     bert,
     cast,
@@ -44,7 +43,7 @@ OTHERS = {
     "resnet to 12": (resnet, IMAGES, 12, 3),
 }
 FAMILIES = {**MULTIPLES, **OTHERS}
-KEEPS = [LEARNED_LEMON, "ligo-low-rank", "lemon", "net2net", "llama-pro+lemon"]
+KEEPS = ["ligo", "ligo-low-rank", "lemon", "net2net", "llama-pro+lemon"]
 TILES = ["llama-pro+hypercloning", "lemon+hypercloning-noisy", "staged", "lemon+sparkling"]
 KEPT = [(name, method) for name in FAMILIES for method in KEEPS]
 KEPT += [(name, method) for name in MULTIPLES for method in TILES]
@@ -69,7 +68,7 @@ def test_the_start_keeps_the_function(name, method, dtype, bound):
     assert told.kept
 
 
-@pytest.mark.parametrize("method", [LEARNED_LEMON, "lemon", "net2net", "staged"])
+@pytest.mark.parametrize("method", ["ligo", "lemon", "net2net", "staged"])
 def test_where_no_method_can_keep_the_function_all_say_so(method):
     class Bounded(Toy):
         def forward(self, x):
@@ -130,15 +129,7 @@ def test_new_layers_pass_a_stream_that_goes_through_norms(norm, order):
     for width, depth in ((16, 4), (16, 3), (32, 5)):  # one or several behind one, and wider
         large = PostNorm(width, depth, norm, order).double().eval()
         plan = ligo.pair(small, large, X)
-        for method in (
-            LEARNED_LEMON,
-            "lemon",
-            "net2net",
-            "hypercloning",
-            "llama-pro",
-            "staged",
-            "zero",
-        ):
+        for method in ("lemon", "ligo", "net2net", "hypercloning", "llama-pro", "staged", "zero"):
             if (width, method) == (32, "zero"):
                 continue
             told = measured(plan, small, large, {"x": X}, method)
@@ -148,7 +139,7 @@ def test_new_layers_pass_a_stream_that_goes_through_norms(norm, order):
             assert changed < 1e-4, (method, width, depth, changed)
 
 
-@pytest.mark.parametrize("method", ["lemon", LEARNED_LEMON, "net2net", "hypercloning", "llama-pro"])
+@pytest.mark.parametrize("method", ["lemon", "ligo", "net2net", "hypercloning", "llama-pro"])
 def test_a_deeper_and_wider_bert_keeps_the_function(method):
     small, large = randomised(bert(), torch.float64), bert(64, 5).double().eval()
     ligo.Operator(ligo.pair(small, large, **TOKENS), small, method).bake(large)
@@ -172,7 +163,7 @@ def test_layer_scale_and_an_untied_head_keep_the_function():
         torch.testing.assert_close(output(small, inputs), output(large, inputs))
 
 
-@pytest.mark.parametrize("method", ["lemon", LEARNED_LEMON])
+@pytest.mark.parametrize("method", ["lemon", "ligo"])
 @pytest.mark.parametrize(
     ("small", "large", "inputs"),
     [
@@ -287,7 +278,7 @@ def test_a_tied_head_stays_tied():
 
 def test_a_weight_grows_by_the_kronecker_product_of_its_maps():
     small, large = randomised(vit(), torch.float64), vit(64, 2).double()
-    operator = ligo.Operator(ligo.pair(small, large, **IMAGES64), small, LEARNED_LEMON, seed=3)
+    operator = ligo.Operator(ligo.pair(small, large, **IMAGES64), small, "ligo", seed=3)
     with torch.no_grad():
         for coefficients in operator.parameters():
             coefficients += torch.randn(coefficients.shape, dtype=torch.float64)
