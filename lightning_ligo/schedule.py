@@ -261,7 +261,7 @@ class Growth:
             or while new entries are re-warmed.
     """
 
-    to: dict[str, Any]
+    to: dict
     step: int | None = None
     epoch: int | None = None
     fraction: float | None = None
