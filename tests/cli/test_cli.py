@@ -46,6 +46,25 @@ def test_help_says_what_it_is_and_how_a_growth_is_configured(config, capsys):
     assert max(map(len, lines)) <= 100
 
 
+def test_a_whole_description_with_a_class_in_its_arguments_is_plain_data(config):
+    def gpt2(width):
+        sizes = {"vocab_size": 256, "n_embd": width, "n_layer": 1, "n_head": 2}
+        nested = {"class_path": "transformers.GPT2Config", "init_args": sizes}
+        return {"class_path": "transformers.GPT2LMHeadModel", "init_args": {"config": nested}}
+
+    growing = {"growths": [{"step": 1, "to": gpt2(32)}], "method": "lemon"}
+    model = {"class_path": "LanguageModel", "init_args": {"network": gpt2(16)}}
+    Path(config).write_text(yaml.safe_dump({
+        "model": model, "trainer": {
+            "accelerator": "cpu",
+            "callbacks": [{"class_path": "GrowthCallback", "init_args": growing}],
+        },
+    }))  # fmt: skip
+    cli = GrowthCLI(args=["--config", config], run=False)
+    (callback,) = [each for each in cli.trainer.callbacks if isinstance(each, GrowthCallback)]
+    assert callback.settings.growths[0].to == gpt2(32)
+
+
 PAIR = "--small hf:gpt2 --small.n_layer 1 --small.n_embd 16 --small.n_head 2"
 PAIR = f"{PAIR} --large hf:gpt2 --large.n_layer 1 --large.n_embd 32 --large.n_head 4"
 
