@@ -1,6 +1,7 @@
 """Arguments of the datamodule that change with the size of the network."""
 
 import functools
+from typing import ClassVar
 
 import pytest
 import torch
@@ -175,6 +176,60 @@ def test_loaders_that_are_made_in_every_epoch_are_those_of_the_epoch(tmp_path, t
     assert again.sums == {epoch: seen.sums[epoch] for epoch in (1, 2)}
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+class Rehearsed(Classifier):
+    """Says what was rehearsed, which the run itself forgets."""
+
+    said: ClassVar[list[tuple[str, int, int]]] = []
+    accepts = True
+
+    def step(self, batch, kind):
+        width, size = self.network.embed_dim, batch[0].shape[-1]
+        self.said.append((kind, width, size))
+        assert kind == "train" or size == 8 or self.accepts
+        return super().step(batch, kind)
+
+
+@pytest.mark.parametrize("method", ["lemon", "ligo"])
+def test_a_growth_is_rehearsed_on_its_own_data_and_leaves_that_of_the_run(tmp_path, caplog, method):
+    class Loaders(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.before = self.of(trainer)
+
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 0:
+                assert self.of(trainer) == self.before
+                rehearsed.update(Rehearsed.said)
+
+        def of(self, run):
+            loops = run.fit_loop, run.fit_loop.epoch_loop.val_loop
+            loaders = [id(loop._combined_loader) for loop in loops]
+            return loaders, run.num_training_batches, vars(data)["image_size"], data.batch_size
+
+    rehearsed, data = set(), Images()
+    caplog.set_level("INFO")
+    Rehearsed.said.clear()
+    torch.manual_seed(0)
+    whole, alone = Rehearsed(), module()
+    fit(whole, tmp_path, growth(method), Loaders(), data=data)
+    assert rehearsed >= {("train", 16, 8), ("train", 32, 16), ("val", 32, 16)}
+    assert all(size == width // 2 for _, width, size in rehearsed)
+    assert "The rehearsal of growth 1 of 1 went well" in caplog.text
+    growing = growth(method)
+    growing.rehearse = False
+    fit(alone, tmp_path / "alone", growing)
+    assert whole.seen == alone.seen
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(weight, whole.state_dict()[name]), name
+
+
+def test_a_validation_that_fails_on_the_data_to_come_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(Rehearsed, "accepts", False)
+    model = Rehearsed()
+    with pytest.raises(ValueError, match="and a validation batch of the large network fails"):
+        fit(model, tmp_path, growth(), data=Images())
+    assert model.seen == [] and model.network.embed_dim == 16
 
 
 @pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
