@@ -412,6 +412,28 @@ class Uneven(Net):
         nn.init.constant_(self.head.bias, float(os.environ["RANK"]))
 
 
+class Anchor(Callback):
+    """Keeps whole weights by name as they were before the first step."""
+
+    kept = staticmethod(whole)
+
+    def on_train_start(self, trainer, pl_module):
+        named = pl_module.named_parameters()
+        self.anchor = {name: self.kept(p).detach().clone() for name, p in named}
+
+
+class Parts(Anchor):
+    """Keeps of each weight what this rank holds of it."""
+
+    kept = staticmethod(lambda parameter: parameter)
+
+
+def grown_anchor(folder, **options):
+    anchor = Anchor()
+    fit(folder, callbacks=[anchor], method="lemon", **options)
+    return {"weights": {name: tensor.tolist() for name, tensor in anchor.anchor.items()}}
+
+
 def evaluated(folder, kind, strategy):
     """The validation loss of every epoch, and the test loss of its checkpoint, before and after."""
     saved = ModelCheckpoint(folder / "kept", save_top_k=-1, monitor="val_loss")
@@ -579,6 +601,10 @@ CASES = {
     "without a growth": functools.partial(
         given_up, kind=Sharded, method="lemon", growths=[Growth(LARGE, file="never")],
         strategy=sharding),
+    "anchored": grown_anchor,
+    "sharded, anchored": functools.partial(grown_anchor, kind=Sharded, strategy=sharding),
+    "kept in parts": lambda folder: refused(
+        folder, Sharded, strategy=sharding, callbacks=[Parts()]),
     "renames": lambda folder: refused(folder, Renames, strategy=sharding),
     "uneven": lambda folder: refused(
         folder, Sharded, method="random", strategy=sharding,
