@@ -12,7 +12,7 @@ from lightning.pytorch import seed_everything
 from lightning_ligo import grow
 from lightning_ligo.networks import build
 from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, grown_anchor, launched, resumed
-from runs import FEATURES
+from runs import CLASSES, FEATURES
 
 
 def ran(folder, *names):
@@ -190,6 +190,15 @@ def test_checkpoints_of_both_sizes_are_tested_in_modules_of_either(results, name
         assert [width for *_, width in result["pairs"]] == [8, 8, 24, 24]
         for validated, tested, _ in result["pairs"]:
             assert tested == pytest.approx(validated, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a task a batch", "a task a rank", "called later on one"])
+def test_ranks_that_call_other_heads_grow_all_heads_alike(results, name):
+    for result in results[name]:
+        assert tensors(result)["network.second.weight"].shape == (CLASSES, 20)
+        before, after = torch.tensor(result["before"]), torch.tensor(result["after"])
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+    assert results[name][0] == results[name][1]
 
 
 @pytest.mark.parametrize("name", ["anchored", "sharded, anchored"])
