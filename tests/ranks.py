@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from lightning.pytorch import LightningDataModule, seed_everything
+from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -412,6 +412,106 @@ class Uneven(Net):
         nn.init.constant_(self.head.bias, float(os.environ["RANK"]))
 
 
+class Anchor(Callback):
+    """Keeps whole weights by name as they were before the first step."""
+
+    kept = staticmethod(whole)
+
+    def on_train_start(self, trainer, pl_module):
+        named = pl_module.named_parameters()
+        self.anchor = {name: self.kept(p).detach().clone() for name, p in named}
+
+
+class Parts(Anchor):
+    """Keeps of each weight what this rank holds of it."""
+
+    kept = staticmethod(lambda parameter: parameter)
+
+
+def grown_anchor(folder, **options):
+    anchor = Anchor()
+    fit(folder, callbacks=[anchor], method="lemon", **options)
+    return {"weights": {name: tensor.tolist() for name, tensor in anchor.anchor.items()}}
+
+
+class Heads(nn.Module):
+    """A trunk and two heads, of which a call uses one."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.trunk, self.norm = nn.Linear(FEATURES, width), nn.LayerNorm(width)
+        self.first, self.second = nn.Linear(width, CLASSES), nn.Linear(width, CLASSES)
+
+    def forward(self, x, second):
+        return (self.second if second else self.first)(self.norm(self.trunk(x)).relu())
+
+
+class Tasks(LightningModule):
+    """Every batch uses one head, and the ranks use different ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.before, self.after = Heads(), None, None
+
+    def is_second(self, batch_idx):
+        return (batch_idx + self.global_rank) % 2 == 1
+
+    def seen(self):
+        x = items(3).tensors[0]
+        with torch.no_grad():
+            return torch.cat([self.network(x, second) for second in (False, True)]).tolist()
+
+    def training_step(self, batch, batch_idx):
+        out = self.network(batch[0], self.is_second(batch_idx))
+        return nn.functional.cross_entropy(out, batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 1e-2)
+
+
+class OneTaskEach(Tasks):
+    """Every rank has one head for itself."""
+
+    def is_second(self, batch_idx):
+        return self.global_rank == 1
+
+
+class LaterOnOne(OneTaskEach):
+    """The first rank calls the network in its second epoch only, the other in none."""
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 0 or self.global_rank == 1:
+            return sum(p.sum() for p in self.parameters()) * 0
+        out = self.network(batch[0], False) + self.network(batch[0], True)
+        return nn.functional.cross_entropy(out, batch[1])
+
+
+class Seen(Callback):
+    """What the module computes in all its tasks before and after the growth."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if trainer.global_step == 12:
+            self.values = pl_module.seen()
+
+
+class SeenAfter(Seen):
+    """Stands behind the growth."""
+
+
+def tasks(folder, kind, **options):
+    """What all heads compute just before a growth and just after it, and the final weights."""
+    before, after = Seen(), SeenAfter()
+    growing = GrowthCallback([Growth(describe(Heads, width=20), step=12)], method="lemon")
+    seed_everything(0)
+    module = kind()
+    run = trainer(
+        folder, before, growing, after, epochs=4, devices=RANKS,
+        strategy=ddp(find_unused_parameters=True), limit_val_batches=0,
+    )  # fmt: skip
+    run.fit(module, datamodule=Batches(RANKS))
+    return {"weights": weights(module), "before": before.values, "after": after.values}
+
+
 def evaluated(folder, kind, strategy):
     """The validation loss of every epoch, and the test loss of its checkpoint, before and after."""
     saved = ModelCheckpoint(folder / "kept", save_top_k=-1, monitor="val_loss")
@@ -579,6 +679,13 @@ CASES = {
     "without a growth": functools.partial(
         given_up, kind=Sharded, method="lemon", growths=[Growth(LARGE, file="never")],
         strategy=sharding),
+    "a task a batch": functools.partial(tasks, kind=Tasks),
+    "a task a rank": functools.partial(tasks, kind=OneTaskEach),
+    "called later on one": functools.partial(tasks, kind=LaterOnOne),
+    "anchored": grown_anchor,
+    "sharded, anchored": functools.partial(grown_anchor, kind=Sharded, strategy=sharding),
+    "kept in parts": lambda folder: refused(
+        folder, Sharded, strategy=sharding, callbacks=[Parts()]),
     "renames": lambda folder: refused(folder, Renames, strategy=sharding),
     "uneven": lambda folder: refused(
         folder, Sharded, method="random", strategy=sharding,

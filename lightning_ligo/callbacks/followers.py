@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_ligo.callbacks.accounting import Counting
 from lightning_ligo.operator import optimizer_state
@@ -56,9 +57,14 @@ class Followers:
         self._moved: list[str] = []
         check_held(self._held, trainer, slot)
 
-    def begin(self, large: nn.Module) -> None:
-        """Copy the large network, as it was built, for every copy; give it the hooks."""
-        self._large = large
+    def begin(self, plain: nn.Module, large: nn.Module) -> None:
+        """Copy the large network, as it was built, for every copy; give it the hooks.
+
+        Args:
+            plain: the network, or a copy of it that is not sharded.
+            large: the network to grow to.
+        """
+        self._plain, self._large = plain, large
         self._copies = [copy.deepcopy(large) for _ in self._held.copies]
         self._moved = move_hooks(self._small, large)
 
@@ -90,7 +96,7 @@ class Followers:
         if all(tensor is small[name] for name, tensor in tensors.items()):
             grown = tensors_of(self._large)
         else:
-            grown = _grown(operator, small, tensors_of(self._large), tensors)
+            grown = _grown(operator, tensors_of(self._plain), tensors_of(self._large), tensors)
         start = next(iter(inner))
         if not isinstance(value, dict):
             rest = [item for key, item in enumerate(value) if key not in inner]
@@ -178,12 +184,12 @@ def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
             "would keep the small network; access the network through pl_module in its hooks, or "
             f"through self.{attribute} in the module"
         )
-    if is_sharded(trainer) and (found.copies or found.named):
-        place = [*found.copies, *(place for place, _ in found.named)][0]
+    sharded = [place for place, names in found.named if _is_any_sharded(place, names)]
+    for place in (*found.copies, *sharded) if is_sharded(trainer) else ():
         raise ValueError(
             f"{place.owner} keeps a copy of weights of {attribute!r} in its attribute "
             f"{_top(place)!r}, which is not supported under {type(trainer.strategy).__name__}; "
-            "train without it"
+            "train without it, or keep whole tensors by the names of the parameters"
         )
     for place in (*found.copies, *(place for place, _ in found.named)):
         if place.put is None and not isinstance(place.value, (dict, list)):
@@ -202,6 +208,10 @@ def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
                 f"attribute {_top(place)!r}, and which entries of a large parameter it should mask "
                 "is not known; train without it"
             )
+
+
+def _is_any_sharded(place: Place, names: Mapping[Any, str]) -> bool:
+    return any(isinstance(place.value[key], DTensor) for key, name in names.items() if name)
 
 
 def _top(place: Place) -> str:

@@ -135,7 +135,7 @@ class Grower:
             parents = operator.parents()
             built = materialize(build(description), plan.lazy)
             large = conform(trainer, small, built, parents)
-            followers.begin(large)
+            followers.begin(small, large)
             slot.set(large)
             learned: tuple[tuple[float, ...], int] = (), 0
             if steps and operator.coefficients:

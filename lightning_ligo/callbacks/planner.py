@@ -55,6 +55,7 @@ class Planner:
         self._trained: dict[str, torch.Size] = {}  # shapes of parameters that an optimizer has
         self._wanted: set[str] = set()  # names of parameters that watched calls must use
         self._waiting: list[RemovableHandle] = []  # for the first call of the network
+        self._waits = False  # until a rank has called it
         self.plans: dict[int, Plan] = {}  # by the number of the growth, from 1
         self.calls: dict[int, list[Call]] = {}  # of the small network of each growth
         self.is_done = False
@@ -101,8 +102,11 @@ class Planner:
             ValueError: naming the growth that is not possible.
         """
         settings, slot, again = self._settings, self._settings.slot(pl_module), None
-        if self._waiting:
-            return None
+        if self._waits:
+            if not trainer.strategy.reduce_boolean_decision(not self._waiting, all=False):
+                return None
+            self._remove_hooks()
+            self._waits = False
         network = self._sharding.plain(pl_module, slot.network)
         larger = {number: lambda large=large: large for number, large in self._larger.items()}
         with sandboxed(trainer, pl_module, settings.seed):
@@ -125,15 +129,19 @@ class Planner:
         """Plan at the batch behind the one that first calls the network."""
 
         def called(*_: Any) -> None:
-            while self._waiting:
-                self._waiting.pop().remove()
+            self._remove_hooks()
 
+        self._waits = True
         for part in slot.network.modules():
             self._waiting.append(part.register_forward_pre_hook(called))
         rank_zero_info(
             f"training_step does not call self.{slot.attribute} in the first {MOST} batches: its "
             "growths are planned when it does"
         )
+
+    def _remove_hooks(self) -> None:
+        while self._waiting:
+            self._waiting.pop().remove()
 
     def planned(self, number: int) -> Plan:
         """Return the plan of a growth that is due.

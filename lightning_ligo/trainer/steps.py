@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ligo.axes.calls import Call
+from lightning_ligo.trainer.exchange import of_all_ranks
 from lightning_ligo.trainer.lightning import (
     at_device,
     callbacks_of,
@@ -33,13 +34,11 @@ class Watched(NamedTuple):
     """What the module's own steps do with a network.
 
     Args:
-        calls: of the network and its parts, those that differ.
-        used: names of the parameters that these use.
+        calls: of the network and its parts, those that differ, alike on all ranks.
         output: of the training step on the first batch.
     """
 
     calls: list[Call]
-    used: set[str]
     output: Any
 
 
@@ -68,7 +67,8 @@ def watch_steps(
             with recorder.recording(), suppress(_Called):
                 evaluate(trainer, validated)
             trainer.training = True
-    return Watched(*recorder.settled(), outputs[0])
+    calls, _ = of_all_ranks(trainer, *recorder.settled())
+    return Watched(calls, outputs[0])
 
 
 class _Called(BaseException):

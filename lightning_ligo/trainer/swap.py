@@ -59,8 +59,9 @@ def swap(
     in the module. Call `conform` on `large` first.
 
     Raises:
-        RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards, or
-            if a rank's weights, or its optimizer state under DDP, differ from those of rank 0.
+        RuntimeError: if a trainable parameter is not in exactly one optimizer group afterwards.
+        ValueError: if a rank's weights, or its optimizer state under DDP, differ from those of
+            rank 0.
     """
     pl_module, small = slot.module, slot.network
     groups = group_names(trainer, pl_module)
@@ -130,7 +131,7 @@ def restart_compression(trainer: Trainer) -> None:
 
 
 def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
-    """Raise RuntimeError naming the ranks whose tensors have another hash than those of rank 0."""
+    """Raise ValueError naming the ranks whose tensors have another hash than those of rank 0."""
     if trainer.world_size == 1:
         return
     digest = hashlib.sha256()
@@ -141,10 +142,10 @@ def check_ranks_are_alike(trainer: Trainer, tensors: Mapping[str, Tensor]) -> No
     every = trainer.strategy.all_gather(own.to(trainer.strategy.root_device))
     differ = [str(rank) for rank, other in enumerate(every) if not torch.equal(other, every[0])]
     if differ:
-        raise RuntimeError(
-            f"after the growth at step {trainer.global_step} the weights, or the state of their "
-            f"optimizers, of ranks {', '.join(differ)} are not those of rank 0, so the run would "
-            "train several networks; look for unseeded randomness in the network's constructor, "
+        raise ValueError(
+            "after a growth the weights, or the state of their optimizers, of ranks "
+            f"{', '.join(differ)} are not those of rank 0, so the run would train several "
+            "networks; look for unseeded randomness in the network's constructor, "
             "and for code that changes the optimizers on one rank only"
         )
 

@@ -183,8 +183,8 @@ class Recorder(TorchFunctionMode):
 
     # Afterwards -----------------------------------------------------------------------------------
 
-    def settled(self) -> tuple[list[Call], set[str]]:
-        """Return the calls that differ, and the names of the parameters that they use.
+    def settled(self) -> tuple[list[Call], list[Use]]:
+        """Return the calls that differ, and what they did.
 
         A call in training mode that uses the same parameters in evaluation mode, and returns as
         much, is made in evaluation mode, in which nothing is random and norms are fixed.
@@ -203,10 +203,7 @@ class Recorder(TorchFunctionMode):
                     calls[number], uses[number] = call, use
                     made.append(number)
                     break
-        chosen = _chosen(calls, uses, made)
-        places = {number: place for place, number in enumerate(chosen)}
-        used = set().union(*(uses[number].parameters for number in chosen))
-        return [_renumbered(calls[number], places) for number in chosen], used
+        return _picked(calls, uses, _chosen(calls, uses, made))
 
     def _made_again(self, call: Call, results: list[list[Tensor]]) -> tuple[list[Tensor], Use]:
         """Make a call once more; return the tensors, and what it did."""
@@ -219,6 +216,16 @@ class Recorder(TorchFunctionMode):
             self._begun, self._depth = None, 0
         use.shapes = [tensor.shape for tensor in made]
         return made, use
+
+
+def joined(seen: Sequence[tuple[list[Call], list[Use]]]) -> tuple[list[Call], list[Use]]:
+    """Return the calls that differ among those that several recorders have settled."""
+    calls, uses = list[Call](), list[Use]()
+    for settled, did in seen:
+        places = {number: len(calls) + number for number in range(len(settled))}
+        calls += [_renumbered(call, places) for call in settled]
+        uses += did
+    return _picked(calls, uses, _chosen(calls, uses))
 
 
 def _in_modes(call: Call) -> list[Call]:
@@ -244,6 +251,13 @@ def _chosen(
             needed.add(number)
             left.append(number)
     return sorted(needed)
+
+
+def _picked(
+    calls: Sequence[Call], uses: Sequence[Use], chosen: Sequence[int]
+) -> tuple[list[Call], list[Use]]:
+    places = {number: place for place, number in enumerate(chosen)}
+    return [_renumbered(calls[n], places) for n in chosen], [uses[n] for n in chosen]
 
 
 def are_alike(call: Call, other: Call) -> bool:

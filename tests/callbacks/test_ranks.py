@@ -11,8 +11,8 @@ from lightning.pytorch import seed_everything
 
 from lightning_ligo import grow
 from lightning_ligo.networks import build
-from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, launched, resumed
-from runs import FEATURES
+from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, grown_anchor, launched, resumed
+from runs import CLASSES, FEATURES
 
 
 def ran(folder, *names):
@@ -192,18 +192,39 @@ def test_checkpoints_of_both_sizes_are_tested_in_modules_of_either(results, name
             assert tested == pytest.approx(validated, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["a task a batch", "a task a rank", "called later on one"])
+def test_ranks_that_call_other_heads_grow_all_heads_alike(results, name):
+    for result in results[name]:
+        assert tensors(result)["network.second.weight"].shape == (CLASSES, 20)
+        before, after = torch.tensor(result["before"]), torch.tensor(result["after"])
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+    assert results[name][0] == results[name][1]
+
+
+@pytest.mark.parametrize("name", ["anchored", "sharded, anchored"])
+def test_whole_weights_that_a_callback_keeps_by_name_grow_on_all_ranks(results, name, tmp_path):
+    first, second = results[name]
+    assert first == second
+    alone = grown_anchor(tmp_path, ranks=1)
+    assert tensors(first).keys() == tensors(alone).keys()
+    for key, anchor in tensors(first).items():
+        torch.testing.assert_close(anchor, tensors(alone)[key], msg=key)
+    assert len(first["weights"]["network.head.weight"][0]) == 24
+
+
 REFUSED = {
     "unrecorded": r"18 of the checkpoint's weights .* network\.blocks\.1\.fc1\.bias: \(16,\)",
     "unrecorded file": r"18 of the checkpoint's weights .* network\.blocks\.1\.fc1\.bias: \(16,\)",
     "unwatched": "the checkpoint holds a network 'network' of another size than the module's",
     "drifting": "the weights, or the state of their optimizers, of ranks 1 are not those of rank 0",
-    "uneven": "after the growth at step 4 the weights, .*, of ranks 1 are not those of rank 0",
+    "uneven": "after a growth the weights, .*, of ranks 1 are not those of rank 0",
     "damaged": r"cut\.ckpt is damaged: its file __0_0\.distcp is cut off; resume from another one",
     "renames": r"configure_model of Renames changes the names of parameters .*, such as head\.bias",
     "once": r"growth 1 .* 30 parameters of self\.network are not sharded, such as embed\.weight",
     "twice": r"growth 1 .* configure_model of Twice is called again .* and failed \(AssertionError",
     "around": "configure_model of FSDPWhole calls fully_shard on self, which holds the network",
     "late": r"self\.network was sharded before GrowthCallback saw it",
+    "kept in parts": r"\bParts keeps a copy of weights of 'network' in its attribute 'anchor'",
     "masked": "method 'msg' masks parameters .* not supported under ModelParallelStrategy",
 }
 

@@ -34,7 +34,8 @@ def recorded(network, step):
     recorder = Recorder(network)
     with recorder.recording():
         step(network)
-    return recorder.settled()
+    calls, uses = recorder.settled()
+    return calls, set().union(*(use.parameters for use in uses))
 
 
 def test_parts_within_a_call_and_repeated_calls_are_not_recorded():
