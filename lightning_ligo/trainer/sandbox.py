@@ -53,8 +53,8 @@ def _mute(callback: Callback) -> Callback:
 
     kind = type(callback)
     hooks = {name: nothing for name in vars(Callback) if name.startswith("on_")}
-    local = {"__qualname__": f"_mute.<locals>.{kind.__name__}"}  # which LightningCLI leaves out
-    muted: Callback = object.__new__(type(kind.__name__, (kind,), {**hooks, **local}))
+    local = f"_mute.<locals>.{kind.__name__}"  # else LightningCLI knows two of the name
+    muted: Callback = object.__new__(type(kind.__name__, (kind,), hooks | {"__qualname__": local}))
     held = {name: value for name, value in vars(callback).items() if name not in hooks}
     vars(muted).update(held)  # without the hooks of a LambdaCallback
     return muted

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     LambdaCallback,
@@ -296,6 +297,21 @@ def test_a_callback_of_functions_sees_nothing(tmp_path):
     watch = LambdaCallback(on_validation_end=lambda trainer, _: steps.append(trainer.global_step))
     run(tmp_path, Aside(), watch)
     assert steps == [6, 12, 18]
+
+
+def test_a_command_line_finds_a_callback_by_its_name_as_ever(tmp_path):
+    class Asks(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            with sandboxed(trainer, pl_module, 0):
+                parser = ArgumentParser(exit_on_error=False)
+                parser.add_argument("--callback", type=Callback)
+                found.append(parser.parse_args(["--callback=ModelCheckpoint"]).callback.class_path)
+                names.add(type(trainer.checkpoint_callback).__name__)
+
+    found, names = [], set()
+    run(tmp_path, Asks(), ModelCheckpoint(tmp_path), enable_checkpointing=True, max_steps=2)
+    assert set(found) == {"lightning.pytorch.callbacks.ModelCheckpoint"}
+    assert names == {"ModelCheckpoint"}
 
 
 def test_a_user_reads_the_trainer_as_ever(tmp_path):
