@@ -83,10 +83,7 @@ def growth_keeps_the_function_or_is_refused(architecture, sizes, more):
     ligo.Operator(plan, small, "lemon").bake(large)
     before, after = output(small, x), output(large, x)
     assume(before.isfinite().all())
-    deep = isinstance(architecture, DeepArchitecture)  # norms that come twice differ by their eps
-    bound = 1e-5 if deep else 1e-10
-    if told.kept and told.change > 1e-6:  # more than rounding, such as the eps of a norm
-        bound = 1e-4
+    bound = 1e-4 if told.kept and told.change > 1e-6 else 1e-5  # norms differ by their eps
     assert not told.kept or (after - before).norm() <= bound * before.norm(), (plan, told)
 
 
