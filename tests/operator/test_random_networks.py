@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 import lightning_ligo as ligo
 from drawn import (
     WIDTHS,
-    DeepArchitecture,
     architectures,
     deep_architectures,
     inputs,
