@@ -147,11 +147,15 @@ def _all_broken(graphs: Sequence[Graph], stacks: Sequence[Stacks]) -> set[str]:
 
 
 def _sequential(places: _Places) -> set[str]:
-    """The stacks in which the same place is one axis in some layers and another in others."""
+    """The stacks in which the same place is one axis in some layers and another in others.
+
+    Rows that an index picks are another axis than a hidden one.
+    """
     seen: dict[_Place, Any] = {}
     sequential: set[str] = set()
     for factor, members in places.items():
-        key: Any = tuple(member.place for member in members) if _local(members) else factor
+        own = tuple(member.place for member in members), factor.facts.pinned == TABLE
+        key: Any = own if _local(members) else factor
         for member in members:
             if member.stack and seen.setdefault(member.place, key) != key:
                 sequential.add(member.stack)

@@ -127,6 +127,26 @@ def test_a_value_read_by_the_small_network_is_told_to_a_large_one_on_the_meta_de
     assert plan.axes == {"hidden": (5, 10)}
 
 
+def test_a_table_beside_a_matrix_of_its_shape_is_no_layer_of_one_stack():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            matrix, table = torch.randn(2, 4, 4)
+            self.parts = nn.ModuleList(map(nn.ParameterList, ([matrix], [table])))
+            self.choice = nn.Linear(4, 4)
+
+        def forward(self, x):
+            matrix, table = (part[0] for part in self.parts)
+            x = (x @ matrix.T).tanh() @ matrix
+            return x + table[self.choice(x).argmax(-1)]
+
+    x = torch.randn(3, 4)
+    network = Mixed()
+    errors = ligo.prove(network, x)
+    axes = ligo.trace(network, x).axes
+    assert all((errors[name] < TOLERANCE) == (axes[name].pinned is None) for name in errors)
+
+
 def test_chained_modules_are_no_stack():
     network = nn.Sequential()
     network.add_module("layers", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)))
