@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from torch import nn
 
+from lightning_ligo.trainer.holders import shapes_of
 from lightning_ligo.trainer.lightning import adds_epoch, average_of, callbacks_of
 from lightning_ligo.trainer.slot import listed
 
@@ -28,9 +28,9 @@ def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
     Raises:
         RuntimeError: naming those that differ.
     """
-    expected = _shapes(pl_module)
+    expected = list(shapes_of(pl_module).items())
     for average in averages(trainer):
-        found = _shapes(average)
+        found = list(shapes_of(average).items())
         differ = [name for name, _ in sorted(set(expected) ^ set(found))]
         if expected != found:
             raise RuntimeError(
@@ -38,11 +38,6 @@ def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
                 f"itself: {listed(list(dict.fromkeys(differ))) or 'their order'}; let the callback "
                 "average the whole module, from the start of fit"
             )
-
-
-def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return [(name, tuple(tensor.shape)) for name, tensor in tensors]
 
 
 def averaged_validation(trainer: Trainer) -> list[Callback]:

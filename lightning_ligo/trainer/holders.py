@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import re
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.slot import Slot, layerless
 
 _CLOSED = (
     type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype,
@@ -364,9 +363,9 @@ def move_hooks(small: nn.Module, large: nn.Module) -> list[str]:
         olds: dict[str, Any] = dict(kind(small))
         alike: dict[str, list[Any]] = {}
         for name, old in olds.items():
-            alike.setdefault(_layer(name), []).append(old)
+            alike.setdefault(layerless(name), []).append(old)
         for name, new in kind(large):
-            sources = [olds[name]] if name in olds else alike.get(_layer(name), [])
+            sources = [olds[name]] if name in olds else alike.get(layerless(name), [])
             own = {each: len(kept) for each, kept in _kept(new).items()}
             users = [_of_users(source, own) for source in sources]
             if users and users[0] and all(list(u) == list(users[0]) for u in users[1:]):
@@ -404,7 +403,3 @@ def _give(source: Any, new: Any, own: Mapping[str, int]) -> None:
 def _is_of_torch(hook: Any) -> bool:
     kind = hook if isinstance(hook, (types.FunctionType, types.MethodType)) else type(hook)
     return callable(hook) and str(kind.__module__).split(".")[0] == "torch"
-
-
-def _layer(name: str) -> str:
-    return re.sub(r"\b\d+\b", "*", name)

@@ -39,7 +39,7 @@ _NOT_OF_USERS = tuple(
 )
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = sysconfig.get_path("purelib") + os.sep
-_OWN = frozenset(vars(nn.Module())) - {"_buffers"}
+_OWN = frozenset(vars(nn.Module()))
 _ATTRIBUTES = 1000  # in a container; one with more is data
 
 
@@ -128,7 +128,7 @@ def states_of(pl_module: LightningModule, network: nn.Module) -> dict[tuple[int,
             owner = type(module).__name__
             for attributes in (vars(module), vars(module)["_buffers"]):
                 for name, value in attributes.items():
-                    if name not in _OWN and name != "_buffers":
+                    if name not in _OWN:
                         kept = copy.copy(value) if isinstance(value, (list, dict)) else value
                         state = State(attributes, name, owner, kept, False, _shapes(value))
                         found[id(attributes), name] = state

@@ -98,13 +98,13 @@ class Slot:
         switched: dict[str, dict[str, Any]] = {}
         for each, part in _unwrapped(standing).named_modules():
             if part._compiled_call_impl is not None:
-                in_place[_pattern(each)] = _context(part._compiled_call_impl)
+                in_place[layerless(each)] = _context(part._compiled_call_impl)
             on = {switch: value for switch in SWITCHES if (value := vars(part).get(switch))}
-            switched.setdefault(_pattern(each), {}).update(on)
+            switched.setdefault(layerless(each), {}).update(on)
         for each, part in network.named_modules():
-            vars(part).update(switched.get(_pattern(each), {}))
-            if _pattern(each) in in_place and part._compiled_call_impl is None:
-                part._compiled_call_impl = in_place[_pattern(each)](part._call_impl)
+            vars(part).update(switched.get(layerless(each), {}))
+            if layerless(each) in in_place and part._compiled_call_impl is None:
+                part._compiled_call_impl = in_place[layerless(each)](part._call_impl)
         if isinstance(standing, OptimizedModule):
             network = standing.dynamo_ctx(network)
         setattr(owner, name, network)
@@ -133,7 +133,8 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     return inner
 
 
-def _pattern(name: str) -> str:
+def layerless(name: str) -> str:
+    """Return the name of a module with a star for each number of a layer."""
     return re.sub(r"\b\d+\b", "*", name)
 
 
