@@ -130,7 +130,7 @@ def with_tensors(calls: Sequence[Call], of: Callable[[Tensor], Tensor]) -> list[
     return changed
 
 
-def tensors_of(calls: Sequence[Call]) -> list[Tensor]:
+def tensors_in(calls: Sequence[Call]) -> list[Tensor]:
     """List the tensors in the arguments of calls."""
     return [tensor for call in calls for tensor in found((call.args, call.kwargs), Tensor)]
 

@@ -24,7 +24,7 @@ from lightning_ligo.axes.calls import (
     evaluating,
     make,
     passed_on,
-    tensors_of,
+    tensors_in,
     with_tensors,
     without_values,
 )
@@ -101,7 +101,7 @@ def _watch(
     tracer = Tracer(network, scalars_read)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     calls = with_tensors(calls, lambda tensor: tensor.detach().to(device))
-    for tensor in tensors_of(calls):
+    for tensor in tensors_in(calls):
         tracer.graph.keep(tensor, tracer.graph.unknown(tensor, pinned="it is the network's input"))
     naming = Naming(override, tracer.graph)
     with _asking(tracer.graph):

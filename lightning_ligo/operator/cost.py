@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_ligo.axes.calls import Call, copied, make, tensors_of, with_tensors, without_values
+from lightning_ligo.axes.calls import Call, copied, make, tensors_in, with_tensors, without_values
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.fit import Loss, loss_and_gradients
@@ -168,7 +168,7 @@ def estimate_calls(
     training_flops, training_bytes = _training(large, loss, batch)
     return Cost(
         method=operator.method.name,
-        batch=tuple(tuple(tensor.shape) for tensor in tensors_of(batch)),
+        batch=tuple(tuple(tensor.shape) for tensor in tensors_in(batch)),
         coefficients=operator.coefficients,
         steps=steps if coefficients else 0,
         learning_flops=learning.get_total_flops() if coefficients else 0,

@@ -17,7 +17,7 @@ from lightning_ligo.axes.calls import (
     Steady,
     copied,
     make_steadily,
-    tensors_of,
+    tensors_in,
     with_tensors,
 )
 from lightning_ligo.axes.proof import prepared, relative
@@ -326,7 +326,7 @@ def _is_mask(tensor: Tensor) -> bool:
 
 def _longer(pair: _Pair) -> list[Call]:
     """Make texts of twice the length, if there are texts; on the CPU, where a miss is harmless."""
-    tensors = tensors_of(pair.calls)
+    tensors = tensors_in(pair.calls)
     texts = [tensor for tensor in tensors if _is_text(tensor)]
     if not texts or any(tensor.is_floating_point() for tensor in tensors):
         return []
