@@ -13,7 +13,8 @@ from lightning_ligo.axes.proof import prove
 from lightning_ligo.axes.trace import trace
 from lightning_ligo.methods.catalog import METHODS
 from lightning_ligo.methods.method import Depth, Method, Width
-from lightning_ligo.networks import build, describe, named
+from lightning_ligo.networks.description import build, describe
+from lightning_ligo.networks.names import named
 from lightning_ligo.operator.cost import Cost, estimate
 from lightning_ligo.operator.fit import Fit, fit
 from lightning_ligo.operator.grow import grow

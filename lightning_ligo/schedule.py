@@ -241,7 +241,7 @@ class Growth:
     Growths run in order. One that is due while another is pending runs at the next optimizer step.
 
     Args:
-        to: description of the larger network (see `networks.py`), or changes to the description of
+        to: description of the larger network (see `describe`), or changes to the description of
             the network before it, such as `{"init_args": {"embed_dim": 64, "depth": 4}}`.
         step: grow after this many optimizer steps, counted over all optimizers.
         epoch: grow at the first batch of this epoch, counted from 0.

@@ -44,7 +44,7 @@ from lightning_ligo import (
     describe,
     rebuild,
 )
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.trainer import swap
 from runs import (
     BATCH,

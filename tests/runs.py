@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_ligo.networks import build, describe
+from lightning_ligo.networks.description import build, describe
 from operations import fourier
 
 FEATURES, CLASSES, ITEMS, BATCH = 6, 3, 48, 8

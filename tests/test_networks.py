@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightning_ligo.networks import build, describe, is_description, merge
+from lightning_ligo.networks.description import build, describe, is_description, merge
 
 VIT = {
     "class_path": "timm.models.VisionTransformer",
@@ -236,6 +236,6 @@ def test_an_import_that_fails_inside_a_module_names_the_cause(tmp_path, monkeypa
 
 
 def test_a_description_opens_in_another_process():
-    program = f"from lightning_ligo.networks import build; print(type(build({VIT!r})).__name__)"
+    program = f"from lightning_ligo import build; print(type(build({VIT!r})).__name__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "VisionTransformer", done.stderr

@@ -6,7 +6,8 @@ import torch
 from transformers import BertForMaskedLM, GPT2LMHeadModel
 
 import lightning_ligo as ligo
-from lightning_ligo.networks import build, inputs_of, merge, named
+from lightning_ligo.networks.description import build, merge
+from lightning_ligo.networks.names import inputs_of, named
 from recipes.benchmarks.families import FAMILIES
 
 TINY = {"vocab_size": 20, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}

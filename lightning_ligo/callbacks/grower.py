@@ -19,7 +19,7 @@ from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import Followers, grow_states
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
 from lightning_ligo.operator.measure import Change, compare

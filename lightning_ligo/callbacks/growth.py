@@ -37,7 +37,7 @@ from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
 from lightning_ligo.callbacks.triggers import Triggers, run_of
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.operator.ramp import Ramp

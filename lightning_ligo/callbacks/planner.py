@@ -18,7 +18,7 @@ from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.checks import check_outputs, check_used
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
 from lightning_ligo.plan.pair import NeedsValues, pair_calls

@@ -14,7 +14,7 @@ from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.trainer.checkpoint import (
     KEY,
     check_record,

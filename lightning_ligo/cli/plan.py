@@ -15,7 +15,7 @@ from yaml import YAMLError
 from lightning_ligo.cli.parser import CommandParser, fit_words, show
 from lightning_ligo.cli.planned import REAL, Planned, plan_pair
 from lightning_ligo.methods.catalog import DEFAULT, METHODS
-from lightning_ligo.networks import named
+from lightning_ligo.networks.names import named
 
 USAGE = """\
 lightning-ligo plan --small NAME --large NAME [--small.SETTING VALUE] [--large.SETTING VALUE]

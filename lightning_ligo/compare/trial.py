@@ -32,7 +32,7 @@ from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.methods.catalog import method_named
-from lightning_ligo.networks import is_description
+from lightning_ligo.networks.description import is_description
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import sizes
 from lightning_ligo.trainer.lightning import callbacks_of

@@ -1,6 +1,6 @@
 """LightningModules for image classification and language modelling, to use or to start from.
 
-Both take their network as a description (see `networks.py`), so a checkpoint says which network it
+Both take their network as a description (see `describe`), so a checkpoint says which network it
 holds. Neither knows that its network may be replaced by a larger one during `fit`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 
 
 class _Task(LightningModule):

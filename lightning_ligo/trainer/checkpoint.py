@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.nn.parameter import is_lazy
 
-from lightning_ligo.networks import build, is_description, merge
+from lightning_ligo.networks.description import build, is_description, merge
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import METADATA

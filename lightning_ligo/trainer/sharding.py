@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.trainer.lightning import configure_model
 from lightning_ligo.trainer.slot import Slot
 

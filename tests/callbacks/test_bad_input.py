@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from torch import nn
 
 from lightning_ligo import GrowthCallback
-from lightning_ligo.networks import describe
+from lightning_ligo.networks.description import describe
 from lightning_ligo.schedule import Growth
 from runs import LARGE, SMALL, Described, Net, Plain, fit, net, plain, trainer, val_loader
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_ligo import METHODS, GrowthCallback
 from lightning_ligo.callbacks.failure import GrowthFailedError
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.schedule import Growth
 from runs import (
     LARGE,

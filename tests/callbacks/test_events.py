@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ligo import Growth, GrowthCallback
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from runs import LARGE, MIDDLE, SMALL, Described, fit, plain
 
 

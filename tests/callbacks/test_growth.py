@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import lightning_ligo.callbacks.grower
 from lightning_ligo import GrowthCallback
-from lightning_ligo.networks import describe
+from lightning_ligo.networks.description import describe
 from lightning_ligo.schedule import Growth
 from runs import (
     ITEMS,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_ligo import Growth, GrowthCallback, grow
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from runs import FEATURES, STEPS_PER_EPOCH, Net, net, train_loader, trainer
 
 BIGGER = net(24, 4, classes=FEATURES)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from commands import RUN, VIT
 from lightning_ligo import Growth, GrowthCallback, grow_checkpoint
 from lightning_ligo.__main__ import main
-from lightning_ligo.networks import merge
+from lightning_ligo.networks.description import merge
 from payload import RAN, Payload
 from runs import (
     BATCH,

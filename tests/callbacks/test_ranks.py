@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from lightning_ligo import grow
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from ranks import CASES, RANKS, STEP, UNEVEN, Even, grown, grown_anchor, launched, resumed
 from runs import CLASSES, FEATURES
 

@@ -22,7 +22,7 @@ from lightning_ligo.callbacks.report import (
     rows,
     write_report,
 )
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.schedule import Growth
 from runs import LARGE, MIDDLE, fit, plain
 

@@ -13,7 +13,7 @@ from commands import RECIPES, RUN, VIT
 from lightning_ligo.__main__ import COMMANDS, main
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli.base import SHORT_NAMES, GrowthCLI
-from lightning_ligo.networks import build, merge
+from lightning_ligo.networks.description import build, merge
 from lightning_ligo.schedule import Growth, Plateau, Rate, Slope
 from lightning_ligo.tasks.digits import DigitsDataModule
 from lightning_ligo.tasks.modules import ImageClassifier

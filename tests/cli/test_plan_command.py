@@ -15,7 +15,7 @@ from commands import RECIPES, RUN, VIT
 from lightning_ligo.__main__ import main
 from lightning_ligo.cli.plan import EPILOG
 from lightning_ligo.methods.catalog import DEFAULT
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.operator.cost import Uncounted
 
 SWIN = {"embed_dim": 16, "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1], "num_classes": 10}

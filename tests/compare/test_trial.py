@@ -10,7 +10,7 @@ import lightning_ligo.compare.trial
 from lightning_ligo.callbacks.accounting import Point
 from lightning_ligo.compare.command import _configuration
 from lightning_ligo.compare.trial import Recipe, Result, Trial, failure, finished, seeded
-from lightning_ligo.networks import merge
+from lightning_ligo.networks.description import merge
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits_vit.yaml"
 

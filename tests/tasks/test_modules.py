@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
 
 VIT = {

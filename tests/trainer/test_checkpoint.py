@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_ligo import GrowthCallback
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import check_record, rebuild, record_of, set_record, sizes
 from runs import LARGE, MIDDLE, SMALL, Described, Plain, fit, net, plain

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from lightning_ligo.networks import build
+from lightning_ligo.networks.description import build
 from lightning_ligo.trainer.optimizers import (
     check_every_parameter_once,
     check_optimizers_can_change,

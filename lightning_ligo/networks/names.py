@@ -1,0 +1,194 @@
+"""Networks by short name, `timm:NAME` or `hf:MODEL_TYPE`, and inputs for them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ligo.axes.calls import evaluating
+
+BATCH, TOKENS, PIXELS, SAMPLES = 2, 8, 224, 16_000
+"""Examples in a batch; length of a text, side of an image, samples in a second of sound."""
+
+_Inputs = dict[str, Callable[[], Tensor]]
+_PREFERRED = (
+    "MASKED_LM",  # before causal ones: encoders have causal versions too
+    "SEQ_TO_SEQ_CAUSAL_LM",  # before causal ones: those are only the decoders
+    "SPEECH_SEQ_2_SEQ",
+    "CAUSAL_LM",
+    "IMAGE_CLASSIFICATION",
+    "CTC",
+    "AUDIO_CLASSIFICATION",
+    "SEQUENCE_CLASSIFICATION",
+)
+"""Tasks in the order in which models are looked for; a bare model would change its output."""
+
+
+def named(name: str, /, **overrides: Any) -> dict[str, Any]:
+    """Describe a network by its short name, with some of its settings replaced.
+
+    `timm:NAME` is `timm.create_model(NAME, **overrides)`. `hf:MODEL_TYPE` is a configuration of
+    transformers with `overrides`, and the first model class that exists for masked, sequence to
+    sequence or causal language modelling, image classification, CTC, audio or text classification,
+    or else the bare model. Weights are random.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known ones; for an override that the
+            configuration does not have; if timm or transformers is not installed.
+
+    >>> named("timm:vit_tiny_patch16_224", depth=6)["init_args"]
+    {'model_name': 'vit_tiny_patch16_224', 'depth': 6}
+    >>> named("hf:gpt2", n_layer=3)["class_path"]
+    'transformers.GPT2LMHeadModel'
+    """
+    source, _, rest = name.partition(":")
+    if source == "timm" and rest:
+        return _timm(rest, overrides)
+    if source == "hf" and rest:
+        return _hugging_face(rest, overrides)
+    raise ValueError(
+        f"{name!r} is not the short name of a network; write timm:NAME, such as "
+        "timm:vit_tiny_patch16_224, or hf:MODEL_TYPE, such as hf:gpt2"
+    )
+
+
+def inputs_of(
+    description: Mapping[str, Any], network: nn.Module, names: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Return a small random batch, by name, for a network that `named` has described.
+
+    The network is called with it, unless ``names`` holds the inputs of another network of the
+    family.
+
+    Raises:
+        ValueError: if no inputs are found that the network takes.
+    """
+    if description["class_path"] == "timm.create_model":
+        known = _images(description["init_args"], network)
+        main = next(iter(known))
+    else:
+        known, main = _texts_and_more(network), network.main_input_name  # type: ignore[assignment]
+    if names and known.keys() >= set(names):
+        return {name: known[name]() for name in names}
+    takes = [name for name in known if name in inspect.signature(network.forward).parameters]
+    device = next(network.parameters()).device
+    for tried in ([main], [main, *(name for name in takes if name != main)]):
+        try:
+            inputs = {name: known[name]() for name in tried}
+            with evaluating(network), torch.no_grad():
+                network(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            return inputs
+        except Exception as error:  # a network may raise anything for a missing input
+            reason = f"{type(error).__name__}: {error}"
+    where = " on the meta device (it is large)" if device.type == "meta" else ""
+    raise ValueError(
+        f"{type(network).__name__} cannot be called: its inputs are not known, and with "
+        f"{', '.join(tried)} it fails{where}: {reason}; plan a run of it, or pair it in Python"
+    )
+
+
+# timm ---------------------------------------------------------------------------------------------
+
+
+def _timm(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    timm = _installed("timm")
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}{_nearest(name, timm.list_models())}")
+    if "pretrained" in overrides:
+        raise ValueError(f"timm:{name} has random weights; leave pretrained out")
+    return {"class_path": "timm.create_model", "init_args": {"model_name": name, **overrides}}
+
+
+def _images(settings: Mapping[str, Any], network: nn.Module) -> _Inputs:
+    channels, *sides = network.pretrained_cfg["input_size"]  # type: ignore[index]
+    channels, sides = settings.get("in_chans", channels), settings.get("img_size", sides)
+    first = next(iter(inspect.signature(network.forward).parameters))
+    return {first: lambda: _noise(channels, *_pair(sides))}
+
+
+# Hugging Face -------------------------------------------------------------------------------------
+
+
+def _hugging_face(model_type: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    transformers = _installed("transformers")
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    known = auto.MODEL_MAPPING_NAMES
+    if model_type not in known:
+        raise ValueError(
+            f"transformers has no model type {model_type!r} (the model_type of a configuration, "
+            f"not a name on the hub){_nearest(model_type, known)}"
+        )
+    mappings = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in _PREFERRED]
+    model = next(found[model_type] for found in (*mappings, known) if model_type in found)
+    config = transformers.AutoConfig.for_model(model_type)
+    for key in overrides:
+        if not hasattr(config, key):
+            there = {*vars(config), *config.attribute_map}
+            raise ValueError(
+                f"{type(config).__name__} has no setting {key!r}{_nearest(key, there)}"
+            )
+    configuration = {"class_path": f"transformers.{type(config).__name__}", "init_args": overrides}
+    return {
+        "class_path": f"transformers.{model if isinstance(model, str) else model[0]}",
+        "init_args": {"config": configuration},
+    }
+
+
+def _texts_and_more(network: Any) -> _Inputs:
+    config = network.config
+    return {
+        "input_ids": lambda: _ids(config),
+        "decoder_input_ids": lambda: _ids(config),
+        "pixel_values": lambda: _pixels(config),
+        "input_features": lambda: _noise(config.num_mel_bins, 2 * config.max_source_positions),
+        "input_values": lambda: _noise(SAMPLES),
+    }
+
+
+def _ids(config: Any) -> Tensor:
+    """Return token ids, without the first few of a vocabulary, which are special."""
+    ids = torch.arange(BATCH * TOKENS).reshape(BATCH, TOKENS)
+    return (4 + ids) % config.get_text_config().vocab_size
+
+
+def _pixels(config: Any) -> Tensor:
+    config = getattr(config, "vision_config", config)
+    side = getattr(config, "image_size", None) or PIXELS
+    return _noise(getattr(config, "num_channels", 3), *_pair(side))
+
+
+# Both ---------------------------------------------------------------------------------------------
+
+
+def _noise(*lengths: int) -> Tensor:
+    return torch.randn(BATCH, *lengths, generator=torch.Generator().manual_seed(0))
+
+
+def _pair(side: Any) -> list[int]:
+    """Return height and width, of a square or as listed."""
+    return [side, side] if isinstance(side, int) else list(side)
+
+
+def _installed(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"networks of {package} need the package {package}, which is not installed: "
+            f"pip install {package}"
+        ) from error
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """Return the end of a message: known names that a misspelled one may mean."""
+    longer = [other for other in known if other.startswith(name)]
+    shorter = sorted((other for other in known if name.startswith(other)), key=len)
+    near = longer[:3] or difflib.get_close_matches(name, list(known), n=3) or shorter[-1:]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
