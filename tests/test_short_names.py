@@ -68,9 +68,13 @@ def test_what_it_describes_can_be_changed_and_grown_to():
         ("hub:gpt2", {}, "'hub:gpt2' is not the short name"),
         ("timm:vit_tiny_patch16_244", {}, "did you mean vit_tiny_patch16_224 or"),
         ("timm:hf-hub:timm/resnet18", {}, "timm has no network 'hf-hub:timm/resnet18'"),
-        ("timm:resnet18", {"pretrained": True}, "timm:resnet18 has random weights"),
+        ("hf:./nowhere", {}, "there is no folder ./nowhere"),
         ("hf:gtp2", {}, "no model type 'gtp2' .*; did you mean gpt2"),
-        ("hf:bert-base-uncased", {}, "not a name on the hub.*; did you mean bert?"),
+        (
+            "hf:bert-base-uncased",
+            {},
+            "hub without its owner.*; did you mean bert?",
+        ),
         ("hf:gpt2", {"n_layers": 3}, "GPT2Config has no setting 'n_layers'; did you mean n_layer"),
     ],
 )

@@ -8,6 +8,8 @@ It holds plain data only (dict, list, str, int, float, bool, None), so it fits i
 hyperparameters and in a checkpoint that is loaded with `weights_only=True`. A value in `init_args`
 with a `class_path` is built first, such as the configuration of a Hugging Face model. A string is
 never resolved; to pass a class as an argument, write a function that does so.
+
+A third key, `weights`, says where the trained weights of the network are, see `weights.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_KEYS = {"class_path", "init_args"}
+from lightning_ligo.networks.pretrained import resolved, untrained
+from lightning_ligo.networks.weights import load
+
+_KEYS = {"class_path", "init_args", "weights"}
 
 
 def is_description(value: object) -> bool:
@@ -91,7 +96,8 @@ def merge(description: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 def build(description: Mapping[str, Any], device: torch.device | str | None = None) -> nn.Module:
     """Build the network of a description, on `device` if one is given.
 
-    On `"meta"` its weights take no memory, or only briefly if its constructor reads values.
+    On `"meta"` its weights take no memory, or only briefly if its constructor reads values, and no
+    trained weights are read. Elsewhere they are, and must fit.
 
     A description may come from an untrusted checkpoint, so only these are called: at the top a
     subclass of `nn.Module` or a function annotated to return one; in the arguments a subclass of
@@ -100,12 +106,14 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
 
     Raises:
         ValueError: for a description that is malformed, cannot be imported or names something else,
-            and for a constructor that fails.
+            and for a constructor that fails; for weights that are not there or do not fit.
 
     >>> build(describe(nn.Linear, in_features=2, out_features=3))
     Linear(in_features=2, out_features=3, bias=True)
     """
     _check_description(description)
+    on_meta = device is not None and torch.device(device).type == "meta"
+    description = untrained(description) if on_meta else resolved(description)
     class_path = description["class_path"]
     constructor = _import(class_path)
     if not _makes_module(constructor):
@@ -114,7 +122,6 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
             f"function annotated to return one, got {constructor!r}"
         )
     package = class_path.partition(".")[0]
-    on_meta = device is not None and torch.device(device).type == "meta"
     try:
         with torch.device(device) if device is not None else contextlib.nullcontext():
             network = _call(constructor, description, package)
@@ -127,6 +134,8 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
         raise ValueError(f"{class_path} returned {type(network).__name__}, not a torch.nn.Module")
     if on_meta:
         _to_meta(network)
+    elif description.get("weights"):
+        load(network, description["weights"])
     return network
 
 
@@ -204,7 +213,7 @@ def _check_description(description: object) -> None:
     if unknown := sorted(map(str, description.keys() - _KEYS)):
         raise ValueError(
             f"the description of {description['class_path']} has unknown keys {unknown}; "
-            "only class_path and init_args are read, write every argument under init_args"
+            "only class_path, init_args and weights are read, write every argument under init_args"
         )
     if not isinstance(description.get("init_args", {}), Mapping):
         raise ValueError(

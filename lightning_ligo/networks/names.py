@@ -1,18 +1,19 @@
-"""Networks by short name, `timm:NAME` or `hf:MODEL_TYPE`, and inputs for them."""
+"""Networks by short name, such as `timm:NAME` or `hf:FOLDER`, and inputs for them."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.calls import evaluating
+from lightning_ligo.networks.libraries import check_settings, installed, nearest
+from lightning_ligo.networks.pretrained import from_folder
 
 BATCH, TOKENS, PIXELS, SAMPLES = 2, 8, 224, 16_000
 """Examples in a batch; length of a text, side of an image, samples in a second of sound."""
@@ -37,11 +38,13 @@ def named(name: str, /, **overrides: Any) -> dict[str, Any]:
     `timm:NAME` is `timm.create_model(NAME, **overrides)`. `hf:MODEL_TYPE` is a configuration of
     transformers with `overrides`, and the first model class that exists for masked, sequence to
     sequence or causal language modelling, image classification, CTC, audio or text classification,
-    or else the bare model. Weights are random.
+    or else the bare model. Weights of both are random. `hf:FOLDER` is what `save_pretrained` has
+    written, with its weights, and so is `hf:OWNER/NAME` of the hub, which is downloaded.
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones; for an override that the
-            configuration does not have; if timm or transformers is not installed.
+            configuration does not have; if timm or transformers is not installed; for a folder
+            without a configuration.
 
     >>> named("timm:vit_tiny_patch16_224", depth=6)["init_args"]
     {'model_name': 'vit_tiny_patch16_224', 'depth': 6}
@@ -51,11 +54,13 @@ def named(name: str, /, **overrides: Any) -> dict[str, Any]:
     source, _, rest = name.partition(":")
     if source == "timm" and rest:
         return _timm(rest, overrides)
+    if source == "hf" and ("/" in rest or Path(rest).is_dir()):
+        return from_folder(rest, overrides)
     if source == "hf" and rest:
         return _hugging_face(rest, overrides)
     raise ValueError(
         f"{name!r} is not the short name of a network; write timm:NAME, such as "
-        "timm:vit_tiny_patch16_224, or hf:MODEL_TYPE, such as hf:gpt2"
+        "timm:vit_tiny_patch16_224, hf:MODEL_TYPE, such as hf:gpt2, or hf:FOLDER, such as hf:./gpt2"
     )
 
 
@@ -98,11 +103,9 @@ def inputs_of(
 
 
 def _timm(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    timm = _installed("timm")
+    timm = installed("timm")
     if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}{_nearest(name, timm.list_models())}")
-    if "pretrained" in overrides:
-        raise ValueError(f"timm:{name} has random weights; leave pretrained out")
+        raise ValueError(f"timm has no network {name!r}{nearest(name, timm.list_models())}")
     return {"class_path": "timm.create_model", "init_args": {"model_name": name, **overrides}}
 
 
@@ -117,23 +120,18 @@ def _images(settings: Mapping[str, Any], network: nn.Module) -> _Inputs:
 
 
 def _hugging_face(model_type: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    transformers = _installed("transformers")
+    transformers = installed("transformers")
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     known = auto.MODEL_MAPPING_NAMES
     if model_type not in known:
         raise ValueError(
             f"transformers has no model type {model_type!r} (the model_type of a configuration, "
-            f"not a name on the hub){_nearest(model_type, known)}"
+            f"not a name on the hub without its owner){nearest(model_type, known)}"
         )
     mappings = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in _PREFERRED]
     model = next(found[model_type] for found in (*mappings, known) if model_type in found)
     config = transformers.AutoConfig.for_model(model_type)
-    for key in overrides:
-        if not hasattr(config, key):
-            there = {*vars(config), *config.attribute_map}
-            raise ValueError(
-                f"{type(config).__name__} has no setting {key!r}{_nearest(key, there)}"
-            )
+    check_settings(config, overrides)
     configuration = {"class_path": f"transformers.{type(config).__name__}", "init_args": overrides}
     return {
         "class_path": f"transformers.{model if isinstance(model, str) else model[0]}",
@@ -174,21 +172,3 @@ def _noise(*lengths: int) -> Tensor:
 def _pair(side: Any) -> list[int]:
     """Return height and width, of a square or as listed."""
     return [side, side] if isinstance(side, int) else list(side)
-
-
-def _installed(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"networks of {package} need the package {package}, which is not installed: "
-            f"pip install {package}"
-        ) from error
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    """Return the end of a message: known names that a misspelled one may mean."""
-    longer = [other for other in known if other.startswith(name)]
-    shorter = sorted((other for other in known if name.startswith(other)), key=len)
-    near = longer[:3] or difflib.get_close_matches(name, list(known), n=3) or shorter[-1:]
-    return f"; did you mean {' or '.join(near)}?" if near else ""

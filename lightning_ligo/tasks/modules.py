@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ligo.networks.description import build
+from lightning_ligo.networks.pretrained import untrained
 
 
 class _Task(LightningModule):
@@ -104,6 +105,7 @@ class ImageClassifier(_Task):
         super().__init__()
         self.save_hyperparameters()
         self.network: nn.Module = build(network)
+        self.hparams["network"] = untrained(network)  # a checkpoint holds the weights
         classes = getattr(self.network, "num_classes", None)
         if not isinstance(classes, int):
             raise ValueError(
@@ -169,6 +171,7 @@ class LanguageModel(_Task):
             raise ValueError(f"objective must be 'causal' or 'masked', got {objective!r}")
         self.save_hyperparameters()
         self.network: nn.Module = build(network)
+        self.hparams["network"] = untrained(network)  # a checkpoint holds the weights
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": input_ids}

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.nn.parameter import is_lazy
 
 from lightning_ligo.networks.description import build, is_description, merge
+from lightning_ligo.networks.pretrained import loads_weights, untrained
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import METADATA
@@ -110,17 +111,21 @@ def _built(description: dict[str, Any], slot: Slot, stored: dict[str, Tensor]) -
 
 
 def described(slot: Slot) -> dict[str, Any] | None:
-    """Return the description of a network in the hyperparameters of its module, or None."""
+    """Return the description of a network in the hyperparameters of its module, or None.
+
+    It is without trained weights: a checkpoint holds its own.
+    """
     entry = slot.module.hparams.get(slot.attribute)
-    return entry if is_description(entry) else None
+    return untrained(entry) if is_description(entry) else None
 
 
 def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
     """Return the descriptions of the small network and of every network it grows to, in order.
 
-    Raises ValueError for a growth that changes nothing, or a network without a description.
+    None is with trained weights. Raises ValueError for a growth that changes nothing or asks for
+    trained weights, or a network without a description.
     """
-    networks: list[dict[str, Any] | None] = [small]
+    networks: list[dict[str, Any] | None] = [None if small is None else untrained(small)]
     for number, growth in enumerate(growths, 1):
         before = networks[-1]
         if not is_description(growth.to) and before is None:
@@ -130,6 +135,12 @@ def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[
                 "description {'class_path': ..., 'init_args': {...}}"
             )
         after = merge(before or {}, growth.to)
+        if loads := loads_weights(after):
+            raise ValueError(
+                f"growth {number} is to {growth.to}, which loads trained weights "
+                f"({', '.join(loads)}), and a large network gets the weights of the small one; "
+                "leave that out"
+            )
         if after == before:
             raise ValueError(
                 f"growth {number} is to {growth.to}, which the network before it is already; "
@@ -196,10 +207,11 @@ def check_record(
         )
     expected = sizes(networks[0], growths[:size])
     for number in range(1, size + 1):
-        if networks[number] != expected[number]:
+        stored = networks[number]
+        if (None if stored is None else untrained(stored)) != expected[number]:
             raise ValueError(
                 f"the checkpoint holds a network that growth {number} made to "
-                f"{networks[number]}, and this GrowthCallback would make it {expected[number]}; "
+                f"{stored}, and this GrowthCallback would make it {expected[number]}; "
                 "give it the growths of the run that wrote the checkpoint"
             )
     return record
@@ -262,7 +274,10 @@ def _save(
     checkpoint: dict[str, Any],
 ) -> None:
     hook(checkpoint)
-    network = Slot(module, record["attribute"]).network
+    slot = Slot(module, record["attribute"])
+    network, description = slot.network, described(slot)
+    if description is not None:
+        checkpoint["hyper_parameters"][slot.attribute] = description
     frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **record, "frozen": frozen}
 
