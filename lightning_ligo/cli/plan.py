@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-from jsonargparse import get_loader
-from yaml import YAMLError
 
 from lightning_ligo.cli.parser import CommandParser, fit_words, show
 from lightning_ligo.cli.planned import REAL, Planned, plan_pair
-from lightning_ligo.methods.catalog import DEFAULT, METHODS
-from lightning_ligo.networks.names import named
+from lightning_ligo.cli.sources import NETWORKS, add_networks, described, read_settings
+from lightning_ligo.methods.catalog import DEFAULT
 
 USAGE = """\
-lightning-ligo plan --small NAME --large NAME [--small.SETTING VALUE] [--large.SETTING VALUE]
+lightning-ligo plan --small NAME [--small.SETTING VALUE] [--weights FILE]
+                           [--large NAME] [--large.SETTING VALUE]
                            [--method METHOD] [--override YAML] [--json]
        lightning-ligo plan --config FILE [options of lightning-ligo fit] [--json]"""
 
 DESCRIPTION = """\
 Show a growth without training: the axes and stacks that grow, those that stay and why, the reasons
-why the function changes, and the cost of learning the operator. Nothing is downloaded or written.
+why the function changes, and the cost of learning the operator. Nothing is written.
 
   lightning-ligo plan --small timm:swin_tiny_patch4_window7_224 \\
                       --large timm:swin_base_patch4_window7_224
   lightning-ligo plan --small hf:gpt2 --small.n_layer 3 --small.n_embd 192 --small.n_head 3 \\
                       --large hf:gpt2
+  lightning-ligo plan --small hf:./bert-small --large.num_hidden_layers 12
   lightning-ligo plan --config recipes/digits_vit.yaml
 """
 
 EPILOG = f"""\
-NAME is timm:NAME, from timm's list_models(), or hf:MODEL_TYPE, a model type of transformers with
-its default configuration. A SETTING is an argument of that network (--small.depth 6) or of that
-configuration (--small.text_config.hidden_size 64). VALUE is read as YAML.
+{NETWORKS}
 
 With --config all growths of the run are planned in order, on its own module and the first batch of
 its own data. One device of this machine is used; loggers and other callbacks are left out. If the
@@ -59,7 +54,8 @@ no memory, and no axis is proved.
                   no proof is needed
   fixed           axis that cannot grow -> its length and the reason
   change          change: largest relative change of an output by the growth of a copy with noise
-                  on its weights, or "inf"; null if not measured; place: the first module whose
+                  on its weights, or of the trained weights, if there are any; "inf" if it is not
+                  finite, null if it was not measured; place: the first module whose
                   output differs; why: why it, or an output, was not measured
   notes           what may have changed it
   tried           operations without a rule, which were tried by permuting their inputs
@@ -77,10 +73,11 @@ def plan(words: Sequence[str]) -> None:
     """Run `lightning-ligo plan` with these arguments."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
-    if options.config and (options.small or options.large or options.method or options.override):
+    own = ("small", "large", "weights", "method", "override")
+    if options.config and any(getattr(options, name) for name in own):
         parser.error("--config brings the networks and the method; leave the other options out, or "
                      "use options of fit, such as --trainer.callbacks.method")  # fmt: skip
-    if not options.config and not (options.small and options.large):
+    if not options.config and not options.small:
         parser.error("give --small and --large, or --config")
     with parser.refusing(), contextlib.redirect_stdout(sys.stderr):  # only the plan goes to stdout
         if options.config:
@@ -88,61 +85,24 @@ def plan(words: Sequence[str]) -> None:
 
             planned = plan_configuration(fit_words(options.config, rest))
         else:
-            settings = _settings(parser, rest)
-            small = named(options.small, **settings["small"])
-            large = named(options.large, **settings["large"])
-            method = options.method or DEFAULT
-            planned = [plan_pair(small, large, method, options.override)]
+            settings = read_settings(parser, rest, ("small", "large", "weights"))
+            if not options.large and not settings["large"]:
+                parser.error("give --large, or what is larger, such as --large.depth 12")
+            small, large = described(options, settings)
+            planned = [plan_pair(small, large, options.method or DEFAULT, options.override)]
     if options.json:
         show(json.dumps({"growths": [each.to_dict() for each in planned]}, indent=2))
     else:
-        pair = f"{options.small} -> {options.large}"
+        pair = f"{options.small} -> {options.large or 'the same, larger'}"
         show("\n\n".join(f"{_title(each) or pair}\n\n{each}" for each in planned))
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("plan", usage=USAGE, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--small", metavar="NAME", help="the small network")
-    parser.add_argument("--large", metavar="NAME", help="the large network")
-    parser.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {DEFAULT})")
-    parser.add_argument(
-        "--override", metavar="YAML", type=_yaml,
-        help="names for axes: '{blocks.*.mlp.fc1.weight: hidden embed}'; a number pins an axis",
-    )  # fmt: skip
+    add_networks(parser)
     parser.add_config("configuration of a run, as for fit")
     parser.add_argument("--json", action="store_true", help="print JSON only")
     return parser
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return get_loader("yaml")(text)
-    except YAMLError as error:
-        raise argparse.ArgumentTypeError(f"a value that is not YAML, {text!r}: {error}") from None
-
-
-def _settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Parse `--small.key value` and `--large.key=value`; a key may have dots."""
-    settings: dict[str, dict[str, Any]] = {"small": {}, "large": {}}
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        which, *path = option.removeprefix("--").split(".")
-        if not option.startswith("--") or which not in settings or not all(path) or not path:
-            parser.error(f"unrecognized argument: {word}")
-        text = value if equals else next(rest, None)
-        if text is None:
-            parser.error(f"{option} needs a value")
-        found = settings[which]
-        for part in path[:-1]:
-            found = found.setdefault(part, {})
-            if not isinstance(found, dict):
-                parser.error(f"{option} is within {found!r}, which has no settings")
-        try:
-            found[path[-1]] = _yaml(text)
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"{option} has {error}")
-    return settings
 
 
 def _title(planned: Planned) -> str | None:

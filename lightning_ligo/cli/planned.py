@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_ligo.axes.calls import Call
+from lightning_ligo.axes.calls import Call, copied
 from lightning_ligo.axes.override import Override
 from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks.description import build
 from lightning_ligo.networks.names import inputs_of
+from lightning_ligo.networks.pretrained import loads_weights, untrained
 from lightning_ligo.operator.cost import Cost, Uncounted, estimate_calls
 from lightning_ligo.operator.flops import kind_of
-from lightning_ligo.operator.measure import Change, measure
+from lightning_ligo.operator.measure import Change, compare, measure
+from lightning_ligo.operator.operator import Operator
 from lightning_ligo.plan.pair import pair_calls
 from lightning_ligo.plan.plan import Plan
 
@@ -58,19 +60,24 @@ class Planned:
         return "\n".join(lines)
 
 
-def plan_pair(
-    small: dict[str, Any],
-    large: dict[str, Any],
-    method: str | Method = DEFAULT,
-    override: Override | None = None,
-) -> Planned:
-    """Plan the growth between two networks that `named` has described.
+@dataclass(frozen=True)
+class Pair:
+    """A small and a large network, built from their descriptions and paired."""
+
+    small: nn.Module
+    large: nn.Module
+    plan: Plan
+    calls: list[Call]  # of the small network
+    large_calls: list[Call] | None  # of the large network, if it is called otherwise
+
+
+def paired(small: dict[str, Any], large: dict[str, Any], override: Override | None = None) -> Pair:
+    """Build and pair two networks, on a small random batch.
 
     Raises:
         ValueError: if a network cannot be built or called, or if the small one cannot grow into
             the large one.
     """
-    method = method_named(method) if isinstance(method, str) else method
     networks = sized(small), sized(large)
     inputs: dict[str, Any] = inputs_of(small, networks[0])
     large_inputs: dict[str, Any] | None = inputs_of(large, networks[1], inputs)
@@ -78,11 +85,37 @@ def plan_pair(
         large_inputs = None
     calls = [Call(kwargs=inputs)]
     large_calls = None if large_inputs is None else [Call(kwargs=large_inputs)]
-    plan = pair_calls(*networks, calls, large_calls, override)
-    change = measure(plan, *networks, calls, large_calls, method)
-    return Planned(
-        small, large, plan, change, *cost_of(plan, *networks, large_calls or calls, method)
-    )
+    return Pair(*networks, pair_calls(*networks, calls, large_calls, override), calls, large_calls)
+
+
+def plan_pair(
+    small: dict[str, Any],
+    large: dict[str, Any],
+    method: str | Method = DEFAULT,
+    override: Override | None = None,
+) -> Planned:
+    """Plan the growth between two networks, see `paired`.
+
+    If the small one has trained weights, its change is measured with those.
+    """
+    method = method_named(method) if isinstance(method, str) else method
+    pair = paired(small, large, override)
+    networks = pair.small, pair.large
+    change = measure(pair.plan, *networks, pair.calls, pair.large_calls, method)
+    if loads_weights(small) and change.is_finite and pair.large_calls is None:
+        change = _of_trained(pair, method) or change
+    cost = cost_of(pair.plan, *networks, pair.large_calls or pair.calls, method)
+    return Planned(untrained(small), large, pair.plan, change, *cost)
+
+
+def _of_trained(pair: Pair, method: Method) -> Change | None:
+    """Measure the growth of the weights themselves, without noise."""
+    if any(tensor.is_meta for tensor in (*pair.small.parameters(), *pair.large.parameters())):
+        return None
+    large = copied(pair.large, Tensor.clone)
+    operator = Operator(pair.plan, pair.small, method)
+    operator.bake(large)
+    return compare(operator, pair.small, large, pair.calls)
 
 
 def sized(description: Mapping[str, Any]) -> nn.Module:

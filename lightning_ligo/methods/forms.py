@@ -96,6 +96,15 @@ class Copier(NamedTuple):
         weight = self._over(x, dim)
         return x if weight is None else x * weight
 
+    def at(self, layer: int | None) -> Copier:
+        """The form of one layer of the large stack, or of all."""
+        if layer is None:
+            return self
+        entry, weight = self.entry, self.weight
+        entry = entry if entry.dim() == 1 else entry[layer : layer + 1]
+        weight = weight if weight is None or weight.dim() == 1 else weight[layer : layer + 1]
+        return self._replace(entry=entry, weight=weight)
+
     def squared(self, small: int) -> Copier:
         """Square the entries of the matrix, (L, ``small``)."""
         weight = self.weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -28,11 +28,15 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def check_settings(config: Any, names: Iterable[str]) -> None:
-    """Raise ValueError if a configuration of transformers does not have one of these settings."""
-    for name in names:
+def with_own_names(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by the names that a configuration of transformers itself uses.
+
+    `num_hidden_layers` is `n_layer` of GPT-2. Raises ValueError for one that it does not have.
+    """
+    for name in settings:
         if not hasattr(config, name):
             there = {*vars(config), *config.attribute_map}
             raise ValueError(
                 f"{type(config).__name__} has no setting {name!r}{nearest(name, there)}"
             )
+    return {config.attribute_map.get(name, name): value for name, value in settings.items()}

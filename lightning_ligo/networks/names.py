@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ligo.axes.calls import evaluating
-from lightning_ligo.networks.libraries import check_settings, installed, nearest
-from lightning_ligo.networks.pretrained import from_folder
+from lightning_ligo.networks.description import is_description, merge
+from lightning_ligo.networks.libraries import installed, nearest, with_own_names
+from lightning_ligo.networks.pretrained import from_folder, untrained
 
 BATCH, TOKENS, PIXELS, SAMPLES = 2, 8, 224, 16_000
 """Examples in a batch; length of a text, side of an image, samples in a second of sound."""
@@ -62,6 +63,28 @@ def named(name: str, /, **overrides: Any) -> dict[str, Any]:
         f"{name!r} is not the short name of a network; write timm:NAME, such as "
         "timm:vit_tiny_patch16_224, hf:MODEL_TYPE, such as hf:gpt2, or hf:FOLDER, such as hf:./gpt2"
     )
+
+
+def changed(description: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network, without trained weights, with some of its settings replaced.
+
+    Settings of a network of transformers are those of its configuration.
+
+    Raises:
+        ValueError: for a setting that the configuration does not have.
+    """
+    plain = untrained(description)
+    config = plain.get("init_args", {}).get("config")
+    if not is_description(config):
+        return merge(plain, {"init_args": dict(settings)})
+    transformers = installed("transformers")
+    kind = getattr(transformers, config["class_path"].rpartition(".")[2])
+    given = dict(config.get("init_args", {}))
+    settings = with_own_names(kind(**given), settings)
+    if kind.attribute_map.get("num_hidden_layers", "num_hidden_layers") in settings:
+        given.pop("layer_types", None)  # one entry a layer; the configuration makes it anew
+    arguments = merge(given, settings)
+    return merge(plain, {"init_args": {"config": {**config, "init_args": arguments}}})
 
 
 def inputs_of(
@@ -131,8 +154,8 @@ def _hugging_face(model_type: str, overrides: Mapping[str, Any]) -> dict[str, An
     mappings = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in _PREFERRED]
     model = next(found[model_type] for found in (*mappings, known) if model_type in found)
     config = transformers.AutoConfig.for_model(model_type)
-    check_settings(config, overrides)
-    configuration = {"class_path": f"transformers.{type(config).__name__}", "init_args": overrides}
+    settings = with_own_names(config, overrides)
+    configuration = {"class_path": f"transformers.{type(config).__name__}", "init_args": settings}
     return {
         "class_path": f"transformers.{model if isinstance(model, str) else model[0]}",
         "init_args": {"config": configuration},

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_ligo.networks.libraries import check_settings, installed
+from lightning_ligo.networks.libraries import installed, with_own_names
+from lightning_ligo.networks.weights import read_checkpoint
 
 _ARGUMENTS = {
     "timm": ("pretrained", "checkpoint_path"),
@@ -114,15 +115,34 @@ def from_folder(
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise ValueError(f"{folder / 'config.json'} cannot be used: {error}") from error
-    check_settings(config, settings)
+    settings = with_own_names(config, settings)
     plain = json.loads(config.to_json_string())
-    plain = {key: value for key, value in plain.items() if key not in _OF_A_CONFIG} | dict(settings)
+    plain = {key: value for key, value in plain.items() if key not in _OF_A_CONFIG} | settings
     configuration = {"class_path": f"transformers.{type(config).__name__}", "init_args": plain}
     return {
         "class_path": _class(transformers, config, class_path, folder),
         "init_args": {"config": configuration},
         "weights": str(folder),
     }
+
+
+def from_checkpoint(path: Path) -> tuple[str, dict[str, Any]]:
+    """Describe the trained network of a Lightning checkpoint, from the module's hyperparameters.
+
+    Returns:
+        The name of the hyperparameter, and the description with its weights.
+
+    Raises:
+        ValueError: for a file that cannot be read, or without a description.
+    """
+    hparams = read_checkpoint(path).get("hyper_parameters") or {}
+    for name, value in hparams.items():
+        if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
+            return name, {**untrained(value), "weights": {"path": str(path), "prefix": f"{name}."}}
+    raise ValueError(
+        f"the hyperparameters of {path} have no description of a network, only "
+        f"{', '.join(hparams) or 'none'}; describe the network and give the file as its weights"
+    )
 
 
 def _class(transformers: Any, config: Any, class_path: str | None, folder: Path) -> str:

@@ -271,7 +271,29 @@ def _prefix(wanted: Collection[str], found: Collection[str]) -> str:
 
 
 def _state_dict(file: Path, key: str | None) -> dict[str, Tensor]:
-    """Read a file of torch.save without running code; tensors stay on the disk until used."""
+    """Return the tensors of a file of torch.save by name."""
+    content = read_checkpoint(file)
+    if key is None and _is_state_dict(content):
+        return dict(content)
+    known = [name for name, entry in content.items() if _is_state_dict(entry)]
+    chosen = known[0] if key is None and len(known) == 1 else key
+    if chosen is None or chosen not in known:
+        raise ValueError(
+            f"{file} has {f'no state dict {key!r}' if key else f'{len(known)} state dicts'}; "
+            f"expected one of {', '.join(map(str, known)) or 'tensors by name'}; give the key of "
+            "the weights"
+        )
+    return dict(content[chosen])
+
+
+def read_checkpoint(file: Path) -> dict[Any, Any]:
+    """Read a file of torch.save without running code; tensors stay on the disk until used.
+
+    Raises:
+        ValueError: for a file that is damaged, or holds more than tensors and plain data.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}")
     try:
         mapped = zipfile.is_zipfile(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
@@ -282,18 +304,9 @@ def _state_dict(file: Path, key: str | None) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-    if key is None and _is_state_dict(content):
-        return dict(content)
-    entries = content if isinstance(content, Mapping) else {}
-    known = [name for name, entry in entries.items() if _is_state_dict(entry)]
-    chosen = known[0] if key is None and len(known) == 1 else key
-    if chosen is None or chosen not in known:
-        raise ValueError(
-            f"{file} has {f'no state dict {key!r}' if key else f'{len(known)} state dicts'}; "
-            f"expected one of {', '.join(map(str, known)) or 'tensors by name'}; give the key of "
-            "the weights"
-        )
-    return dict(entries[chosen])
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} holds {type(content).__name__}, expected tensors by name")
+    return dict(content)
 
 
 def _is_state_dict(content: object) -> bool:

@@ -106,17 +106,30 @@ class Depths(nn.Module):
         plain = stack in self._bare and 2 * vectors <= len(rows)
         return "identity" if plain else "copied"  # no weights make a norm the identity
 
-    def grow(self, x: Tensor, row: Row) -> Tensor:
-        """Mix the layers of a parameter, still in the small space: (l, ...) to (g, ...)."""
+    def grow(self, x: Tensor, row: Row, layer: int | None = None) -> Tensor:
+        """Mix the layers of a parameter, still in the small space: (l, ...) to (g, ...).
+
+        With ``layer`` only this one is made, (1, ...), of those that are `used` for it.
+        """
         mix = self._mix(row)
         if mix is None:  # a buffer, or a parameter in no stack that grows
             layers = self.sources(row.stack).to(x.device)
-            return x if len(layers) == len(x) else x.index_select(0, layers)
+            return x if layer is not None or len(layers) == len(x) else x.index_select(0, layers)
         if mix.dim() == 2:
+            mix = mix if layer is None else mix[layer : layer + 1, self.used(row, layer)]
             return torch.tensordot(mix.to(x.dtype), x, dims=1)
-        x = x.index_select(0, mix.clamp(min=0))
-        zero = self._zero.get(row.pattern)
+        x = x if layer is not None else x.index_select(0, mix.clamp(min=0))
+        zero = one_of(self._zero.get(row.pattern), layer)
         return x if zero is None else x * self._over_layers(~zero, x)
+
+    def used(self, row: Row, layer: int) -> Tensor:
+        """The small layers of which a parameter of one large layer is made."""
+        mix = self._mix(row)
+        if mix is None:
+            return self.sources(row.stack)[layer : layer + 1]
+        if mix.dim() == 2:
+            return mix[layer].nonzero().flatten()
+        return mix[layer : layer + 1].clamp(min=0)
 
     def gradients(self, row: Row) -> Tensor:
         """(g, l): the mix of the gradients of the small layers that each large layer starts with.
@@ -143,12 +156,12 @@ class Depths(nn.Module):
         small = _picked(self.sources(row.stack), len(row.small_names))
         return small * ~self.new(row.stack)[:, None]
 
-    def neutral(self, row: Row, like: Tensor) -> Tensor | None:
+    def neutral(self, row: Row, like: Tensor, layer: int | None = None) -> Tensor | None:
         """The weights by which a new layer changes nothing, where these are not zero.
 
         One for a factor of the residual stream, and the identity for a matrix of an identity layer.
         """
-        zero = self._zero.get(row.pattern)
+        zero = one_of(self._zero.get(row.pattern), layer)
         if zero is None or row.stack is None or (kind := self.new_kind(row.stack)) == "fresh":
             return None
         if row.passes:
@@ -248,6 +261,11 @@ class Depths(nn.Module):
 def _picked(source: Tensor, small: int) -> Tensor:
     """(g, small): the mix that picks these layers; a row of zeros for -1."""
     return (source[:, None] == torch.arange(small)).float()
+
+
+def one_of(layers: Tensor | None, layer: int | None) -> Tensor | None:
+    """Take one layer of (g, ...), as (1, ...); all of them if none is named."""
+    return layers if layers is None or layer is None else layers[layer : layer + 1]
 
 
 def key_of(name: str) -> str:

@@ -218,6 +218,27 @@ def compare(
         return Change(None, why=f"{type(error).__name__}: {_line(error)}")
 
 
+@torch.no_grad()
+def compare_in_turn(
+    operator: Operator,
+    small: Callable[[], nn.Module],
+    large: Callable[[], nn.Module],
+    calls: Sequence[Call],
+) -> Change:
+    """Compare a network with the one grown from it; only one of them is in memory at a time.
+
+    They are compared as they are, in their own precision, and the place of a change is not looked
+    for.
+    """
+    steady = Steady()
+    try:
+        before, after = (make_steadily(build().eval(), calls, steady) for build in (small, large))
+    except (torch.OutOfMemoryError, MemoryError):
+        return Change(None, why="there is not enough memory")
+    change, why = _largest(operator, before, after)
+    return Change(change, why=why)
+
+
 def _reason(small: nn.Module, large: nn.Module, method: Method) -> str | None:
     """Say why a growth cannot be measured, if it cannot."""
     if method.takes_nothing:
@@ -246,7 +267,7 @@ class _Pair:
             small = self._made(self.small)
         with recording(self.large, places) as after:
             large = self._made(self.large)
-        change, why = self._largest(small, large)
+        change, why = _largest(self.operator, small, large)
         if change is None or change <= KEPT:
             return Change(change, why=why)
         return Change(change, first_change(self.operator, places, before, after, KEPT), why)
@@ -264,29 +285,30 @@ class _Pair:
     def _made(self, network: nn.Module) -> list[list[Tensor]]:
         return make_steadily(network, self.calls, self._steady)
 
-    def _largest(
-        self, small: list[list[Tensor]], large: list[list[Tensor]]
-    ) -> tuple[float | None, str]:
-        """Return the largest change of an output, and what could not be compared."""
-        dims = iter(self.operator.plan.outputs)
-        changes, left_out = [], []
-        for call, (before, after) in enumerate(zip(small, large, strict=True)):
-            of_call = [next(dims, ()) for _ in after]
-            pairs = list(zip(before, after, of_call, strict=False))
-            if len(before) != len(after):  # as with the states of all layers
-                pairs = _first(pairs)
-                left_out.append(f"all but the first of {len(before)} and {len(after)} outputs")
-            for leaf, (one, other, products) in enumerate(pairs):
-                try:
-                    changes.append(relative(one, read_output(self.operator, one, other, products)))
-                except Unreadable as error:
-                    left_out.append(f"output {leaf} of call {call}: {error}")
-        finite = [change for change in changes if not math.isnan(change)]
-        why = "; ".join(dict.fromkeys(left_out))
-        why = f"not compared: {why}" if why and finite else why
-        if not finite:
-            return None, why or "the outputs of the small network are not finite"
-        return max(finite), why
+
+def _largest(
+    operator: Operator, small: list[list[Tensor]], large: list[list[Tensor]]
+) -> tuple[float | None, str]:
+    """Return the largest change of an output, and what could not be compared."""
+    dims = iter(operator.plan.outputs)
+    changes, left_out = [], []
+    for call, (before, after) in enumerate(zip(small, large, strict=True)):
+        of_call = [next(dims, ()) for _ in after]
+        pairs = list(zip(before, after, of_call, strict=False))
+        if len(before) != len(after):  # as with the states of all layers
+            pairs = _first(pairs)
+            left_out.append(f"all but the first of {len(before)} and {len(after)} outputs")
+        for leaf, (one, other, products) in enumerate(pairs):
+            try:
+                changes.append(relative(one, read_output(operator, one, other, products)))
+            except Unreadable as error:
+                left_out.append(f"output {leaf} of call {call}: {error}")
+    finite = [change for change in changes if not math.isnan(change)]
+    why = "; ".join(dict.fromkeys(left_out))
+    why = f"not compared: {why}" if why and finite else why
+    if not finite:
+        return None, why or "the outputs of the small network are not finite"
+    return max(finite), why
 
 
 def _first(pairs: list[tuple[Tensor, Tensor, Any]]) -> list[tuple[Tensor, Tensor, Any]]:

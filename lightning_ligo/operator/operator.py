@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,8 @@ class Operator(nn.Module):
 
     Args:
         plan: what grows into what.
-        small: the network whose weights are grown; they are read once, here.
+        small: the network whose weights are grown, which are read once, here; or its weights by
+            name, which are read whenever they are grown.
         method: a name of `METHODS`, two joined by a plus, or a `Method`.
         seed: of the random part of the start.
 
@@ -41,29 +41,34 @@ class Operator(nn.Module):
     """
 
     def __init__(
-        self, plan: Plan, small: nn.Module, method: str | Method = DEFAULT, seed: int = 0
+        self,
+        plan: Plan,
+        small: nn.Module | Mapping[str, Tensor],
+        method: str | Method = DEFAULT,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.method = method_named(method) if isinstance(method, str) else method
         refuse(plan, self.method)
         self._seed = seed
-        device = next(iter(_tensors(small).values())).device
         self._grown = [row for row in plan.rows if row.small_names]
         self._moved = [row for row in plan.buffers if row.small_names]
-        self._small = self._read(small)
-        small_dtypes = (t.dtype for t in self._small.values())
-        floats = [t.to_real() for t in small_dtypes if t.is_floating_point or t.is_complex]
-        half = floats[0] in (torch.float16, torch.bfloat16)
-        self.dtype = torch.float32 if half else floats[0]
+        self._weights: Mapping[str, Tensor] = {} if isinstance(small, nn.Module) else small
+        self._small = self._read(small) if isinstance(small, nn.Module) else {}
+        some = (self._stacked(row) for row in (*self._grown, *self._moved))
+        first = next(t for t in some if t.is_floating_point() or t.is_complex())
+        self._like = first.new_empty(0)
+        device, real = first.device, first.dtype.to_real()
+        self.dtype = torch.float32 if real in (torch.float16, torch.bfloat16) else real
         generator = torch.Generator().manual_seed(seed)
         depth, width = self.method.depth, self.method.width
         self.depths = Depths(plan, depth, generator, device, self.dtype)
         self.widths = Widths(plan, width, self.depths.zero_output, generator, device, self.dtype)
         self.widths.forget()
-        self._low_rank = {row.pattern for row in self._grown if self._is_low_rank(row)}
         self._fresh: dict[str, Tensor | None] = {}  # (g, *shape): entries that stay as built
         self._fixed: dict[str, Tensor] = {}  # (g, *shape): fixed parts, the same at every step
+        self._low_rank = {row.pattern for row in self._grown if self._is_low_rank(row)}
 
     def _read(self, small: nn.Module) -> dict[str, Tensor]:
         """(l, *shape): the small parameter of every layer."""
@@ -72,6 +77,16 @@ class Operator(nn.Module):
             row.pattern: torch.stack([tensors[name].detach() for name in row.small_names])
             for row in (*self._grown, *self._moved)
         }
+
+    def _stacked(self, row: Row) -> Tensor:
+        """(l, *shape): the small parameter of every layer, of weights by name read anew."""
+        if row.pattern in self._small:
+            return self._small[row.pattern]
+        first = self._weights[row.small_names[0]]
+        stacked = first.new_empty(len(row.small_names), *first.shape)
+        for number, name in enumerate(row.small_names):
+            stacked[number] = first if number == 0 else self._weights[name]
+        return stacked
 
     def of(self, small: nn.Module) -> Operator:
         """Apply the same coefficients to another small network, such as an average of weights.
@@ -90,6 +105,21 @@ class Operator(nn.Module):
     def coefficients(self) -> int:
         """Count the numbers that are learned."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @property
+    def uses_built(self) -> bool:
+        """Whether some weights stay as the large network was built."""
+        width, depth, rows = self.method.width, self.method.depth, (*self._grown, *self._moved)
+        new = (
+            depth is not None
+            and depth.new == "fresh"
+            and any(self.depths.mixed(r.stack) for r in rows)
+        )
+        wider = width is not None and width.rest != "zero" and any(map(self.widths.grows, rows))
+        lacking = any(
+            not row.small_names and not row.writes for row in (*self.plan.rows, *self.plan.buffers)
+        )
+        return self.method.takes_nothing or new or wider or lacking
 
     def forward(self, large: nn.Module | None = None) -> dict[str, Tensor]:
         """Grow the parameters of the large network, differentiable in the coefficients.
@@ -111,11 +141,30 @@ class Operator(nn.Module):
         for row in silent if not self.method.takes_nothing else ():
             yield from ((name, like.new_zeros(row.large)) for name in row.large_names)
 
+    @torch.no_grad()
+    def tensors(self, large: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Grow parameters and persistent buffers one layer at a time, by the names in ``large``.
+
+        Peak memory is about the small parameters of one row, and one layer of the large network.
+        """
+        fresh, width = _tensors(large) if large is not None else {}, self.method.width
+        whole = width is not None and (width.noise or width.from_next_layer)
+        for row in (*self._grown, *self._moved) if not self.method.takes_nothing else ():
+            if whole or row.stack is None or row.pattern in self._low_rank:
+                yield from zip(row.large_names, self._layers(row, fresh), strict=True)
+                continue
+            small = self._stacked(row)
+            for layer, name in enumerate(row.large_names):
+                yield name, self._grow(row, fresh, small, layer)[0].to(small.dtype)
+        for row in self.plan.rows if not self.method.takes_nothing else ():
+            if row.writes and not row.small_names:
+                yield from ((name, self._like.new_zeros(row.large)) for name in row.large_names)
+
     def buffers_of(self, large: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Grow the persistent buffers, such as the statistics of batch norms."""
         fresh = _tensors(large)
         for row in self._moved if not self.method.takes_nothing else ():
-            yield from zip(row.large_names, self._grow(row, fresh), strict=True)
+            yield from zip(row.large_names, self._layers(row, fresh), strict=True)
 
     @torch.no_grad()
     def bake(self, large: nn.Module) -> None:
@@ -130,7 +179,7 @@ class Operator(nn.Module):
                 f"{type(large).__name__} is on the meta device and cannot hold grown weights; "
                 "build it on a real device first"
             )
-        for name, tensor in chain(self._by_row(tensors), self.buffers_of(large)):
+        for name, tensor in self.tensors(large):
             tensors[name].copy_(tensor)
 
     def parents(self) -> dict[str, list[str]]:
@@ -177,9 +226,9 @@ class Operator(nn.Module):
 
     def _layers(self, row: Row, fresh: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """(*large shape) for every layer, in the dtype of the small parameter."""
-        small = self._small[row.pattern]
+        small = self._stacked(row)
         if row.pattern not in self._low_rank:
-            return self._grow(row, fresh).to(small.dtype).unbind()
+            return self._grow(row, fresh, small).to(small.dtype).unbind()
         mixed = self.depths.grow(self.precise(small), row)
         fixed = self._fixed.get(row.pattern)
         if fixed is None:
@@ -205,26 +254,36 @@ class Operator(nn.Module):
             and self.depths.neutral(row, like) is None
         )
 
-    def _grow(self, row: Row, fresh: Mapping[str, Tensor]) -> Tensor:
-        """(g, *large shape): the parameter of every layer."""
-        small, width = self._small[row.pattern], self.method.width
+    def _grow(
+        self, row: Row, fresh: Mapping[str, Tensor], small: Tensor, layer: int | None = None
+    ) -> Tensor:
+        """(g, *large shape): the parameter of every layer, or (1, *large shape) of one.
+
+        ``small`` is (l, *small shape).
+        """
+        width = self.method.width
+        if layer is not None:
+            small = small.index_select(0, self.depths.used(row, layer).to(small.device))
         if self.widths.grows(row) or self.depths.multiplies(row):
             small = self.precise(small)
         grows = self.widths.grows(row) or self.depths.mixed(row.stack)
         offset = row.offset if grows else 0.0
         small = self.precise(small) + offset if offset else small
-        grown = self.widths.grow(self.depths.grow(small, row), row)
+        grown = self.widths.grow(self.depths.grow(small, row, layer), row, layer=layer)
         if width is not None and self.widths.grows(row):
             grown = self._arranged(row, width, small, grown)
-        if (neutral := self.depths.neutral(row, grown)) is not None:
+        if (neutral := self.depths.neutral(row, grown, layer)) is not None:
             grown = grown + neutral
         if row.factor != 1 and (width is None or width.rescales):
             grown = grown * row.factor
         grown = grown - offset if offset else grown
-        if row.pattern not in self._fresh:
-            found = self._is_fresh(row)
-            self._fresh[row.pattern] = found if found is None else found.to(grown.device)
-        is_fresh = self._fresh[row.pattern]
+        return self._beside_fresh(row, fresh, grown, layer)
+
+    def _beside_fresh(
+        self, row: Row, fresh: Mapping[str, Tensor], grown: Tensor, layer: int | None
+    ) -> Tensor:
+        """Keep the entries of (g, *large shape) that stay as the large network was built."""
+        is_fresh = self._is_fresh(row, layer)
         if is_fresh is None:
             return grown
         if not all(name in fresh for name in row.large_names):
@@ -232,7 +291,8 @@ class Operator(nn.Module):
                 f"method {self.method.name!r} leaves parts of the large network as it was built; "
                 "call operator(large)"
             )
-        built = torch.stack([fresh[name].detach() for name in row.large_names])
+        names = row.large_names if layer is None else row.large_names[layer : layer + 1]
+        built = torch.stack([fresh[name].detach() for name in names])
         return torch.where(is_fresh, built.to(grown), grown)
 
     def _arranged(self, row: Row, width: Width, small: Tensor, grown: Tensor) -> Tensor:
@@ -249,15 +309,21 @@ class Operator(nn.Module):
             grown = grown + width.noise * size.view(-1, *[1] * (grown.dim() - 1)) * drawn
         return grown
 
-    def _is_fresh(self, row: Row) -> Tensor | None:
+    def _is_fresh(self, row: Row, layer: int | None = None) -> Tensor | None:
         """Whether an entry stays as the large network was built; None if none does."""
+        if layer is None and row.pattern in self._fresh:
+            return self._fresh[row.pattern]
         width, depth = self.method.width, self.method.depth
         fresh = torch.tensor(False)
         if depth is not None and depth.new == "fresh":
-            fresh = self.depths.new(row.stack).view(-1, *[1] * len(row.large))
+            new = self.depths.new(row.stack)
+            fresh = (new if layer is None else new[layer]).view(-1, *[1] * len(row.large))
         if width is not None and width.rest != "zero" and self.widths.grows(row):
             fresh = fresh | is_fresh(self.widths, row)
-        return fresh if bool(fresh.any()) else None
+        found = fresh.to(self._like.device) if bool(fresh.any()) else None
+        if layer is None:
+            self._fresh[row.pattern] = found
+        return found
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

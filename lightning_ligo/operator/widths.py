@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from lightning_ligo.axes.dims import Product, Sum, change_along, length, uses_of
 from lightning_ligo.methods.forms import Copier, Copies, along, as_copies, dense, project
 from lightning_ligo.methods.maps import Map
 from lightning_ligo.methods.method import Width
-from lightning_ligo.operator.depths import key_of
+from lightning_ligo.operator.depths import key_of, one_of
 from lightning_ligo.plan.plan import Plan, Row
 from lightning_ligo.plan.resize import append, copy, interpolate
 
@@ -105,14 +105,20 @@ class Widths(nn.Module):
     def grows(self, row: Row) -> bool:
         return any(self.plan.grows(product) for product in row.dims)
 
-    def grow(self, x: Tensor, row: Row, widen: Widen | None = None) -> Tensor:
-        """(g, *small shape) to (g, *large shape), by the maps unless ``widen`` is given."""
+    def grow(
+        self, x: Tensor, row: Row, widen: Widen | None = None, layer: int | None = None
+    ) -> Tensor:
+        """(g, *small shape) to (g, *large shape), by the maps unless ``widen`` is given.
+
+        With ``layer`` only this one of the large stack is in ``x``.
+        """
+        widen = widen or functools.partial(self.widen, layer=layer)
         for dim, product in enumerate(row.dims, start=1):
             if x.shape[dim] != (small := self.plan.length(product)[0]):
                 x = self._repeat(x, dim, product, small // x.shape[dim])
             spans = self.factors(product)
             changes = {
-                span: functools.partial(self._change, span=span, widen=widen or self.widen)
+                span: functools.partial(self._change, span=span, widen=widen)
                 for span in uses_of(spans)
                 if span.small != span.large
             }
@@ -138,17 +144,22 @@ class Widths(nn.Module):
         x = x.unflatten(dim, lengths).repeat_interleave(repeats, dim + heads)
         return x.flatten(dim, dim + len(lengths) - 1)
 
-    def widen(self, x: Tensor, dim: int, span: Span) -> Tensor:
+    def widen(self, x: Tensor, dim: int, span: Span, layer: int | None = None) -> Tensor:
         """Grow one dimension of (g, ..., S, ...) by a form, fixed and learned part."""
-        x, learned = self._scaled(x, span), self.maps.get(span.name)
+        x, learned = self._scaled(x, span), self._map(span.name, layer)
         if span.name not in self.fixed:
             return along(learned, x, dim)
-        grown = self.fixed[span.name].grow(x, dim)
+        grown = self.fixed[span.name].at(layer).grow(x, dim)
         if learned is not None:  # the part C of [start; C]
             return torch.cat([grown, along(learned, x, dim)], dim)
-        if (left := self.maps.get(f"{span.name}:U")) is not None:
-            return grown + along(left, project(self.maps[f"{span.name}:V"], x, dim), dim)
+        if (left := self._map(f"{span.name}:U", layer)) is not None:
+            return grown + along(left, project(self._map(f"{span.name}:V", layer), x, dim), dim)
         return grown
+
+    def _map(self, name: str, layer: int | None) -> Any:
+        """A learned form, (L, S) or (g, L, S) with one for each layer, or that of one layer."""
+        form = self.maps.get(name)
+        return form if form is None or form.dim() == 2 else one_of(form, layer)
 
     def widen_fixed(self, x: Tensor, dim: int, span: Span) -> Tensor:
         """Grow one dimension of (g, ..., S, ...) by the fixed part of a form alone."""

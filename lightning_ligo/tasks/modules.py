@@ -174,12 +174,7 @@ class LanguageModel(_Task):
         self.hparams["network"] = untrained(network)  # a checkpoint holds the weights
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": input_ids}
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask
-        if "use_cache" in inspect.signature(self.network.forward).parameters:
-            inputs["use_cache"] = False  # keys and values are kept for generation only
-        return self.network(**inputs).logits
+        return logits_of(self.network, input_ids, attention_mask)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         nats, tokens = self._nats(batch)
@@ -191,15 +186,8 @@ class LanguageModel(_Task):
         return self(batch["input_ids"], batch.get("attention_mask"))
 
     def _nats(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the summed negative log-likelihood of the labels, and their number."""
         logits = self(batch["input_ids"], batch.get("attention_mask"))
-        labels = batch["labels"]
-        if self.hparams["objective"] == "causal":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        nats = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
-        )
-        return nats, (labels != -100).sum().clamp(min=1)
+        return language_loss(logits, batch["labels"], self.hparams["objective"])
 
     def evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
         nats, tokens = self._nats(batch)
@@ -207,3 +195,26 @@ class LanguageModel(_Task):
         bits = loss / math.log(2) / self.hparams["bytes_per_token"]
         self.log(f"{stage}_loss", loss, batch_size=count)
         self.log(f"{stage}_bits_per_byte", bits, batch_size=count, prog_bar=True, sync_dist=True)
+
+
+def language_loss(logits: Tensor, labels: Tensor, objective: str) -> tuple[Tensor, Tensor]:
+    """Return the summed negative log-likelihood of the labels, and their number."""
+    if objective == "causal":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nats = F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return nats, (labels != -100).sum().clamp(min=1)
+
+
+def logits_of(
+    network: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Call a network of transformers without keeping keys and values, and return its logits."""
+    inputs: dict[str, Any] = {"input_ids": input_ids}
+    if attention_mask is not None:
+        inputs["attention_mask"] = attention_mask
+    if "use_cache" in inspect.signature(network.forward).parameters:
+        inputs["use_cache"] = False
+    logits: Tensor = network(**inputs).logits
+    return logits

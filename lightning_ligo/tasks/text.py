@@ -1,4 +1,4 @@
-"""Windows of bytes from text files, for a language model; a token is a byte."""
+"""Windows of tokens from text files, for a language model; a token is a byte by default."""
 
 import glob
 import sysconfig
@@ -17,20 +17,22 @@ NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 TESTS = {"test", "tests", "idle_test"}
 
 
-class ByteWindows(Dataset[dict[str, Tensor]]):
-    """Text cut into windows of `length` bytes, without the rest.
+class TokenWindows(Dataset[dict[str, Tensor]]):
+    """Tokens cut into windows of `length`, without the rest.
 
     An item is (window, epoch), and gives `input_ids` and `labels`, both (length) int64. For a
-    causal model (`mask` 0) both are the bytes. For a masked model a share `mask` of the bytes,
-    drawn by seed, epoch and window, is replaced by token 256, and all other labels are -100.
+    causal model (`mask` 0) both are the tokens. For a masked model a share `mask` of the tokens,
+    drawn by seed, epoch and window, is replaced by `mask_token`, and all other labels are -100.
     """
 
-    def __init__(self, text: bytes, length: int, mask: float = 0.0, seed: int = 0) -> None:
-        windows = len(text) // length
-        self.tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)[: windows * length]
-        self.tokens = self.tokens.view(windows, length)
+    def __init__(
+        self, tokens: Tensor, length: int, mask: float = 0.0, seed: int = 0, mask_token: int = MASK
+    ) -> None:
+        windows = len(tokens) // length
+        self.tokens = tokens[: windows * length].view(windows, length)
         self.mask = mask
         self.seed = seed
+        self.mask_token = mask_token
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,27 +45,30 @@ class ByteWindows(Dataset[dict[str, Tensor]]):
         random = generator(self.seed, epoch, window)
         masked = torch.rand(len(tokens), generator=random) < self.mask
         return {
-            "input_ids": tokens.masked_fill(masked, MASK),
+            "input_ids": tokens.masked_fill(masked, self.mask_token),
             "labels": tokens.masked_fill(~masked, -100),
         }
 
 
 class TextDataModule(OrderedDataModule):
-    """Windows of bytes from text files, split by file into train, validation and test.
+    """Windows of tokens from text files, split by file into train, validation and test.
 
-    A batch is a dict of `input_ids` and `labels`, both (batch_size, window) int64; a token is a
-    byte. The split is always the same for the same files.
+    A batch is a dict of `input_ids` and `labels`, both (batch_size, window) int64. The split is
+    always the same for the same files.
 
     Args:
         files: a folder, read for `*.txt` at any depth, or a pattern such as `books/**/*.md`.
-        window: bytes in a window.
+        window: tokens in a window.
         batch_size: windows in a batch.
         validation: the share of files to validate on.
         test: the share of files to test on.
         validation_windows: most windows to validate on, evenly spaced in the validation files.
-        mask: 0 for a causal model; for a masked one the share of bytes that token 256 replaces.
+        mask: 0 for a causal model; for a masked one the share of tokens that are replaced, by token
+            256 or by the tokenizer's own mask.
         num_workers: processes that load data; the text is in memory, 0 is fastest.
         seed: of the order and the masks.
+        tokenizer: a folder, or a name on the hub, of a tokenizer of transformers; by default a
+            token is a byte.
     """
 
     def __init__(
@@ -77,15 +82,18 @@ class TextDataModule(OrderedDataModule):
         mask: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
+        self.tokenizer = tokenizer
         self.files = files
         self.window = window
         self.validation = validation
         self.test_share = test
         self.validation_windows = validation_windows
         self.mask = mask
-        self._texts: dict[str, bytes] = {}
+        self._tokens: dict[str, Tensor] = {}
+        self._mask_token = MASK
 
     def find_files(self) -> list[Path]:
         """Return the files to read, sorted; raise ValueError if there are none."""
@@ -103,16 +111,34 @@ class TextDataModule(OrderedDataModule):
     def setup(self, stage: str) -> None:
         parts = split_files(self.find_files(), self.validation, self.test_share)
         for part, files in zip(("training", "validation", "test"), parts, strict=True):
-            self._texts[part] = b"".join(file.read_bytes() for file in files)
+            self._tokens[part] = self._read(files)
             self._windows(part)
 
-    def _windows(self, part: str) -> ByteWindows:
-        text = self._texts[part]
-        windows = ByteWindows(text, self.window, self.mask, self.seed)
-        if not len(windows) and (text or part == "training"):
+    def _read(self, files: Sequence[Path]) -> Tensor:
+        """Return the tokens of files, one after the other."""
+        if self.tokenizer is None:
+            text = b"".join(file.read_bytes() for file in files)
+            return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0)
+        tokenizer = _tokenizer(self.tokenizer)
+        if self.mask:
+            if tokenizer.mask_token_id is None:
+                raise ValueError(
+                    f"the tokenizer {self.tokenizer} has no mask token, so it is not one of a "
+                    f"masked model; give mask=0, got {self.mask}"
+                )
+            self._mask_token = tokenizer.mask_token_id
+        texts = [file.read_text(errors="replace") for file in files]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return torch.tensor([token for text in ids for token in text], dtype=torch.int32)
+
+    def _windows(self, part: str) -> TokenWindows:
+        tokens = self._tokens[part]
+        windows = TokenWindows(tokens, self.window, self.mask, self.seed, self._mask_token)
+        if not len(windows) and (len(tokens) or part == "training"):
+            unit = "bytes" if self.tokenizer is None else "tokens"
             raise ValueError(
-                f"the {part} files hold {len(text)} bytes, less than one window of {self.window}; "
-                "give more text or a smaller window"
+                f"the {part} files hold {len(tokens)} {unit}, less than one window of "
+                f"{self.window}; give more text or a smaller window"
             )
         return windows
 
@@ -157,6 +183,24 @@ class PythonSourceDataModule(TextDataModule):
                 "TextDataModule with your own files"
             )
         return found
+
+
+def _tokenizer(name: str) -> Any:
+    """Return a tokenizer of transformers; raise ValueError if there is none."""
+    try:
+        from transformers import AutoTokenizer, logging
+
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a text longer than a window is no error here
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        finally:
+            logging.set_verbosity(verbosity)
+    except Exception as error:  # of any kind: a missing package, folder or file
+        raise ValueError(
+            f"there is no tokenizer {name}: {type(error).__name__}: {error}; give a folder that "
+            "its save_pretrained has written, or None for bytes"
+        ) from error
 
 
 def split_files(

@@ -254,20 +254,45 @@ def test_a_grown_network_is_the_plain_network(method):
     )
 
 
-def test_baking_writes_every_row_before_the_next_is_grown(monkeypatch):
+def test_baking_writes_every_layer_before_the_next_is_grown(monkeypatch):
     small, large = randomised(vit()), vit(64, 4)
     operator = ligo.Operator(ligo.pair(small, large, **IMAGES), small, "lemon")
     expected = {name: tensor.clone() for name, tensor in operator(large).items()}
-    grow, written, parameters = operator._layers, [], dict(large.named_parameters())
+    grow, written, parameters = operator._grow, [], dict(large.named_parameters())
 
-    def checked(row, fresh):
+    def checked(row, fresh, small, layer=None):
         assert all(torch.equal(parameters[name], expected[name]) for name in written)
-        written.extend(row.large_names)
-        return grow(row, fresh)
+        names = row.large_names
+        written.extend(names if layer is None else names[layer : layer + 1])
+        return grow(row, fresh, small, layer)
 
-    monkeypatch.setattr(operator, "_layers", checked)
+    monkeypatch.setattr(operator, "_grow", checked)
     operator.bake(large)
     assert written == list(expected)
+
+
+@pytest.mark.parametrize("method", [*ligo.METHODS, "stack+fresh", "interpolate+ligo"])
+@pytest.mark.parametrize("network", [vit, gpt2, llama, resnet])
+def test_layer_by_layer_is_all_at_once_also_from_weights_by_name(network, method):
+    inputs = IMAGES if network in (vit, resnet) else TOKENS
+    small = randomised(network())
+    large = network(12) if network is resnet else network(64, 4)
+    plan = ligo.pair(small, large, **inputs)
+    try:
+        operator = ligo.Operator(plan, small, method)
+    except ValueError as refused:
+        pytest.skip(str(refused))
+    with torch.no_grad():
+        for coefficients in operator.parameters():
+            coefficients += 0.1 * torch.randn(coefficients.shape)
+    expected = {**operator(large), **dict(operator.buffers_of(large))}
+    by_name = ligo.Operator(plan, small.state_dict(keep_vars=True), method)
+    by_name.load_state_dict(operator.state_dict())
+    for found in (dict(operator.tensors(large)), dict(by_name.tensors(large))):
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert tensor.dtype == expected[name].dtype
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_tied_head_stays_tied():

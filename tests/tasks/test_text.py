@@ -86,3 +86,39 @@ def test_another_window_is_that_of_the_loaders_made_from_then_on(folder):
     data.window = 16
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert next(iter(loader))["input_ids"].shape[-1] == 16
+
+
+def a_tokenizer(folder, **special):
+    """A tokenizer of words, made here."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[UNK]": 0, "[MASK]": 1, "one": 2, "two": 3, "three": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_tokenizer_of_transformers_makes_the_tokens(tmp_path):
+    name = a_tokenizer(tmp_path / "tokenizer", mask_token="[MASK]")
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("one two three four " * 10)
+    options = {"window": 4, "batch_size": 3, "tokenizer": name}
+    train, _, _ = loaders(TextDataModule(str(tmp_path / "*.txt"), **options))
+    batch = next(iter(train))
+    assert batch["input_ids"].tolist() == [[2, 3, 4, 0]] * 3
+    masked, _, _ = loaders(TextDataModule(str(tmp_path / "*.txt"), mask=0.5, **options))
+    batch = next(iter(masked))
+    assert set(batch["input_ids"][batch["labels"] != -100].tolist()) == {1}
+
+
+def test_a_tokenizer_that_does_not_fit_is_named(tmp_path):
+    (tmp_path / "1.txt").write_text("one " * 300)
+    (tmp_path / "2.txt").write_text("one " * 300)
+    (tmp_path / "3.txt").write_text("one " * 300)
+    with pytest.raises(ValueError, match=r"there is no tokenizer \./nowhere"):
+        TextDataModule(str(tmp_path), tokenizer="./nowhere").setup("fit")
+    name = a_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"has no mask token, .* give mask=0, got 0.2"):
+        TextDataModule(str(tmp_path), tokenizer=name, mask=0.2).setup("fit")

@@ -1,0 +1,77 @@
+"""Describe a growth beside the weights that it made: `growth.json`, and a part of a model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lightning_ligo.networks.weights import Source
+from lightning_ligo.operator.measure import Change
+
+PACKAGES = ("lightning-ligo", "torch", "timm", "transformers")
+
+
+def describe_growth(record: dict[str, Any], out: Path, is_folder: bool) -> None:
+    """Write `growth.json` and a section of the model card, into a folder or beside a file."""
+    text = json.dumps(record, indent=2)
+    if not is_folder:
+        out.with_name(f"{out.name}.growth.json").write_text(text)
+        out.with_name(f"{out.name}.growth.md").write_text(card(record))
+        return
+    (out / "growth.json").write_text(text)
+    weights = record["weights"]
+    before = Path(weights if isinstance(weights, str) else weights["path"]) / "README.md"
+    start = before.read_text().rstrip() + "\n\n" if before.is_file() else f"# {out.name}\n\n"
+    (out / "README.md").write_text(start + card(record))
+
+
+def card(record: dict[str, Any]) -> str:
+    """Return a section of a model card that tells how a network was grown."""
+    change, plan = Change.from_dict(record["change"]), record["plan"]
+    grown = [
+        f"- {name}: {small} to {large}"
+        for name, (small, large) in {**plan["axes"], **plan["stacks"]}.items()
+        if small != large
+    ]
+    learned = record["learned"]
+    steps = f", its operator learned for {learned['steps']} steps" if learned else ""
+    return "\n".join([
+        "## Growth",
+        "",
+        f"This network was grown from {record['weights']} by "
+        f"lightning-ligo {record['versions']['lightning-ligo']}, method {record['method']}, seed "
+        f"{record['seed']}{steps}, on {record['date']}. It has not been trained since. "
+        f"From {plan['parameters']['small']:,} to {plan['parameters']['large']:,} parameters:",
+        "",
+        *grown,
+        "",
+        f"After the growth {change.sentence}. `growth.json` has the whole plan.",
+        "",
+    ])  # fmt: skip
+
+
+def sums(weights: object) -> dict[str, str]:
+    """Return the SHA-256 of every file of trained weights, by its name."""
+    return {file.name: _hash(file) for file in Source.of(weights).files} if weights else {}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hash(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(2**20):
+            found.update(part)
+    return found.hexdigest()
