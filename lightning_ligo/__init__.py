@@ -15,6 +15,7 @@ from lightning_ligo.methods.catalog import METHODS
 from lightning_ligo.methods.method import Depth, Method, Width
 from lightning_ligo.networks.description import build, describe
 from lightning_ligo.networks.names import named
+from lightning_ligo.networks.saving import save
 from lightning_ligo.operator.cost import Cost, estimate
 from lightning_ligo.operator.fit import Fit, fit
 from lightning_ligo.operator.grow import grow
@@ -91,6 +92,7 @@ __all__ = [
     "pair",
     "prove",
     "rebuild",
+    "save",
     "trace",
 ]
 

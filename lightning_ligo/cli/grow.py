@@ -134,12 +134,10 @@ def _parser() -> CommandParser:
     parser.add_argument("--dtype", choices=DTYPES, help="(default: that of the small weights)")
     parser.add_argument("--seed", metavar="N", type=int, default=0,
                         help="of random parts (default: 0)")  # fmt: skip
-    parser.add_argument("--data", choices=KINDS, help="data to learn and to measure on")
-    parser.add_argument(
-        "--steps", metavar="N", type=int, help="of learning (default: the method's)"
-    )
-    parser.add_argument("--learning_rate", metavar="RATE", type=float,
-                        help="of learning (default: the method's)")  # fmt: skip
+    parser.add_argument("--data", metavar="KIND", help="text or images, to learn and measure on")
+    own = "of learning (default: the method's)"
+    parser.add_argument("--steps", metavar="N", type=int, help=own)
+    parser.add_argument("--learning_rate", metavar="RATE", type=float, help=own)
     parser.add_config("configuration of the run, as for fit")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of the run")
     return parser

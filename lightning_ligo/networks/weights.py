@@ -15,6 +15,7 @@ import functools
 import importlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -298,9 +299,12 @@ def read_checkpoint(file: Path) -> dict[Any, Any]:
         mapped = zipfile.is_zipfile(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise ValueError(f"{file} cannot be read: it is no file of torch.save") from error
         raise ValueError(
-            f"{file} holds more than tensors and plain data, and nothing of it was run: "
-            f"{str(error).strip().splitlines()[0]}; save its state_dict() alone"
+            f"{file} holds more than tensors and plain data ({found[1]}), and nothing of it was "
+            "run; save its state_dict() alone"
         ) from error
     except Exception as error:
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error

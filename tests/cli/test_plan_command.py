@@ -192,7 +192,7 @@ def test_a_pair_that_cannot_be_planned_fails_with_the_reason(words, message, cap
     ("words", "message"),
     [
         ([], "give --small and --large, or --config"),
-        (["--small", "hf:gpt2"], "give --small and --large, or --config"),
+        (["--small", "hf:gpt2"], "give --large, or what is larger, such as --large.depth 12"),
         ([*PAIR, "--config", "run.yaml"], "--config brings the networks and the method"),
         ([*PAIR, "--lage.depth", "3"], "unrecognized argument: --lage.depth"),
         ([*PAIR, "depth"], "unrecognized argument: depth"),
@@ -214,7 +214,7 @@ def test_help_shows_both_ways_and_the_programs_own_help_lists_it(capsys, monkeyp
         main(["plan", "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for words in ("--small.depth 6", "--config FILE", "--json", "uncounted"):
+    for words in ("--large.depth 6", "--weights FILE", "--config FILE", "--json", "uncounted"):
         assert words in text
     monkeypatch.setattr(sys, "argv", ["lightning-ligo"])
     with pytest.raises(SystemExit):
