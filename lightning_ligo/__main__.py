@@ -25,7 +25,7 @@ Train a network that grows while it trains.
   test       evaluate a checkpoint on the test data
   predict    predict with a checkpoint
   plan       show a growth and its cost without training, of a run or of two networks
-  grow       grow the network of a checkpoint between two runs
+  grow       grow trained weights into a larger file, or a checkpoint between two runs
   methods    list the ways to grow
   compare    compare methods with training from scratch, at equal FLOPs
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import transformers
 from jsonargparse import ArgumentParser
 from yaml import safe_load
 
@@ -15,6 +17,7 @@ from lightning_ligo import Growth, GrowthCallback
 from lightning_ligo.__main__ import main
 from lightning_ligo.methods.catalog import METHODS, method_named
 from pages import KINDS, PAGES, ROOT, anchors, blocks, kinds, prose
+from test_weights import BERT, GPT2
 
 PROJECT = (ROOT / "pyproject.toml").read_text()
 TOOLS = {"ruff", "mypy", "pre-commit", "sphinx-build"}  # run by .ci/run
@@ -77,7 +80,7 @@ def test_the_commands_of_a_page_run(page, folder, capsys):
 def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Run a command, a long one cut down; of tools that take the whole project see the options."""
     if words[0] == "lightning-ligo":
-        {"fit": fit, "grow": grow, "compare": compare}.get(words[1], main)(words[1:])
+        {"fit": fit, "grow": grow, "plan": plan, "compare": compare}.get(words[1], main)(words[1:])
     elif words[:2] == ["python", "-m"]:
         script(words[2:], capsys)
     elif words[0] == "pytest":
@@ -102,7 +105,40 @@ def fit(words: list[str]) -> None:
 
 
 def grow(words: list[str]) -> None:
-    main([*words, *SHORT])
+    main([*words, *SHORT] if "--config" in words else small_sources(words))
+
+
+def plan(words: list[str]) -> None:
+    main(small_sources(words))
+
+
+DEIT = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+SMALLER = {"12": "4", "24": "4", "768": "64", "3072": "128", "16": "4"}
+"""Sizes of large networks, and what a test takes in their place."""
+
+
+def small_sources(words: list[str]) -> list[str]:
+    """Make small networks where a command has files, and have it grow to small ones."""
+    for word in words:
+        folder = Path(word.removeprefix("hf:"))
+        if word == "hf:./bert-small" and not folder.exists():
+            transformers.BertForMaskedLM(transformers.BertConfig(**BERT)).save_pretrained(folder)
+        if word == "hf:./gpt2" and not folder.exists():
+            transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).save_pretrained(folder)
+        if word == "deit_small.safetensors" and not folder.exists():
+            lightning_ligo.save(timm.create_model("deit_small_patch16_224", **DEIT), word)
+            words = [*words, *(f"--small.{name}={size}" for name, size in DEIT.items())]
+            words += [f"--large.{name}={2 * size}" for name, size in DEIT.items()]
+    if "text" in words:
+        Path("corpus").mkdir()
+        for number in range(4):
+            Path("corpus", f"{number}.txt").write_bytes(bytes(n % 89 for n in range(2000)))
+        words = [*words, "--data.window=16"]
+    changed = [word.startswith("--large") for word in ["", *words]]
+    sized = [SMALLER.get(w, w) if big else w for big, w in zip(changed, words, strict=False)]
+    return [
+        "2" if before == "--steps" else w for before, w in zip(["", *words], sized, strict=False)
+    ]
 
 
 def compare(words: list[str]) -> None:

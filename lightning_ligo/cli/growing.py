@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,9 @@ def _measured(request: Request, pair: Pair, operator: Operator, dtype: torch.dty
     """Measure how much what was written differs from the small network."""
     calls = pair.calls
     if request.learning is not None:
-        calls = [request.learning.call(next(request.learning.batches()))]
+        call = request.learning.call(next(request.learning.batches()))
+        settings = {n: v for n, v in pair.calls[0].kwargs.items() if not isinstance(v, Tensor)}
+        calls = [replace(call, kwargs={**settings, **call.kwargs})]
     elif pair.large_calls is not None:
         return Change(None, why="the large network is called with other inputs")
     trained = {**request.large, "weights": {"path": str(request.out)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,11 @@ def paired(small: dict[str, Any], large: dict[str, Any], override: Override | No
     large_inputs: dict[str, Any] | None = inputs_of(large, networks[1], inputs)
     if kind_of(inputs) == kind_of(large_inputs):
         large_inputs = None
-    calls = [Call(kwargs=inputs)]
-    large_calls = None if large_inputs is None else [Call(kwargs=large_inputs)]
+    whole: dict[str, Any] = {}
+    if "use_cache" in inspect.signature(networks[0].forward).parameters:
+        whole = {"use_cache": False}  # keys and values, one more output a layer
+    calls = [Call(kwargs={**inputs, **whole})]
+    large_calls = None if large_inputs is None else [Call(kwargs={**large_inputs, **whole})]
     return Pair(*networks, pair_calls(*networks, calls, large_calls, override), calls, large_calls)
 
 
