@@ -110,7 +110,7 @@ def compare(words: Sequence[str]) -> None:
 def _rehearsed(
     trials: list[Trial], recipe: Recipe, out: Path, jobs: int, devices: int
 ) -> dict[Trial, Result]:
-    """Return the results of all rehearsals, in order; raise ValueError naming those that fail."""
+    """Return the results of all rehearsals; raise ValueError naming those that fail."""
     results, failures = _watched("Rehearsing", trials, out, jobs, devices)
     if failures:
         lines = [f"{trial.method}: {why}" for trial, why in failures.items()]
@@ -120,7 +120,7 @@ def _rehearsed(
             f"the validation does not log the metric {recipe.monitor!r}, or there is none; give "
             "GrowthCallback another metric: --trainer.callbacks.monitor val_loss"
         )
-    return {trial: results[trial] for trial in trials}
+    return results
 
 
 def _watched(

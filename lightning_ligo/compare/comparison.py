@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from multiprocessing.process import BaseProcess
@@ -144,13 +144,13 @@ def _digest(recipe: Recipe, method: str) -> str:
 
 
 def run_all(
-    trials: Iterable[Trial],
+    trials: Sequence[Trial],
     out: Path,
     jobs: int,
     devices: int,
     done: Callable[[Trial], None],
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
-    """Run all unfinished trials; return the results of all, and the reasons of failures.
+    """Run all unfinished trials; return the results of all in order, and the reasons of failures.
 
     CUDA devices are shared by `jobs` runs at once; with 0 devices every run uses its configured
     one. `done` is called with every trial that has ended, now or before.
@@ -187,7 +187,7 @@ def run_all(
             process.terminate()
             process.join()
         signal.signal(signal.SIGTERM, before)
-    return results, failures
+    return {trial: results[trial] for trial in trials if trial in results}, failures
 
 
 # Results ------------------------------------------------------------------------------------------
