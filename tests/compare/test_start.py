@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 import lightning_ligo.compare.comparison
+import lightning_ligo.compare.trial
 from commands import RUN, VIT
 from lightning_ligo import DigitsDataModule
 from lightning_ligo.__main__ import main
@@ -19,7 +21,7 @@ from lightning_ligo.compare.budget import Costs, saving
 from lightning_ligo.compare.command import _configuration
 from lightning_ligo.compare.comparison import Budget, Entry, budget_of, rehearsal, trials_of
 from lightning_ligo.compare.report import Comparison, markdown, plot, rows
-from lightning_ligo.compare.trial import Recipe, Result, Start
+from lightning_ligo.compare.trial import Recipe, Result, Start, run
 
 TO = {"init_args": {"embed_dim": 16, "depth": 2, "num_heads": 2}}
 COSTS = {
@@ -216,7 +218,24 @@ def test_the_plot_joins_the_budgets_of_a_method():
 # The command --------------------------------------------------------------------------------------
 
 
+class InThisProcess:
+    """Runs a trial without a process of its own: those are tested in test_compare.py."""
+
+    exitcode = 0
+
+    def __init__(self, target, args):
+        self.folder, _ = args
+
+    def start(self):
+        run(self.folder)
+
+    def is_alive(self):
+        return False
+
+
 def test_growths_of_a_network_that_fit_has_trained_are_compared_and_once(folder, monkeypatch):
+    processes = SimpleNamespace(Process=InThisProcess)
+    monkeypatch.setattr(lightning_ligo.compare.trial, "_processes", lambda: processes)
     configuration(rehearse=False)
     main(["fit", "--config", "run.yaml", "--trainer.callbacks", "null", "--trainer.max_steps",
           "14", "--trainer.default_root_dir", "small"])  # fmt: skip
@@ -228,17 +247,17 @@ def test_growths_of_a_network_that_fit_has_trained_are_compared_and_once(folder,
     assert found["failures"] == []
     own = loss_of(small)
     assert own == pytest.approx(found["start"]["loss"], rel=1e-5)
-    for run in found["runs"]:
-        if run["method"] in ("lemon", "stack+copy"):
-            before, after = (Point(*point) for point in run["curve"][:2])
-            assert (run["grew_at"], before.step, after.step, run["training"][0]) == ([0], 0, 0, 0)
+    for each in found["runs"]:
+        if each["method"] in ("lemon", "stack+copy"):
+            before, after = (Point(*point) for point in each["curve"][:2])
+            assert (each["grew_at"], before.step, after.step) == ([0], 0, 0)
             assert before.metric == pytest.approx(own, rel=1e-5)
-            assert (after.metric == pytest.approx(own, rel=1e-4)) == (run["method"] == "lemon")
+            assert (after.metric == pytest.approx(own, rel=1e-4)) == (each["method"] == "lemon")
     entries = {(each["method"], each["share"]): each for each in found["entries"]}
     assert len(entries) == 3 + 1 + 2 * 3
     scratch = [entries["scratch", share] for share in (0.5, 1, 2)]
     assert scratch[1]["flops"]["all"] == found["budget"]
-    assert {run["steps"] for run in found["runs"] if run["method"] == "scratch"} == {20, 40, 80}
+    assert {each["steps"] for each in found["runs"] if each["method"] == "scratch"} == {20, 40, 80}
     one = (scratch[1]["flops"]["large"] + scratch[1]["flops"]["evaluation"]) / 20
     ends = [(each["flops"]["all"], each["loss"]) for each in scratch]
     for (method, share), each in entries.items():
