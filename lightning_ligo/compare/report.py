@@ -185,9 +185,7 @@ def facts(comparison: Comparison) -> list[str]:
     """Return what stands below the table."""
     lines = [worth(comparison.entries)]
     if comparison.start:
-        loss = comparison.start_loss
-        known = "unknown, as no run has grown" if loss is None else f"{loss:.4f}"
-        lines.insert(0, f"All grow at step 0 from {comparison.start.name}, whose loss is {known}.")
+        lines[:0] = _of_start(comparison, comparison.start)
     if comparison.seeds == 1:
         lines.append("One seed only: the effect of chance is not known.")
     if len(comparison.rates) > 1:
@@ -198,6 +196,18 @@ def facts(comparison: Comparison) -> list[str]:
         ]
         lines.append(f"Learning rates tried, and the mean loss of each: {'; '.join(tried)}.")
     lines += [f"Failed: {trial.label}: {why}" for trial, why in comparison.failures.items()]
+    return lines
+
+
+def _of_start(comparison: Comparison, start: Start) -> list[str]:
+    """Return the loss of the start, and which growths have not bettered it."""
+    loss = comparison.start_loss
+    if loss is None:
+        return [f"All grow at step 0 from {start.name}, whose loss is unknown: no run has grown."]
+    lines = [f"All grow at step 0 from {start.name}, whose loss is {loss:.4f}."]
+    worse = [comparison.name_of(e) for e in _in_order(comparison) if e.grows and e.loss >= loss]
+    if worse:
+        lines.append(f"No better than the start itself, whatever is saved: {', '.join(worse)}.")
     return lines
 
 
@@ -293,7 +303,7 @@ def plot(comparison: Comparison) -> Figure:
         document.log_axis(left.yaxis, *upwards)
         left.set(xlim=across, ylim=upwards)
         _name_ends(left, drawn)
-    left.set(xlabel="FLOPs, all counted", ylabel=comparison.metric)
+    left.set(xlabel=f"FLOPs, {next(iter(comparison.kinds.values()))}", ylabel=comparison.metric)
     left.spines[["top", "right"]].set_visible(False)
     _bars(right, comparison, [entry for entry in finite if entry.grows])
     return figure

@@ -198,7 +198,11 @@ def test_every_budget_is_a_line_with_one_saving_in_which_only_the_start_is_free(
     shares = [each["saved_small_free"] for each in facts["entries"] if each["method"] == "lemon"]
     assert [each["mean"]["share"] for each in shares] == pytest.approx([0.5, 0.25, 0.25])
     assert not any("saved" in each for each in facts["entries"])
-    assert "whose loss is unknown, as no run has grown" in markdown(told())
+    assert (
+        "No better than the start itself, whatever is saved: lemon, 0.25 of it, lemon, 0.5" in text
+    )
+    assert "No better" not in markdown(told(grown[-1]))
+    assert "whose loss is unknown: no run has grown" in markdown(told())
 
 
 def test_the_plot_joins_the_budgets_of_a_method():
