@@ -131,7 +131,7 @@ class Start:
         """Read the trained weights of a network; raise ValueError if they do not fit it."""
         build(description)
         weights, digest = resolved(description).get("weights"), hashlib.sha256()
-        if not weights:
+        if weights is None:
             return cls(description["class_path"], "")
         source = Source.of(weights)
         for file in source.files:
@@ -194,7 +194,8 @@ class Recipe:
             small = untrained(small) | {"weights": start}
             self.config["model"]["init_args"][self.attribute] = small
         self.networks = [small, *sizes(small, self.growths)[1:]]
-        self.start = self._start(small) if start or self._grows_at_once(small) else None
+        given = start is not None or self._grows_at_once(small)
+        self.start = self._start(small) if given else None
         if config.get("ckpt_path") is not None:
             raise ValueError(
                 f"ckpt_path is {config['ckpt_path']!r}, and every run of a comparison starts at "

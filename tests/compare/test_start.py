@@ -135,6 +135,7 @@ def test_other_weights_in_the_file_are_other_runs_but_from_scratch(folder):
     ("words", "says"),
     [
         (["--start", "no.ckpt"], "there are no weights at no.ckpt"),
+        (["--start", ""], "the folder . has no weights"),
         (["--start", "wide.ckpt"], r"wide.ckpt do not fit VisionTransformer.* of another shape"),
         (["--start", "small.ckpt", "--trainer.callbacks.growths+", json.dumps(
             {"step": 30, "to": {"init_args": {"depth": 3}}})],
