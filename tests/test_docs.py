@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import transformers
 from jsonargparse import ArgumentParser
 from yaml import safe_load
@@ -16,6 +17,7 @@ import lightning_ligo
 from lightning_ligo import Growth, GrowthCallback
 from lightning_ligo.__main__ import main
 from lightning_ligo.methods.catalog import METHODS, method_named
+from lightning_ligo.networks.description import build
 from pages import KINDS, PAGES, ROOT, anchors, blocks, kinds, prose
 from test_weights import BERT, GPT2
 
@@ -143,6 +145,10 @@ def small_sources(words: list[str]) -> list[str]:
 
 def compare(words: list[str]) -> None:
     """Have all options read, and refuse only the one that is added here."""
+    if "--start" in words:  # from a network as it is built
+        config = safe_load(Path(words[words.index("--config") + 1]).read_text())
+        small = build(config["model"]["init_args"]["network"])
+        torch.save(small.state_dict(), words[words.index("--start") + 1])
     methods = words[words.index("--methods") + 1]
     for name in methods.split(","):
         method_named(name)

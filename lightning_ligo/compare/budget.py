@@ -99,7 +99,8 @@ def steps_within(
     if low == 0:
         raise ValueError(
             f"a budget of {budget:.3g} FLOPs does not pay for a step of training, "
-            f"{costs.training[0]:.3g}, and its validation, {costs.evaluation[0]:.3g}; train longer"
+            f"{costs.training[-1]:.3g}, its validation, {costs.evaluation[-1]:.3g}, and learning "
+            f"operators, {costs.operator:.3g}; train longer"
         )
     triggers(low, growths, steps_per_epoch)  # raises where the growths have no room
     return low

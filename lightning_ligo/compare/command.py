@@ -19,6 +19,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from lightning_ligo.cli.base import GrowthCLI
 from lightning_ligo.cli.parser import CommandParser, fit_words
 from lightning_ligo.compare.comparison import (
+    FROM_START,
     FRONTIER,
     budget_of,
     costs_of,
@@ -35,9 +36,9 @@ from lightning_ligo.trainer.lightning import default_config
 USAGE = """\
 lightning-ligo compare --config FILE [--methods METHOD,METHOD] [--seeds N]
                               [--learning_rates RATE,RATE] [--jobs N] [--out FOLDER]
-                              [options of lightning-ligo fit]"""
+                              [--start WEIGHTS] [options of lightning-ligo fit]"""
 
-SHARES = ", ".join(f"{share:g}" for share in FRONTIER)
+SHARES, GROWN = (", ".join(f"{share:g}" for share in shares) for shares in (FRONTIER, FROM_START))
 
 DESCRIPTION = f"""\
 Train one configuration by several methods at equal FLOPs, and against training from scratch.
@@ -47,6 +48,12 @@ Train one configuration by several methods at equal FLOPs, and against training 
 The budget is the FLOPs of the run of the configuration. Two runs without a growth are always
 included: `{SCRATCH}`, the large network at {SHARES} times the budget, and `{SMALL_ONLY}`, the
 small one at the budget. FOLDER gets compare.json, compare.md and compare.png.
+
+  lightning-ligo compare --config recipes/python_gpt.yaml --start small.ckpt --methods lemon
+
+The second form starts from the trained network that you have: the growth is at step 0, and the
+training of the small network is not counted. The budget is then the FLOPs of all steps of the
+configuration with the large network; every method is trained at {GROWN} times the budget.
 """
 
 EPILOG = """\
@@ -66,7 +73,7 @@ def compare(words: Sequence[str]) -> None:
     out = options.out or Path("runs", "compare", Path(options.config[-1]).stem)
     devices = 0
     with parser.refusing():
-        recipe = Recipe(_configuration(options.config, rest))
+        recipe = Recipe(_configuration(options.config, rest), options.start)
         methods = [name for name in options.methods or [recipe.method]
                    if name not in (SCRATCH, SMALL_ONLY)]  # fmt: skip
         for name in methods:
@@ -92,6 +99,7 @@ def compare(words: Sequence[str]) -> None:
         entries=tuple(entries_of(results, options.seeds)),
         results=results,
         failures=failures,
+        start=recipe.start,
     )
     write_comparison(comparison, out)
     show_comparison(comparison, out)
@@ -102,7 +110,7 @@ def compare(words: Sequence[str]) -> None:
 def _rehearsed(
     trials: list[Trial], recipe: Recipe, out: Path, jobs: int, devices: int
 ) -> dict[Trial, Result]:
-    """Return the results of all rehearsals, in order; raise ValueError naming those that fail."""
+    """Return the results of all rehearsals; raise ValueError naming those that fail."""
     results, failures = _watched("Rehearsing", trials, out, jobs, devices)
     if failures:
         lines = [f"{trial.method}: {why}" for trial, why in failures.items()]
@@ -112,7 +120,7 @@ def _rehearsed(
             f"the validation does not log the metric {recipe.monitor!r}, or there is none; give "
             "GrowthCallback another metric: --trainer.callbacks.monitor val_loss"
         )
-    return {trial: results[trial] for trial in trials}
+    return results
 
 
 def _watched(
@@ -162,6 +170,8 @@ def _parser() -> CommandParser:
         ("--learning_rates", "RATE,RATE", f"tried for every method and scratch {own}",
          {"type": rates, "default": [None]}),
         ("--jobs", "N", "runs at once (default: one a CUDA device, else 1)", {"type": PositiveInt}),
+        ("--start", "WEIGHTS", "trained weights of the small network: a file .ckpt, .pt, .pth, "
+         ".bin or .safetensors, or a folder of save_pretrained", {}),
         ("--out", "FOLDER", "(default: runs/compare/NAME of the FILE)", {"type": Path}),
     ):  # fmt: skip
         parser.add_argument(name, metavar=metavar, help=what, **options)

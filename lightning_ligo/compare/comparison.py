@@ -6,9 +6,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
@@ -39,6 +39,9 @@ from lightning_ligo.methods.catalog import method_named
 FRONTIER = (0.5, 1.0, 2.0)
 """Shares of the budget at which the large network is trained from scratch, each to its end."""
 
+FROM_START = (0.25, 0.5, 1.0)
+"""Shares of the budget at which a given small network is grown, each to its end."""
+
 VALIDATIONS = 20
 """Number of validations of a run of the configuration; others have as many steps between them."""
 
@@ -47,13 +50,13 @@ VALIDATIONS = 20
 
 
 def rehearsal(recipe: Recipe, method: str) -> Trial:
-    """Return a run that grows as soon as it can, to measure costs and to find errors."""
+    """Return a run that grows after one step, to measure costs and to find errors."""
     apart = 1 + method_named(method).ramp
     grows_at = [1 + number * apart for number in range(len(recipe.growths))]
     steps = grows_at[-1] + apart
     learning = 1 if recipe.learning_steps(method) else None
     config = recipe.grown(method, grows_at, steps, every=1, learning_steps=learning)
-    return Trial(method, 0, None, 0, steps, config)
+    return Trial(method, 0, None, 0, steps, config, _digest(recipe, method))
 
 
 def costs_of(recipe: Recipe, method: str, result: Result) -> Costs:
@@ -86,11 +89,16 @@ class Budget:
 
 
 def budget_of(recipe: Recipe, costs: dict[str, Costs], steps_per_epoch: float) -> Budget:
-    """Return the FLOPs of the run of the configuration; see `Recipe.steps` and `triggers`."""
-    steps = recipe.steps(steps_per_epoch)
+    """Return the FLOPs of the run of the configuration; see `Recipe.steps` and `triggers`.
+
+    From a given small network, they are those of as many steps of the large one from scratch.
+    """
+    steps, some = recipe.steps(steps_per_epoch), costs[recipe.method]
     every = math.ceil(steps / VALIDATIONS)
+    if recipe.start:
+        return Budget(cost(steps, [], some.of(-1), every), costs, every, steps_per_epoch)
     grows_at = triggers(steps, recipe.growths, steps_per_epoch)
-    return Budget(cost(steps, grows_at, costs[recipe.method], every), costs, every, steps_per_epoch)
+    return Budget(cost(steps, grows_at, some, every), costs, every, steps_per_epoch)
 
 
 def trials_of(
@@ -109,35 +117,40 @@ def trials_of(
         ValueError: for a budget that is too small, and for a method without room for its ramp.
     """
     some, every = budget.costs[recipe.method], budget.every
-    last = len(recipe.networks) - 1
     runs = []
     for share in FRONTIER:
-        steps = steps_within(share * budget.flops, some.of(last), every)
-        runs.append((SCRATCH, share, steps, recipe.plain(last, steps, every)))
+        steps = steps_within(share * budget.flops, some.of(-1), every)
+        runs.append((SCRATCH, share, steps, recipe.plain(-1, steps, every)))
     steps = steps_within(budget.flops, some.of(0), every)
     runs.append((SMALL_ONLY, 1.0, steps, recipe.plain(0, steps, every)))
-    for name in methods:
+    for name, share in product(methods, FROM_START if recipe.start else (1.0,)):
         growths, epoch = recipe.growths, budget.steps_per_epoch
-        steps = steps_within(budget.flops, budget.costs[name], every, growths, epoch)
+        steps = steps_within(share * budget.flops, budget.costs[name], every, growths, epoch)
         grows_at = triggers(steps, growths, epoch)
         check_room(method_named(name).ramp, name, grows_at, steps)
-        runs.append((name, 1.0, steps, recipe.grown(name, grows_at, steps, every)))
+        runs.append((name, share, steps, recipe.grown(name, grows_at, steps, every)))
     return [
-        Trial(name, share, rate, number, steps, seeded(config, number, rate))
+        Trial(name, share, rate, number, steps, seeded(config, number, rate), digest)
         for name, share, steps, config in runs
+        for digest in [_digest(recipe, name)]
         for rate in rates
         for number in range(seeds)
     ]
 
 
+def _digest(recipe: Recipe, method: str) -> str:
+    """Return the hash of the trained weights that a run by this method reads."""
+    return recipe.start.digest if recipe.start and method != SCRATCH else ""
+
+
 def run_all(
-    trials: Iterable[Trial],
+    trials: Sequence[Trial],
     out: Path,
     jobs: int,
     devices: int,
     done: Callable[[Trial], None],
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
-    """Run all unfinished trials; return the results of all, and the reasons of failures.
+    """Run all unfinished trials; return the results of all in order, and the reasons of failures.
 
     CUDA devices are shared by `jobs` runs at once; with 0 devices every run uses its configured
     one. `done` is called with every trial that has ended, now or before.
@@ -174,7 +187,7 @@ def run_all(
             process.terminate()
             process.join()
         signal.signal(signal.SIGTERM, before)
-    return results, failures
+    return {trial: results[trial] for trial in trials if trial in results}, failures
 
 
 # Results ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_ligo.callbacks import document
 from lightning_ligo.callbacks.accounting import Point
 from lightning_ligo.compare.comparison import FRONTIER, Budget, Entry, Saved, saved, worth
-from lightning_ligo.compare.trial import SCRATCH, SMALL_ONLY, Result, Trial
+from lightning_ligo.compare.trial import SCRATCH, SMALL_ONLY, Result, Start, Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +28,9 @@ is how much more or less a run has spent than its share of the budget.
 Saved is 1 - FLOPs / FLOPs that {SCRATCH} needs for the same loss, by log-log interpolation between
 its runs at {SHARES} of the budget; it is a bound where {SCRATCH} does not reach the loss. All
 counted: the small network, the operator, the large network and all validations. Small free: without
-the FLOPs before the last growth, as the paper counts. In parentheses: the least and the most over
-the seeds, each against {SCRATCH} of the same seed.
+the training of the small network before the run, or else without the FLOPs before the last growth,
+as the paper counts. In parentheses: the least and the most over the seeds, each against {SCRATCH}
+of the same seed.
 
 Seconds are of training with its validations, beside other runs if several ran at once."""
 
@@ -37,7 +38,7 @@ CURVES = 8
 """Most curves in a plot: from scratch, the small network, and the methods that end lowest."""
 
 HEADS = ["method", "rate", "steps", "loss", "FLOPs", "small", "operator", "large", "evaluation",
-         "off budget", "saved, all counted", "saved, small free", "seconds"]  # fmt: skip
+         "off budget"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,38 @@ class Comparison:
     entries: tuple[Entry, ...]
     results: dict[Trial, Result]
     failures: dict[Trial, str]
+    start: Start | None = None
 
-    def savings(self, entry: Entry) -> tuple[Saved | None, Saved | None]:
-        """Return the savings with everything counted, and with the small network for free."""
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What the savings count, by their names in `compare.json`."""
+        both = {"saved": "all counted", "saved_small_free": "small free"}
+        return {"saved_small_free": both["saved_small_free"]} if self.start else both
+
+    @property
+    def heads(self) -> list[str]:
+        """The heads of the table."""
+        return [*HEADS, *(f"saved, {what}" for what in self.kinds.values()), "seconds"]
+
+    def savings(self, entry: Entry) -> tuple[Saved | None, ...]:
+        """Return the savings of all kinds; a start was trained before the run, and is free."""
         counted = saved(entry, self.entries, False) if entry.method != SCRATCH else None
+        if self.start:
+            return (counted,)
         return counted, saved(entry, self.entries, True) if entry.grows else None
+
+    def name_of(self, entry: Entry) -> str:
+        """Return its name, with its share of the budget if it is one of several."""
+        several = entry.method == SCRATCH or (self.start and entry.grows)
+        return f"{entry.method}, {entry.share:g} of it" if several else entry.method
+
+    @property
+    def start_loss(self) -> float | None:
+        """The loss of the start, which every run that grows has measured at step 0."""
+        grown = [entry for entry in self.entries if entry.grows]
+        losses = [result.curve[0].metric for entry in grown for result in entry.results]
+        known = [loss for loss in losses if loss is not None]
+        return fmean(known) if self.start and known else None
 
     def off(self, entry: Entry) -> float:
         """Return how much more or less an entry has spent, as a share of its budget."""
@@ -75,6 +103,7 @@ class Comparison:
             "learning_rates": list(self.rates),
             "budget": self.budget.flops,
             "costs": {name: asdict(costs) for name, costs in self.budget.costs.items()},
+            "start": {**asdict(self.start), "loss": self.start_loss} if self.start else None,
             "worth": worth(self.entries),
             "entries": [self._entry(entry) for entry in self.entries],
             "runs": [{**_facts(trial), **asdict(result)} for trial, result in self.results.items()],
@@ -82,7 +111,7 @@ class Comparison:
         }
 
     def _entry(self, entry: Entry) -> dict[str, Any]:
-        counted, free = self.savings(entry)
+        savings = zip(self.kinds, self.savings(entry), strict=True)
         return {
             "method": entry.method,
             "share": entry.share,
@@ -92,8 +121,7 @@ class Comparison:
             "losses": [_plain(loss) for loss in entry.losses],
             "flops": parts(entry),
             "off_budget": self.off(entry),
-            "saved": asdict(counted) if counted else None,
-            "saved_small_free": asdict(free) if free else None,
+            **{name: asdict(saving) if saving else None for name, saving in savings},
         }
 
 
@@ -137,7 +165,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
         if len(entry.losses) > 1:
             losses += f" ({min(entry.losses):.4f} to {max(entry.losses):.4f})"
         lines.append([
-            name_of(entry),
+            comparison.name_of(entry),
             "own" if entry.rate is None else f"{entry.rate:g}",
             f"{entry.results[0].steps:,}",
             losses,
@@ -153,24 +181,33 @@ def _in_order(comparison: Comparison) -> list[Entry]:
     return sorted(comparison.entries, key=lambda e: (e.method != SCRATCH, e.share, e.loss))
 
 
-def name_of(entry: Entry) -> str:
-    """Return its name; a run from scratch also has its share of the budget."""
-    return f"{SCRATCH}, {entry.share:g} of it" if entry.method == SCRATCH else entry.method
-
-
 def facts(comparison: Comparison) -> list[str]:
     """Return what stands below the table."""
     lines = [worth(comparison.entries)]
+    if comparison.start:
+        lines[:0] = _of_start(comparison, comparison.start)
     if comparison.seeds == 1:
         lines.append("One seed only: the effect of chance is not known.")
     if len(comparison.rates) > 1:
         tried = [
-            f"{name_of(entry)} "
+            f"{comparison.name_of(entry)} "
             + ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in entry.tried if rate is not None)
             for entry in comparison.entries
         ]
         lines.append(f"Learning rates tried, and the mean loss of each: {'; '.join(tried)}.")
     lines += [f"Failed: {trial.label}: {why}" for trial, why in comparison.failures.items()]
+    return lines
+
+
+def _of_start(comparison: Comparison, start: Start) -> list[str]:
+    """Return the loss of the start, and which growths have not bettered it."""
+    loss = comparison.start_loss
+    if loss is None:
+        return [f"All grow at step 0 from {start.name}, whose loss is unknown: no run has grown."]
+    lines = [f"All grow at step 0 from {start.name}, whose loss is {loss:.4f}."]
+    worse = [comparison.name_of(e) for e in _in_order(comparison) if e.grows and e.loss >= loss]
+    if worse:
+        lines.append(f"No better than the start itself, whatever is saved: {', '.join(worse)}.")
     return lines
 
 
@@ -184,7 +221,7 @@ def markdown(comparison: Comparison) -> str:
         f"Metric: {comparison.metric}. Budget: {comparison.budget.flops:.4g} FLOPs. Seeds: "
         f"{comparison.seeds}.",
         "",
-        *document.markdown_table([HEADS, *rows(comparison)]),
+        *document.markdown_table([comparison.heads, *rows(comparison)]),
         "",
         *(line for fact in facts(comparison) for line in (fact, "")),
         NOTES,
@@ -199,9 +236,10 @@ def markdown(comparison: Comparison) -> str:
 
 def show_comparison(comparison: Comparison, folder: Path) -> None:
     """Print the comparison as a table."""
-    shown = [HEADS.index(head) for head in ("method", "rate", "loss", "FLOPs", "off budget",
-             "saved, all counted", "saved, small free")]  # fmt: skip
-    table = [[row[number] for number in shown] for row in (HEADS, *rows(comparison))]
+    told = ("method", "rate", "loss", "FLOPs", "off budget", "saved")
+    shown = [number for number, head in enumerate(comparison.heads)
+             if head.partition(",")[0] in told]  # fmt: skip
+    table = [[row[number] for number in shown] for row in (comparison.heads, *rows(comparison))]
     title = f"{comparison.metric} at {comparison.budget.flops:.3g} FLOPs"
     document.show(title, table, [*facts(comparison), f"comparison: {folder}"])
 
@@ -236,8 +274,9 @@ def _plain(loss: float) -> float | None:
 def plot(comparison: Comparison) -> Figure:
     """Draw the metric over FLOPs, and the savings of the methods beside it.
 
-    A curve is the mean of the seeds, with their least and most; a ring marks a growth. Shown are
-    the last four fifths of the budget, and losses up to a little above the highest end.
+    A curve is the mean of the seeds, with their least and most; a ring marks a growth. A dashed
+    line joins the ends of the runs of one method at several budgets. Shown are the last four fifths
+    of the budget, and losses up to a little above the highest end.
     """
     figure = document.blank(12, 5)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -248,8 +287,9 @@ def plot(comparison: Comparison) -> Figure:
     drawn = [entry for entry in whole if entry in always or entry in grown]
     for number, entry in enumerate(drawn):
         _draw(left, entry, f"C{number}")
-    ends = [(fmean(_spent(result.curve[-1]) for result in entry.results), entry.loss)
-            for entry in finite if entry.method == SCRATCH]  # fmt: skip
+        if comparison.start and entry.grows:
+            left.plot(*zip(*_ends(finite, entry.method), strict=True), "x-.", color=f"C{number}")
+    ends = _ends(finite, SCRATCH)
     if ends:
         left.plot(*zip(*ends, strict=True), "x-.", color="black", label="scratch frontier")
         left.annotate("scratch frontier", ends[0], (8, 2), textcoords="offset points",
@@ -263,10 +303,16 @@ def plot(comparison: Comparison) -> Figure:
         document.log_axis(left.yaxis, *upwards)
         left.set(xlim=across, ylim=upwards)
         _name_ends(left, drawn)
-    left.set(xlabel="FLOPs, all counted", ylabel=comparison.metric)
+    left.set(xlabel=f"FLOPs, {next(iter(comparison.kinds.values()))}", ylabel=comparison.metric)
     left.spines[["top", "right"]].set_visible(False)
     _bars(right, comparison, [entry for entry in finite if entry.grows])
     return figure
+
+
+def _ends(entries: Sequence[Entry], method: str) -> list[tuple[float, float]]:
+    """Return the FLOPs and the loss at the end of the runs of a method, at every budget."""
+    return [(fmean(_spent(result.curve[-1]) for result in entry.results), entry.loss)
+            for entry in entries if entry.method == method]  # fmt: skip
 
 
 def _draw(panel: Any, entry: Entry, color: str) -> None:
@@ -309,17 +355,20 @@ def _bars(panel: Any, comparison: Comparison, entries: Sequence[Entry]) -> None:
     panel.set_xlabel(f"FLOPs saved against {SCRATCH} for the same loss, %")
     panel.spines[["top", "right"]].set_visible(False)
     panel.axvline(0, color="black", linewidth=0.8)
-    kinds = (-0.2, "tab:blue", "all counted"), (0.2, "lightsteelblue", "small network free")
+    kinds = list(comparison.kinds.values())
     for row, entry in enumerate(entries):
-        for (offset, color, label), saving in zip(kinds, comparison.savings(entry), strict=True):
+        for number, saving in enumerate(comparison.savings(entry)):
             if saving is None:
                 continue
             mean, seeds = saving.mean.share, [each.share for each in saving.seeds]
             spread = [[100 * max(0.0, mean - min(seeds))], [100 * max(0.0, max(seeds) - mean)]]
-            bars = panel.barh(row + offset, 100 * mean, 0.38, color=color, xerr=spread,
-                              ecolor="gray", label=label if row == 0 else None)  # fmt: skip
+            place = row + 0.4 * number - 0.2 * (len(kinds) - 1)
+            color = ("tab:blue", "lightsteelblue")[number]
+            label = kinds[number] if row == 0 else None
+            bars = panel.barh(place, 100 * mean, 0.38, color=color, xerr=spread, ecolor="gray",
+                              label=label)  # fmt: skip
             panel.bar_label(bars, [str(saving.mean)], padding=3, fontsize="x-small")
-    panel.set_yticks(range(len(entries)), [entry.method for entry in entries])
+    panel.set_yticks(range(len(entries)), [comparison.name_of(entry) for entry in entries])
     panel.invert_yaxis()
     panel.margins(x=0.15)
     if panel.containers:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from lightning_ligo.callbacks.document import write_whole
 from lightning_ligo.callbacks.growth import GrowthCallback
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.methods.catalog import method_named
-from lightning_ligo.networks.description import is_description
+from lightning_ligo.networks.description import build, is_description
+from lightning_ligo.networks.pretrained import loads_weights, resolved, untrained
+from lightning_ligo.networks.weights import Source
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import sizes
 from lightning_ligo.trainer.lightning import callbacks_of
@@ -61,13 +63,14 @@ class Trial:
     seed: int  # number of the seed, from 0
     steps: int  # number of optimizer steps
     config: dict[str, Any]  # configuration as `lightning-ligo fit` reads it
+    digest: str = ""  # hash of the trained weights that it reads, if it does
 
     @property
     def name(self) -> str:
-        """The name of its folder, different for every configuration."""
+        """The name of its folder, different for every configuration and for other weights."""
         share = "rehearsal" if not self.share else f"budget-{self.share:g}"
         rate = f"-rate-{self.rate:g}" if self.rate is not None else ""
-        text = json.dumps(self.config, sort_keys=True)
+        text = json.dumps(self.config, sort_keys=True) + self.digest
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return f"{self.method}-{share}{rate}-seed-{self.seed}-{digest}"
 
@@ -116,16 +119,42 @@ class Result:
 # Configurations -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Start:
+    """The trained network that every run grows before its first step."""
+
+    name: str  # path of its weights, or the class that brings them
+    digest: str  # hash of its files; empty if a library loads them
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> Start:
+        """Read the trained weights of a network; raise ValueError if they do not fit it."""
+        build(description)
+        weights, digest = resolved(description).get("weights"), hashlib.sha256()
+        if weights is None:
+            return cls(description["class_path"], "")
+        source = Source.of(weights)
+        for file in source.files:
+            with file.open("rb") as content:
+                for part in iter(functools.partial(content.read, 1 << 20), b""):
+                    digest.update(part)
+        return cls(str(source.path), digest.hexdigest())
+
+
 class Recipe:
     """The parsed configuration of a run that grows, and the runs that are derived from it.
 
+    Args:
+        config: the configuration.
+        start: trained weights of the small network, which then grows at step 0.
+
     Raises:
-        ValueError: for a number of GrowthCallbacks other than one, and for a network without a
-            description.
+        ValueError: for a number of GrowthCallbacks other than one, for a network without a
+            description, and for a start that does not fit it or with several growths.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = dict(config)
+    def __init__(self, config: Mapping[str, Any], start: str | None = None) -> None:
+        self.config = copy.deepcopy(dict(config))
         callbacks = config["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         growing = [each for each in callbacks if is_kind(each["class_path"], GrowthCallback)]
@@ -154,19 +183,40 @@ class Recipe:
         self.method: str = options["method"]
         self.attribute: str = options["attribute"]
         self.monitor = _monitor(options["monitor"], callbacks)
-        small = config["model"]["init_args"].get(self.attribute)
+        small = self.config["model"]["init_args"].get(self.attribute)
         if not is_description(small):
             raise ValueError(
                 f"the model has no description of its network in its argument {self.attribute!r}, "
                 f"got {small!r}; so the large network cannot be trained from scratch: use a module "
                 "that takes a description of its network, as those of this package do"
             )
-        self.networks = sizes(small, self.growths)
+        if start is not None:
+            small = untrained(small) | {"weights": start}
+            self.config["model"]["init_args"][self.attribute] = small
+        self.networks = [small, *sizes(small, self.growths)[1:]]
+        given = start is not None or self._grows_at_once(small)
+        self.start = self._start(small) if given else None
         if config.get("ckpt_path") is not None:
             raise ValueError(
                 f"ckpt_path is {config['ckpt_path']!r}, and every run of a comparison starts at "
                 "step 0; leave it out"
             )
+
+    def _grows_at_once(self, small: Mapping[str, Any]) -> bool:
+        """Return whether a trained network has its one growth before the first step."""
+        begins = [0 in (growth.step, growth.epoch) for growth in self.growths]
+        return begins == [True] and bool(loads_weights(small))
+
+    def _start(self, small: Mapping[str, Any]) -> Start:
+        """Have the trained network grow at step 0, and no more."""
+        if len(self.growths) > 1:
+            raise ValueError(
+                f"the configuration has {len(self.growths)} growths, and a comparison from one "
+                "trained network has one, at step 0; leave the others out, with the largest "
+                "network in its `to`"
+            )
+        self.growths = [replace(self.growths[0], step=0, epoch=None, fraction=None)]
+        return Start.of(small)
 
     def learning_steps(self, method: str) -> int:
         """Return the steps of learning an operator, those of the configuration for its method."""

@@ -153,9 +153,9 @@ def test_a_run_that_fails_loses_no_other_and_what_is_finished_is_kept(tmp_path, 
     ((failed, why),) = failures.items()
     assert failed.method == "fails" and why.startswith("ValueError: on purpose (exit status 1")
     started.clear()
-    results, failures = run_all([trials[0], *trials[2:]], tmp_path, 1, 0, ended.append)
+    results, failures = run_all([trials[3], trials[0], trials[2]], tmp_path, 1, 0, ended.append)
     assert started == [("c", None)]
-    assert [trial.method for trial in results] == ["a", "b", "c"] and not failures
+    assert [trial.method for trial in results] == ["c", "a", "b"] and not failures  # in order
 
 
 def test_the_runs_are_ended_with_the_comparison(tmp_path, monkeypatch):
