@@ -127,7 +127,7 @@ def small_sources(words: list[str]) -> list[str]:
             transformers.BertForMaskedLM(transformers.BertConfig(**BERT)).save_pretrained(folder)
         if word == "hf:./gpt2" and not folder.exists():
             transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).save_pretrained(folder)
-        if word == "deit_small.safetensors" and not folder.exists():
+        if word in ("deit_small.safetensors", "deit_s.pth") and not folder.exists():
             lightning_ligo.save(timm.create_model("deit_small_patch16_224", **DEIT), word)
             words = [*words, *(f"--small.{name}={size}" for name, size in DEIT.items())]
             words += [f"--large.{name}={2 * size}" for name, size in DEIT.items()]

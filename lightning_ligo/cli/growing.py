@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def grow_weights(request: Request) -> dict[str, Any]:
     """
     out, small = free(request.out), request.small
     _check(request)
-    pair = paired(small, request.large, request.override)
+    data = request.learning
+    calls = None if data is None else [data.call(next(data.batches()))]
+    pair = paired(small, request.large, request.override, calls)
     is_folder = out.suffix != ".ckpt" and check_kind(out, pair.large)
     refuse(pair.plan, request.method)
     weights = _weights(small, pair.small)
@@ -299,18 +301,13 @@ def _checkpoint(request: Request, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _measured(request: Request, pair: Pair, operator: Operator, dtype: torch.dtype) -> Change:
     """Measure how much what was written differs from the small network."""
-    calls = pair.calls
-    if request.learning is not None:
-        call = request.learning.call(next(request.learning.batches()))
-        settings = {n: v for n, v in pair.calls[0].kwargs.items() if not isinstance(v, Tensor)}
-        calls = [replace(call, kwargs={**settings, **call.kwargs})]
-    elif pair.large_calls is not None:
+    if pair.large_calls is not None:
         return Change(None, why="the large network is called with other inputs")
     trained = {**request.large, "weights": {"path": str(request.out)}}
     if request.out.suffix == ".ckpt":
         trained["weights"]["prefix"] = Source.of(request.small["weights"]).prefix
     if not _is_meta(pair.small) and not _is_meta(pair.large):
-        return compare(operator, pair.small.eval(), sized(trained).eval(), calls)
+        return compare(operator, pair.small.eval(), sized(trained).eval(), pair.calls)
     needed = sum(tensor.nbytes for tensor in _like(request.large, pair.large, dtype).values())
     if _available() < 1.1 * needed:
         return Change(None, why=f"the large network needs {_bytes(needed)} of memory")
@@ -322,9 +319,7 @@ def _measured(request: Request, pair: Pair, operator: Operator, dtype: torch.dty
 
         return build_in_dtype
 
-    change = compare_in_turn(operator, built(request.small), built(trained), calls)
-    name = str(dtype).removeprefix("torch.")
-    return Change(change.change, None, "; ".join(filter(None, [f"in {name}", change.why])))
+    return compare_in_turn(operator, built(request.small), built(trained), pair.calls)
 
 
 def _available() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,23 +71,27 @@ class Pair:
     large_calls: list[Call] | None  # of the large network, if it is called otherwise
 
 
-def paired(small: dict[str, Any], large: dict[str, Any], override: Override | None = None) -> Pair:
-    """Build and pair two networks, on a small random batch.
+def paired(
+    small: dict[str, Any],
+    large: dict[str, Any],
+    override: Override | None = None,
+    calls: list[Call] | None = None,
+) -> Pair:
+    """Build and pair two networks, on these calls of both or else on a small random batch.
 
     Raises:
         ValueError: if a network cannot be built or called, or if the small one cannot grow into
             the large one.
     """
     networks = sized(small), sized(large)
+    if calls is not None:
+        return Pair(*networks, pair_calls(*networks, calls, None, override), calls, None)
     inputs: dict[str, Any] = inputs_of(small, networks[0])
     large_inputs: dict[str, Any] | None = inputs_of(large, networks[1], inputs)
     if kind_of(inputs) == kind_of(large_inputs):
         large_inputs = None
-    whole: dict[str, Any] = {}
-    if "use_cache" in inspect.signature(networks[0].forward).parameters:
-        whole = {"use_cache": False}  # keys and values, one more output a layer
-    calls = [Call(kwargs={**inputs, **whole})]
-    large_calls = None if large_inputs is None else [Call(kwargs={**large_inputs, **whole})]
+    calls = [Call(kwargs=inputs)]
+    large_calls = None if large_inputs is None else [Call(kwargs=large_inputs)]
     return Pair(*networks, pair_calls(*networks, calls, large_calls, override), calls, large_calls)
 
 

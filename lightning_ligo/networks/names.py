@@ -90,7 +90,7 @@ def changed(description: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
 def inputs_of(
     description: Mapping[str, Any], network: nn.Module, names: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Return a small random batch, by name, for a network that `named` has described.
+    """Return a small random batch, by name, for a network of timm or of transformers.
 
     The network is called with it, unless ``names`` holds the inputs of another network of the
     family.
@@ -98,9 +98,14 @@ def inputs_of(
     Raises:
         ValueError: if no inputs are found that the network takes.
     """
-    if description["class_path"] == "timm.create_model":
+    if description["class_path"].startswith("timm."):
         known = _images(description["init_args"], network)
         main = next(iter(known))
+    elif not hasattr(network, "main_input_name"):
+        raise ValueError(
+            f"the inputs of {type(network).__name__} are not known: it is neither of timm nor of "
+            "transformers; give data, or plan a run of it, or pair it in Python"
+        )
     else:
         known, main = _texts_and_more(network), network.main_input_name  # type: ignore[assignment]
     if names and known.keys() >= set(names):
@@ -133,7 +138,8 @@ def _timm(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images(settings: Mapping[str, Any], network: nn.Module) -> _Inputs:
-    channels, *sides = network.pretrained_cfg["input_size"]  # type: ignore[index]
+    known: Any = getattr(network, "pretrained_cfg", None) or {}
+    channels, *sides = known.get("input_size", (3, PIXELS, PIXELS))
     channels, sides = settings.get("in_chans", channels), settings.get("img_size", sides)
     first = next(iter(inspect.signature(network.forward).parameters))
     return {first: lambda: _noise(channels, *_pair(sides))}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,16 +227,46 @@ def compare_in_turn(
 ) -> Change:
     """Compare a network with the one grown from it; only one of them is in memory at a time.
 
-    They are compared as they are, in their own precision, and the place of a change is not looked
-    for.
+    Weights in half precision stay so, and are computed with in float32. The place of a change is
+    not looked for.
     """
     steady = Steady()
+
+    def outputs(build: Callable[[], nn.Module]) -> list[list[Tensor]]:
+        network = build().eval()
+        with _in_float32(network):
+            return make_steadily(network, calls, steady)
+
     try:
-        before, after = (make_steadily(build().eval(), calls, steady) for build in (small, large))
+        change, why = _largest(operator, outputs(small), outputs(large))
     except (torch.OutOfMemoryError, MemoryError):
         return Change(None, why="there is not enough memory")
-    change, why = _largest(operator, before, after)
+    except RuntimeError as error:
+        return Change(None, why=f"it does not compute in float32: {_line(error)}")
     return Change(change, why=why)
+
+
+@contextmanager
+def _in_float32(network: nn.Module) -> Iterator[None]:
+    """Have every module compute in float32; its own tensors are converted only while it runs."""
+    halves: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def convert(module: nn.Module, _: Any) -> None:
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        half = [(t, t.data) for t in own if t.dtype in (torch.float16, torch.bfloat16)]
+        halves.setdefault(module, []).extend(half)
+        for tensor, data in half:
+            tensor.data = data.float()
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        for tensor, data in halves.pop(module, []):
+            tensor.data = data
+
+    with ExitStack() as stack:
+        for module in network.modules():
+            stack.callback(module.register_forward_pre_hook(convert).remove)
+            stack.callback(module.register_forward_hook(restore, always_call=True).remove)
+        yield
 
 
 def _reason(small: nn.Module, large: nn.Module, method: Method) -> str | None:

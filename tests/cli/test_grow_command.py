@@ -189,7 +189,26 @@ def test_large_networks_are_written_without_being_built(tmp_path, capsys, monkey
     text = grow(capsys, *words, "--out", "other")
     one, other = (Path(name, "model.safetensors").read_bytes() for name in ("one", "other"))
     assert one == other
-    assert "(in float32" in text
+    assert ("the function is kept" in text) == (method == "lemon")
+
+
+def test_weights_in_half_precision_are_compared_in_float32(tmp_path, capsys, monkeypatch):
+    config = transformers.LlamaConfig(**LLAMA)
+    small = saved(tmp_path / "float32", transformers.LlamaForCausalLM, config).bfloat16()
+    small.save_pretrained("llama")
+    monkeypatch.setattr(lightning_ligo.cli.planned, "REAL", 0)
+    words = [*DEEPER, "--large.hidden_size", "48", "--large.num_attention_heads", "3",
+             "--large.head_dim", "16", "--large.num_key_value_heads", "3"]  # fmt: skip
+    grow(capsys, "--small", "hf:./llama", *words, "--out", "grown", "--method", "lemon")
+    change = json.loads(Path("grown/growth.json").read_text())["change"]["change"]
+    large = AutoModelForCausalLM.from_pretrained("grown").eval()
+    assert large.dtype == torch.bfloat16
+    ids = (4 + torch.arange(16).reshape(2, 8)) % 90
+    with torch.no_grad():
+        before, after = small.float()(ids).logits, large.float()(ids).logits
+    expected = (after - before).square().mean().sqrt() / before.square().mean().sqrt()
+    assert 0 < change < 2e-2
+    assert change == pytest.approx(float(expected), rel=1e-2)
 
 
 def test_what_cannot_be_in_memory_is_not_measured(tmp_path, capsys, monkeypatch):
