@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,13 +35,16 @@ from lightning_ligo.networks.saving import (
 from lightning_ligo.networks.weights import Source, opened, read_checkpoint
 from lightning_ligo.operator.fit import Loss, fit
 from lightning_ligo.operator.limits import refuse
-from lightning_ligo.operator.measure import Change, compare, compare_in_turn
+from lightning_ligo.operator.measure import KEPT, Change, compare, compare_in_turn
 from lightning_ligo.operator.operator import Operator
 
 COPIED = (".json", ".txt", ".model", ".jinja")
 """Files that go along with a folder of Hugging Face: tokenizer, generation, preprocessing."""
 
 OWN = ("config.json", "growth.json")
+
+KEPT_IN_HALF = 2e-2
+"""A relative change that may be the rounding of weights to half precision, in 20 layers or more."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,12 @@ def grow_weights(request: Request) -> dict[str, Any]:
     with placed(out) as part:
         _write(request, operator, like, dtype, part, is_folder)
     change = _measured(request, pair, operator, dtype)
+    rounding = KEPT if dtype in (torch.float32, torch.float64) else KEPT_IN_HALF
+    if request.method.keeps_function and change.change is not None and change.change > rounding:
+        warnings.warn(
+            f"method {request.method.name!r} promises to keep the function, and {change.sentence}",
+            stacklevel=2,
+        )
     record = {
         "small": untrained(small),
         "weights": small.get("weights") or ", ".join(loads_weights(small)),

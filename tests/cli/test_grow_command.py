@@ -21,7 +21,8 @@ import lightning_ligo.cli.growing
 import lightning_ligo.cli.planned
 import lightning_ligo.networks.saving
 from lightning_ligo.__main__ import main
-from test_weights import BERT, GPT2, IDS, IMAGES, LLAMA, NAME, VIT, saved, timm_file
+from payload import RAN, Payload
+from test_weights import BERT, GPT2, IDS, IMAGES, LLAMA, NAME, VIT, saved, timm_file, vit
 
 LARGE = {**VIT, "embed_dim": 64, "depth": 4, "num_heads": 4}
 SMALL_VIT = [
@@ -330,6 +331,48 @@ def test_wrong_input_is_refused_and_nothing_is_written(tmp_path, capsys, words, 
     out = [] if "--out" in words else ["--out", "grown"]
     assert message in refused(capsys, *words, *out)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 7}, "2 of another shape: head.weight (10x32 there, 7x32 here)"),
+        ({"depth": 3}, "12 missing: blocks.2"),
+        ({"depth": 1}, "12 unexpected: blocks.1"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(tmp_path, capsys, settings, message):
+    _, path = timm_file(tmp_path)
+    words = [f"--small.{name}={value}" for name, value in {**VIT, **settings}.items()]
+    small = ["--small", "timm:vit_tiny_patch16_224", *words, "--weights", path]
+    assert message in refused(capsys, *small, *LARGER, "--out", "large.pth")
+    assert {file.name for file in tmp_path.iterdir()} == {"small.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"hook": Payload()}, "holds more than tensors and plain data (payload.run), and nothing"),
+        ({"blocks.0.attn.qkv.lora_A.weight": torch.ones(2)}, "holds an adapter (LoRA)"),
+        ({"blocks.0.attn.qkv.weight.absmax": torch.ones(2)}, "holds quantised weights"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(tmp_path, capsys, content, message):
+    RAN.clear()
+    torch.save({**vit().state_dict(), **content}, "small.bin")
+    small = [*SMALL_VIT, "--weights", "small.bin", *LARGER]
+    assert message in refused(capsys, *small, "--out", "large.pth")
+    assert not RAN
+
+
+def test_a_broken_promise_is_a_warning_with_the_promise_and_the_measurement(tmp_path, capsys):
+    bert(tmp_path / "bert")
+    wider = ["--large.hidden_size", "48", "--large.num_attention_heads", "3", "--method", "lemon"]
+    with pytest.warns(UserWarning, match=r"'lemon' promises to keep the function, and the functi"):
+        grow(capsys, "--small", "hf:./bert", *wider, "--out", "grown")
+    change = json.loads(Path("grown/growth.json").read_text())["change"]
+    assert change["change"] > 1e-3
+    assert change["place"].startswith("bert.")
 
 
 def test_too_little_room_on_the_disk_is_told_before_anything_is_written(
