@@ -128,7 +128,7 @@ def log_line(
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
         f"{record.method} ({learned}); "
-        f"at its start {record.change.sentence}; {validated if metric.name else ''}"
+        f"{record.change.sentence}; {validated if metric.name else ''}"
         f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )

@@ -94,7 +94,10 @@ class Copier(NamedTuple):
             layers = zip(x, self.entry, strict=True)
             x = torch.stack([layer.index_select(dim - 1, entry) for layer, entry in layers])
         weight = self._over(x, dim)
-        return x if weight is None else x * weight
+        if weight is None:
+            return x
+        in_place = not torch.is_grad_enabled() and x.dtype == weight.dtype  # x was made here
+        return x.mul_(weight) if in_place else x * weight
 
     def at(self, layer: int | None) -> Copier:
         """The form of one layer of the large stack, or of all."""

@@ -292,8 +292,12 @@ class Operator(nn.Module):
                 "call operator(large)"
             )
         names = row.large_names if layer is None else row.large_names[layer : layer + 1]
-        built = torch.stack([fresh[name].detach() for name in names])
-        return torch.where(is_fresh, built.to(grown), grown)
+        built = [fresh[name].detach() for name in names]
+        if torch.is_grad_enabled() or len(names) > 1:
+            return torch.where(is_fresh, torch.stack(built).to(grown), grown)
+        grown, is_fresh = grown.contiguous(), is_fresh.expand_as(grown)
+        grown[is_fresh] = built[0][None][is_fresh].to(grown)  # the network may be large
+        return grown
 
     def _arranged(self, row: Row, width: Width, small: Tensor, grown: Tensor) -> Tensor:
         """Apply the options of a width that are no product of maps: next layer, mask and noise."""
