@@ -14,18 +14,25 @@ from lightning_ligo.operator.measure import Change
 PACKAGES = ("lightning-ligo", "torch", "timm", "transformers")
 
 
+def beside(out: Path) -> tuple[Path, Path]:
+    """Return where a growth is described beside a file: as JSON, and as Markdown."""
+    return out.with_name(f"{out.name}.growth.json"), out.with_name(f"{out.name}.growth.md")
+
+
 def describe_growth(record: dict[str, Any], out: Path, is_folder: bool) -> None:
     """Write `growth.json` and a section of the model card, into a folder or beside a file."""
-    text = json.dumps(record, indent=2)
-    if not is_folder:
-        out.with_name(f"{out.name}.growth.json").write_text(text)
-        out.with_name(f"{out.name}.growth.md").write_text(card(record))
-        return
-    (out / "growth.json").write_text(text)
+    plain, model_card = (out / "growth.json", out / "README.md") if is_folder else beside(out)
+    plain.write_text(json.dumps(record, indent=2))
+    before = Path(_source(record)) / "README.md"
+    start = f"# {out.name}\n\n" if is_folder else ""
+    if is_folder and before.is_file():
+        start = before.read_text().rstrip() + "\n\n"
+    model_card.write_text(start + card(record))
+
+
+def _source(record: dict[str, Any]) -> str:
     weights = record["weights"]
-    before = Path(weights if isinstance(weights, str) else weights["path"]) / "README.md"
-    start = before.read_text().rstrip() + "\n\n" if before.is_file() else f"# {out.name}\n\n"
-    (out / "README.md").write_text(start + card(record))
+    return str(weights if isinstance(weights, str) else weights["path"])
 
 
 def card(record: dict[str, Any]) -> str:
@@ -41,7 +48,7 @@ def card(record: dict[str, Any]) -> str:
     return "\n".join([
         "## Growth",
         "",
-        f"This network was grown from {record['weights']} by "
+        f"This network was grown from {_source(record)} by "
         f"lightning-ligo {record['versions']['lightning-ligo']}, method {record['method']}, seed "
         f"{record['seed']}{steps}, on {record['date']}. It has not been trained since. "
         f"From {plan['parameters']['small']:,} to {plan['parameters']['large']:,} parameters:",

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.override import Override
-from lightning_ligo.cli.card import describe_growth, sums, versions
+from lightning_ligo.cli.card import beside, describe_growth, sums, versions
 from lightning_ligo.cli.planned import Pair, paired, sized
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks.description import build
@@ -106,16 +106,19 @@ def grow_weights(request: Request) -> dict[str, Any]:
     pair = paired(small, request.large, request.override, calls)
     is_folder = out.suffix != ".ckpt" and check_kind(out, pair.large)
     refuse(pair.plan, request.method)
+    for path in () if is_folder else beside(out):
+        free(path)
     weights = _weights(small, pair.small)
-    operator, losses = _operator(request, pair, weights)
     dtype = request.dtype or next(t.dtype for t in weights.values() if _is_real(t))
     like = _like(request.large, pair.large, dtype)
     _check_room(out, like)
+    operator, losses = _operator(request, pair, weights)
     with placed(out) as part:
         _write(request, operator, like, dtype, part, is_folder)
     change = _measured(request, pair, operator, dtype)
     rounding = KEPT if dtype in (torch.float32, torch.float64) else KEPT_IN_HALF
-    if request.method.keeps_function and change.change is not None and change.change > rounding:
+    promised = request.method.keeps_function and not losses
+    if promised and change.change is not None and change.change > rounding:
         warnings.warn(
             f"method {request.method.name!r} promises to keep the function, and {change.sentence}",
             stacklevel=2,
@@ -158,11 +161,15 @@ def _check(request: Request) -> None:
 
 
 def _weights(small: dict[str, Any], network: nn.Module) -> Mapping[str, Tensor]:
-    """Return the trained weights by name, read from their files whenever they are used."""
-    if small.get("weights"):
-        return opened(network, small["weights"])
-    network = network if not _is_meta(network) else build(small)
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    """Return the trained weights by name, read from their files whenever they are used.
+
+    Those that the user leaves out are as the small network was built.
+    """
+    found = opened(network, small["weights"]) if small.get("weights") else {}
+    if found.keys() >= network.state_dict().keys():
+        return found
+    network = build(small) if _is_meta(network) else network
+    return {name: found.get(name, tensor) for name, tensor in network.state_dict().items()}
 
 
 def _operator(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ligo.networks.libraries import installed, with_own_names
-from lightning_ligo.networks.weights import read_checkpoint
+from lightning_ligo.networks.weights import adapter_refused, read_checkpoint
 
 _ARGUMENTS = {
     "timm": ("pretrained", "checkpoint_path"),
@@ -102,10 +102,7 @@ def from_folder(
     transformers = installed("transformers")
     folder = _folder(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} holds an adapter (LoRA), not a whole network; merge it into its network "
-            "first, by merge_and_unload() of peft, and save that"
-        )
+        raise ValueError(adapter_refused(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"the folder {folder} has no config.json, so the shape of its network is not known; "

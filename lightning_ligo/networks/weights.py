@@ -71,7 +71,7 @@ class Source:
         if path.is_dir():
             found = [path / name for name in _IN_A_FOLDER if (path / name).is_file()]
             if not found and (path / "adapter_config.json").is_file():
-                raise ValueError(_adapter(path))
+                raise ValueError(adapter_refused(path))
             if not found:
                 raise ValueError(
                     f"the folder {path} has no weights; expected one of {', '.join(_IN_A_FOLDER)}"
@@ -105,7 +105,7 @@ class Weights(Mapping[str, Tensor]):
             else:
                 self._tensors |= _state_dict(file, source.key)
         if any(part in name for name in self for part in _ADAPTERS):
-            raise ValueError(_adapter(source.path))
+            raise ValueError(adapter_refused(source.path))
         if any(name.endswith(_QUANTISED) for name in self):
             raise ValueError(_quantised(source.path))
 
@@ -160,20 +160,20 @@ class Matched(Mapping[str, Tensor]):
         """Return the name in the file of every name of the network."""
         source, found = self.weights.source, self.weights
         prefix = source.prefix if source.prefix is not None else _prefix(wanted, found)
-        theirs = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
+        stored = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
         shared: dict[Tensor, list[str]] = {}
         for name, tensor in wanted.items():
             shared.setdefault(tensor, []).append(name)
         names: dict[str, str] = {}
         missing = []
         for group in shared.values():
-            there = next((name for name in group if name in theirs), None)
+            there = next((name for name in group if name in stored), None)
             if there is not None:
-                names |= dict.fromkeys(group, theirs[there])
+                names |= dict.fromkeys(group, stored[there])
             elif not all(map(source.leaves_out, group)):
                 missing.append(group[0])
         names = {name: at for name, at in names.items() if not source.leaves_out(name)}
-        unexpected = [n for n in theirs if n not in wanted and not source.leaves_out(n)]
+        unexpected = [n for n in stored if n not in wanted and not source.leaves_out(n)]
         shapes = [
             f"{name} ({_shape(found.shape(at))} there, {_shape(wanted[name].shape)} here)"
             for name, at in names.items()
@@ -358,7 +358,7 @@ def _misfit(
     )
 
 
-def _adapter(path: Path) -> str:
+def adapter_refused(path: Path) -> str:
     return (
         f"{path} holds an adapter (LoRA), not a whole network; merge it into its network first, by "
         "merge_and_unload() of peft, and save that"

@@ -103,6 +103,25 @@ def test_another_network_of_timm_and_random_parts_by_the_seed(tmp_path, capsys):
     assert one == same != other
 
 
+def test_a_head_that_is_left_out_is_as_it_was_built(tmp_path, capsys):
+    small, path = timm_file(tmp_path)
+    words = [*SMALL_VIT, "--small.num_classes=7", "--weights", path, *LARGER, "--out", "large.pth"]
+    grow(capsys, *words, "--weights.leave_out", "[head.*]", "--method", "lemon")
+    large = timm.create_model(**{**NAME, **LARGE, "num_classes": 7}, checkpoint_path="large.pth")
+    expected = small.forward_features(IMAGES)[..., :32]
+    assert torch.allclose(large.eval().forward_features(IMAGES)[..., :32], expected, atol=1e-4)
+    assert "grown from" in Path("large.pth.growth.md").read_text()
+
+
+def test_what_describes_another_growth_is_not_overwritten(tmp_path, capsys):
+    _, path = timm_file(tmp_path)
+    Path("large.pth.growth.json").write_text("mine")
+    words = [*SMALL_VIT, "--weights", path, *LARGER, "--out", "large.pth"]
+    assert "there is something at large.pth.growth.json" in refused(capsys, *words)
+    assert Path("large.pth.growth.json").read_text() == "mine"
+    assert not Path("large.pth").exists()
+
+
 def test_the_growth_is_described_beside_a_file(tmp_path, capsys):
     _, path = timm_file(tmp_path)
     grow(capsys, *SMALL_VIT, "--weights", path, *LARGER, "--out", "large.pt", "--method", "lemon")
