@@ -138,8 +138,10 @@ def test_a_lightning_checkpoint_by_the_attribute_of_its_network(tmp_path):
 def test_a_folder_of_save_pretrained(tmp_path, kind, config, shards):
     network = saved(tmp_path, kind, config, **({"max_shard_size": "20KB"} if shards else {}))
     assert (tmp_path / "model.safetensors.index.json").exists() == shards
+    index = f"{tmp_path}/model.safetensors{'.index.json' if shards else ''}"
     for description in (
         named(f"hf:{tmp_path}"),
+        {**untrained(named(f"hf:{tmp_path}")), "weights": index},
         {"class_path": f"transformers.{kind.__name__}.from_pretrained",
          "init_args": {"pretrained_model_name_or_path": str(tmp_path)}},
         {**untrained(named(f"hf:{tmp_path}")), "weights": str(tmp_path)},

@@ -225,6 +225,12 @@ def _write(
 ) -> None:
     """Write the weights of the large network, and what its users load with them."""
     own = torch.float32 if operator.coefficients else dtype  # as it was learned with
+    if operator.uses_built and _available() < (needed := _size(like)):
+        raise ValueError(
+            f"method {request.method.name!r} leaves parts of the large network as it was built, "
+            f"which takes {_bytes(needed)} of memory, and {_bytes(_available())} are free; use a "
+            "method that takes all from the small one, such as lemon"
+        )
     built = _built(request.large, own, request.seed) if operator.uses_built else None
     tensors = _tensors(operator, built, like)
     if is_folder:
@@ -325,7 +331,7 @@ def _measured(request: Request, pair: Pair, operator: Operator, dtype: torch.dty
         trained["weights"]["prefix"] = Source.of(request.small["weights"]).prefix
     if not _is_meta(pair.small) and not _is_meta(pair.large):
         return compare(operator, pair.small.eval(), sized(trained).eval(), pair.calls)
-    needed = sum(tensor.nbytes for tensor in _like(request.large, pair.large, dtype).values())
+    needed = _size(_like(request.large, pair.large, dtype))
     if _available() < 1.1 * needed:
         return Change(None, why=f"the large network needs {_bytes(needed)} of memory")
 
@@ -350,13 +356,17 @@ def _available() -> float:
 
 
 def _check_room(out: Path, like: dict[str, Tensor]) -> None:
-    needed = sum(tensor.nbytes for tensor in like.values())
+    needed = _size(like)
     room = shutil.disk_usage(out.parent).free
     if room < needed:
         raise ValueError(
             f"the large network needs {_bytes(needed)} on the disk, and {out.parent} has "
             f"{_bytes(room)}; make room, or write it in another --dtype or place"
         )
+
+
+def _size(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _is_meta(network: nn.Module) -> bool:

@@ -20,6 +20,8 @@ from lightning_ligo.operator.masks import diagonal, is_fresh, is_new, noise
 from lightning_ligo.operator.widths import Widths
 from lightning_ligo.plan.plan import Plan, Row
 
+PARTS = 16  # in which a table that may be large is filled, without a second one in memory
+
 
 class Operator(nn.Module):
     """A linear map from the small network's parameters to the large one's.
@@ -82,10 +84,14 @@ class Operator(nn.Module):
         """(l, *shape): the small parameter of every layer, of weights by name read anew."""
         if row.pattern in self._small:
             return self._small[row.pattern]
-        first = self._weights[row.small_names[0]]
-        stacked = first.new_empty(len(row.small_names), *first.shape)
-        for number, name in enumerate(row.small_names):
-            stacked[number] = first if number == 0 else self._weights[name]
+        first, *others = row.small_names
+        tensor = self._weights[first]
+        if not others:
+            return tensor[None]
+        stacked = tensor.new_empty(len(row.small_names), *tensor.shape)
+        stacked[0] = tensor
+        for number, name in enumerate(others, start=1):
+            stacked[number] = self._weights[name]
         return stacked
 
     def of(self, small: nn.Module) -> Operator:
@@ -295,8 +301,11 @@ class Operator(nn.Module):
         built = [fresh[name].detach() for name in names]
         if torch.is_grad_enabled() or len(names) > 1:
             return torch.where(is_fresh, torch.stack(built).to(grown), grown)
-        grown, is_fresh = grown.contiguous(), is_fresh.expand_as(grown)
-        grown[is_fresh] = built[0][None][is_fresh].to(grown)  # the network may be large
+        parts = (
+            tensor.chunk(PARTS, 1) for tensor in (grown, is_fresh.expand_as(grown), built[0][None])
+        )
+        for part, mask, own in zip(*parts, strict=True):
+            part.copy_(torch.where(mask, own.to(part), part))
         return grown
 
     def _arranged(self, row: Row, width: Width, small: Tensor, grown: Tensor) -> Tensor:

@@ -235,9 +235,12 @@ def test_what_cannot_be_in_memory_is_not_measured(tmp_path, capsys, monkeypatch)
     gpt2(tmp_path / "gpt2")
     monkeypatch.setattr(lightning_ligo.cli.planned, "REAL", 0)
     monkeypatch.setattr(lightning_ligo.cli.growing, "_available", lambda: 0)
-    text = grow(capsys, "--small", "hf:./gpt2", "--large.n_layer", "4", "--out", "grown")
+    deeper = ["--small", "hf:./gpt2", "--large.n_layer", "4"]
+    text = grow(capsys, *deeper, "--out", "grown")
     assert "the function is not measured: the large network needs 0.0 GiB of memory" in text
     assert AutoModelForCausalLM.from_pretrained("grown").config.n_layer == 4
+    text = refused(capsys, *deeper, "--out", "other", "--method", "random")
+    assert "'random' leaves parts of the large network as it was built, which takes" in text
 
 
 # Lightning ----------------------------------------------------------------------------------------
