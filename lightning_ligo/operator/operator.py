@@ -156,7 +156,7 @@ class Operator(nn.Module):
         fresh, width = _tensors(large) if large is not None else {}, self.method.width
         whole = width is not None and (width.noise or width.from_next_layer)
         for row in (*self._grown, *self._moved) if not self.method.takes_nothing else ():
-            if whole or row.stack is None or row.pattern in self._low_rank:
+            if whole or row.pattern in self._low_rank:
                 yield from zip(row.large_names, self._layers(row, fresh), strict=True)
                 continue
             small = self._stacked(row)
@@ -268,7 +268,7 @@ class Operator(nn.Module):
         ``small`` is (l, *small shape).
         """
         width = self.method.width
-        if layer is not None:
+        if layer is not None and len(small) > 1:
             small = small.index_select(0, self.depths.used(row, layer).to(small.device))
         if self.widths.grows(row) or self.depths.multiplies(row):
             small = self.precise(small)
@@ -278,6 +278,7 @@ class Operator(nn.Module):
         grown = self.widths.grow(self.depths.grow(small, row, layer), row, layer=layer)
         if width is not None and self.widths.grows(row):
             grown = self._arranged(row, width, small, grown)
+        del small  # it may be large
         if (neutral := self.depths.neutral(row, grown, layer)) is not None:
             grown = grown + neutral
         if row.factor != 1 and (width is None or width.rescales):
