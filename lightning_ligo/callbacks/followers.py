@@ -120,13 +120,7 @@ class Followers:
             assert place.put is not None
             place.put(tuple(value) if isinstance(before, tuple) else value)
             self._undo.append(functools.partial(place.put, before))
-        for state in self._hidden:
-            attributes = state.attributes
-            kept = {name: attributes[name] for name in [state.name] if name in attributes}
-            self._undo.append(functools.partial(attributes.update, kept))
-            attributes.pop(state.name, None)
-            if not state.is_absent:
-                attributes[state.name] = copy.copy(state.value)
+        self._undo += [state.put() for state in self._hidden]
 
     def back(self) -> None:
         """Put back what was there before `put`."""

@@ -246,14 +246,16 @@ class Grower:
             set_record(pl_module, record)
             if entry is not None:
                 pl_module.hparams[slot.attribute] = entry
-            self.back(trainer, pl_module, made)
+            self.back(trainer, pl_module, made.followers, made.small)
             raise
 
-    def back(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> None:
+    def back(
+        self, trainer: Trainer, pl_module: LightningModule, followers: Followers, small: nn.Module
+    ) -> None:
         """Put back what `put` has replaced outside of the network and its record."""
-        made.followers.restore()
+        followers.restore()
         if is_sharded(trainer):
-            self._sharding.see(pl_module, made.small)
+            self._sharding.see(pl_module, small)
 
 
 def _compared(

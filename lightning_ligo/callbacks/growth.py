@@ -347,6 +347,7 @@ class GrowthCallback(Counting):
         number = self.size(pl_module) + 1
         try:
             self._replace(trainer, pl_module, batch, batch_idx)
+            gc.collect()  # what was used for the growth is held by cycles
             return
         except GrowthFailedError as error:
             self.accounting.abort()

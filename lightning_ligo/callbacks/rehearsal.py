@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.grower import Grower, Made
 from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.operator.measure import Change, measure, told
+from lightning_ligo.operator.measure import measure, told
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import size_of
 from lightning_ligo.trainer.lightning import dump_checkpoint, training_iteration, unwrapped
@@ -95,6 +96,7 @@ class Rehearsal:
             self._accounting.operator = spent
             remember_groups(trainer, pl_module)
             restart_compression(trainer)
+            gc.collect()  # the large network is held by cycles
 
     def _rehearse(
         self,
@@ -130,13 +132,15 @@ class Rehearsal:
         if calls:
             name = f"growth {size + 1} of {len(self._settings.growths)}"
             rank_zero_info(f"Before {name}: {self._measured(trainer, made, calls, batches[size])}")
+        large, followers, plain = made.large, made.followers, made.small
         try:
             with self._refused(trainer, "putting the large network into the run"):
                 grower.put(trainer, pl_module, made)
                 restart_compression(trainer)
+            del made  # its operator holds generated weights
             with self._refused(trainer, "a training step of the large network"), unwrapped(trainer):
                 training_iteration(trainer, own_copy(large_batch), batch_idx)
-            last = states_of(pl_module, made.large)
+            last = states_of(pl_module, large)
             grower.hidden = [
                 state
                 for key, state in new.items()
@@ -148,28 +152,25 @@ class Rehearsal:
             if not is_sharded(trainer):
                 with self._refused(trainer, "a checkpoint of the large network, or its resume,"):
                     checkpoint = dump_checkpoint(trainer)
-                    made.followers.back()
+                    followers.back()
                     resume(trainer, slot, small, checkpoint)
         finally:
-            grower.back(trainer, pl_module, made)
+            grower.back(trainer, pl_module, followers, plain)
 
     def _measured(self, trainer: Trainer, made: Made, calls: Sequence[Call], batch: Any) -> str:
         """Say by how much the growth changes the function, on an eighth of the items if it can be.
 
         Measuring takes several passes through both networks.
         """
-        method, seed = self._settings.method, self._settings.seed
-
-        def on(calls: Sequence[Call]) -> Change:
-            return measure(made.operator.plan, made.small, made.large, calls, None, method, seed)
-
+        method, seed, plan = self._settings.method, self._settings.seed, made.operator.plan
         length = extract_batch_size(batch)
         few = functools.partial(cut, length=length, shortest=max(2, length // 8))
         shorter = [replace(call, args=few(call.args), kwargs=few(call.kwargs)) for call in calls]
-        with torch.no_grad():
-            change = on(shorter)
-            if change.change is None and not method.takes_nothing:  # calls that need all items
-                change = on(calls)
+        for given in (shorter, calls):  # some calls need all items
+            with torch.no_grad():
+                change = measure(plan, made.small, made.large, given, None, method, seed)
+            if change.change is not None or method.takes_nothing:
+                break
         return told(trainer.strategy.broadcast(change), method)
 
     @contextmanager
