@@ -60,15 +60,15 @@ def watch_steps(
         for number, batch in enumerate(itertools.islice(batches, MOST)):
             with recorder.recording():
                 outputs.append(training_output(trainer, batch, batch_idx + number))
-            used = set().union(*(use.parameters for use in recorder.uses))
+            used = set().union(*(each.parameters for each in recorder.seen))
             if trainer.strategy.reduce_boolean_decision(bool(used) and used.issuperset(wanted)):
                 break
         if validates and trainer.enable_validation:
             with recorder.recording(), suppress(_Called):
                 evaluate(trainer, validated)
             trainer.training = True
-    calls, _ = of_all_ranks(trainer, *recorder.settled())
-    return Watched(calls, outputs[0])
+    seen = of_all_ranks(trainer, recorder.settled())
+    return Watched([each.call for each in seen], outputs[0])
 
 
 class _Called(BaseException):
