@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,12 +11,12 @@ from lightning_ligo.trainer.lightning import callbacks_of, name_groups
 from lightning_ligo.trainer.optimizers import finetunes
 
 
-def remember_groups(trainer: Trainer, pl_module: LightningModule) -> None:
+def remember_groups(trainer: Trainer) -> None:
     """Tell the callbacks the names of the large network's parameters in the groups.
 
     The callbacks write them into checkpoints, from which a resumed run makes its groups.
     """
-    name_of = {parameter: name for name, parameter in pl_module.named_parameters()}
+    name_of = {parameter: name for name, parameter in trainer.lightning_module.named_parameters()}
     for callback in callbacks_of(trainer):
         if isinstance(callback, BaseFinetuning):
             name_groups(callback, trainer, name_of)

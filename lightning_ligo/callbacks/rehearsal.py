@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -21,7 +21,7 @@ from lightning_ligo.callbacks.datamodule import DataStages, cut
 from lightning_ligo.callbacks.failure import GrowthFailedError, alike
 from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import others_of
-from lightning_ligo.callbacks.grower import Grower, Made
+from lightning_ligo.callbacks.grower import Grower, Grown
 from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.operator.measure import measure, told
@@ -62,52 +62,46 @@ class Rehearsal:
         self._grower = grower
         self._accounting = accounting
 
-    def run(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        planner: Planner,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def run(self, trainer: Trainer, planner: Planner, batch: Any, batch_idx: int) -> None:
         """Rehearse the next growth, if there is one, at the start of a batch.
 
         Args:
-            trainer, pl_module, batch, batch_idx: arguments of the hook.
+            trainer, batch, batch_idx: arguments of the hook.
             planner: has the plan, and the calls on which the change is measured.
 
         Raises:
             ValueError: naming what crashes, the line of the user's code, and what to do; or that
                 the large network returns what is not finite.
         """
-        number, spent = size_of(pl_module) + 1, self._accounting.operator
+        pl_module, spent = trainer.lightning_module, self._accounting.operator
+        number = size_of(pl_module) + 1
         if number not in planner.plans:
             return
         plan, calls = planner.plans[number], planner.calls[number]
         name = f"The rehearsal of growth {number} of {len(self._settings.growths)}"
         try:
             with rehearsing(trainer, pl_module, self._settings.seed, others_of(trainer)):
-                self._rehearse(trainer, pl_module, plan, calls, batch, batch_idx)
+                self._rehearse(trainer, plan, calls, batch, batch_idx)
         except (NotRehearsedError, GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
             rank_zero_info(f"{name} did not come to its end: {error}")
         else:
             rank_zero_info(f"{name} went well, from its learning to a resume, and is undone")
         finally:
             self._accounting.operator = spent
-            remember_groups(trainer, pl_module)
+            remember_groups(trainer)
             restart_compression(trainer)
             gc.collect()  # the large network is held by cycles
 
     def _rehearse(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
         plan: Plan,
         calls: Sequence[Call],
         batch: Any,
         batch_idx: int,
     ) -> None:
-        size, slot, grower = size_of(pl_module), self._settings.slot(pl_module), self._grower
+        pl_module, grower = trainer.lightning_module, self._grower
+        size, slot = size_of(pl_module), self._settings.slot(pl_module)
         growth, small = self._settings.growths[size], slot.network
         batches = self._stages.batches(trainer, pl_module, size, batch)
         before = states_of(pl_module, small)
@@ -128,14 +122,14 @@ class Rehearsal:
         given = again if growth.data else own_batches(trainer, pl_module)
         steps = min(1, self._settings.method.steps)
         with self._refused(trainer, "growing the network"):
-            made = grower.make(trainer, pl_module, plan, (), steps, given)
+            made = grower.make(trainer, plan, (), steps, given)
         if calls:
             name = f"growth {size + 1} of {len(self._settings.growths)}"
             rank_zero_info(f"Before {name}: {self._measured(trainer, made, calls, batches[size])}")
         large, followers, plain = made.large, made.followers, made.small
         try:
             with self._refused(trainer, "putting the large network into the run"):
-                grower.put(trainer, pl_module, made)
+                grower.put(trainer, made)
                 restart_compression(trainer)
             del made  # its operator holds generated weights
             with self._refused(trainer, "a training step of the large network"), unwrapped(trainer):
@@ -155,9 +149,9 @@ class Rehearsal:
                     followers.back()
                     resume(trainer, slot, small, checkpoint)
         finally:
-            grower.back(trainer, pl_module, followers, plain)
+            grower.back(trainer, followers, plain)
 
-    def _measured(self, trainer: Trainer, made: Made, calls: Sequence[Call], batch: Any) -> str:
+    def _measured(self, trainer: Trainer, made: Grown, calls: Sequence[Call], batch: Any) -> str:
         """Say by how much the growth changes the function, on an eighth of the items if it can be.
 
         Measuring takes several passes through both networks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_ligo.axes.override import read
 from lightning_ligo.callbacks.failure import OnFailure
@@ -43,6 +43,10 @@ class Settings:
     def slot(self, module: LightningModule) -> Slot:
         """Return the place of the network in a module, or in an averaged copy."""
         return Slot(module, self.attribute)
+
+    def slot_of(self, trainer: Trainer) -> Slot:
+        """Return the place of the network in the module of a run."""
+        return Slot(trainer.lightning_module, self.attribute)
 
     def __post_init__(self) -> None:
         if not self.growths:

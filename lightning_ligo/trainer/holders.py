@@ -317,8 +317,10 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any, Put | None]]:
     attributes, modules = dict(vars(value)), dict[str, Any]()
     own: Collection[str] = _OPTIMIZER_OWN if isinstance(value, Optimizer) else ()
     if isinstance(value, nn.Module):
-        own, modules = _TORCH_OWN, {name: _plain(part) for name, part in value._modules.items()}
-        attributes = {**value._parameters, **value._buffers, **modules, **attributes}
+        own = _TORCH_OWN
+        modules = {name: _plain(part) for name, part in attributes["_modules"].items()}
+        held = {**attributes["_parameters"], **attributes["_buffers"], **modules}
+        attributes = held | attributes
     for name, item in attributes.items():
         if name not in own:
             put = functools.partial(setattr, value, name)
