@@ -27,23 +27,14 @@ class Misaligned(ValueError):
 
 @dataclass(slots=True)
 class Facts:
-    """Hold what the forward has shown of a factor.
+    """Hold what the forward has shown of a factor."""
 
-    Args:
-        owned: some parameter carries it.
-        pinned: why its entries cannot be exchanged, if they cannot.
-        hint: the word of an operation for it: "heads", "kernel", ...
-        contracted: for every product of two activations that sums over it, [its scale].
-        scale: the product of the numbers that multiply it.
-        named: it comes out of an operation that cannot be followed: whether the user named all
-            axes that went in.
-    """
-
-    owned: bool = False
-    pinned: str | None = None
-    hint: str | None = None
-    contracted: tuple[list[float], ...] = ()
-    scale: float = 1.0
+    owned: bool = False  # by a parameter
+    pinned: str | None = None  # why its entries cannot be exchanged, if they cannot
+    hint: str | None = None  # the word of an operation for it: "heads", "kernel", ...
+    contracted: tuple[list[float], ...] = ()  # of every product that sums over it, [its scale]
+    scale: float = 1.0  # the product of the numbers that multiply it
+    # Of an operation that cannot be followed: whether the user named all axes that went in.
     named: bool | None = None
 
     def merge(self, other: Facts) -> Facts:

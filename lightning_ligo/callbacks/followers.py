@@ -38,12 +38,7 @@ class Followers:
       and as gradients otherwise. Parameters of the network in it are replaced.
     - Hooks on modules and parameters move to those of the same name. New layers have them if all
       old layers have the same.
-    - A state that steps keep between batches is what it was before the first step.
-
-    Args:
-        trainer: of the run.
-        slot: the network.
-        hidden: states to drop.
+    - A state that steps keep between batches (``hidden``) is what it was before the first step.
 
     Raises:
         ValueError: naming what cannot be followed.

@@ -19,15 +19,7 @@ from lightning_ligo.trainer.slot import Slot
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of all growths of a run.
-
-    Args:
-        growths: when to grow, and to what, in order.
-        attribute: name of the network in the LightningModule; may be dotted.
-        method: how to grow, with the steps and the learning rate of learning the operator.
-        optimizer_state: policy for the optimizer state of grown parameters.
-        seed: seed of everything random in a growth.
-        override: names of axes that tracing cannot find.
+    """Settings of all growths of a run, see `GrowthCallback`.
 
     Raises:
         ValueError: if there are no growths, the policy is unknown, or the override cannot be read.

@@ -17,10 +17,7 @@ Stopping = Literal["patience", "anew", "keep"]
 def restart_stopping(trainer: Trainer, what: Stopping) -> None:
     """Restart every EarlyStopping, and log it.
 
-    Args:
-        trainer: Trainer whose network has grown.
-        what: "patience" restarts the count, "anew" also forgets the best value, "keep" does
-            neither.
+    "patience" restarts the count, "anew" also forgets the best value, "keep" does neither.
     """
     for callback in callbacks_of(trainer):
         if not isinstance(callback, EarlyStopping):

@@ -63,12 +63,9 @@ class Held(NamedTuple):
 
 
 def held(roots: Sequence[object], slot: Slot, optimizers: Sequence[Optimizer] = ()) -> Held:
-    """Walk objects and everything that they hold.
+    """Walk objects and everything that they hold; the place of the network itself is left out.
 
-    Args:
-        roots: where to begin: the LightningModule, callbacks, optimizers, hooks.
-        slot: the network; its own place is left out.
-        optimizers: of the run; a copy that they train is no copy but another network.
+    A copy that one of the ``optimizers`` trains is no copy but another network.
     """
     walk = _Walk(slot, optimizers)
     for root in (*roots, *hooks(slot.network)):
@@ -229,13 +226,8 @@ def replace_everywhere(
 ) -> None:
     """Put a network of another size into a slot, and copies of it where copies of the first are.
 
-    Their weights are loaded later. The hooks on the first are moved.
-
-    Args:
-        slot: the place of the network.
-        network: the network to put there.
-        others: what holds copies beside the module: callbacks.
-        names: the submodules that are copies.
+    Their weights are loaded later. The hooks on the first are moved. Beside the module, ``others``
+    may hold copies; the submodules ``names`` are copies.
     """
     before, found = slot.network, held([slot.module, *others], slot)
     registered = set(slot.module.modules())

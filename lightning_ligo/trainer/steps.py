@@ -31,15 +31,10 @@ MOST = 8  # batches that are watched
 
 
 class Watched(NamedTuple):
-    """What the module's own steps do with a network.
+    """What the module's own steps do with a network."""
 
-    Args:
-        calls: of the network and its parts, those that differ, alike on all ranks.
-        output: of the training step on the first batch.
-    """
-
-    calls: list[Call]
-    output: Any
+    calls: list[Call]  # of the network and its parts, those that differ, alike on all ranks
+    output: Any  # of the training step on the first batch
 
 
 def watch_steps(

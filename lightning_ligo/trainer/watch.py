@@ -32,19 +32,12 @@ OWN = {*dir(nn.Module), *dir(LightningModule)} - {"forward"}
 
 @dataclass
 class Seen:
-    """A call, and what it did.
-
-    Args:
-        call: the call.
-        parameters: names of the parameters that it computed with.
-        operations: names of the functions that it called.
-        shapes: of the tensors that it returned.
-    """
+    """A call, and what it did."""
 
     call: Call
-    parameters: set[str] = field(default_factory=set)
-    operations: set[str] = field(default_factory=set)
-    shapes: list[torch.Size] = field(default_factory=list)
+    parameters: set[str] = field(default_factory=set)  # names of those that it computed with
+    operations: set[str] = field(default_factory=set)  # names of the functions that it called
+    shapes: list[torch.Size] = field(default_factory=list)  # of the tensors that it returned
 
     def covers(self, other: Seen) -> bool:
         """Whether this call does all that another one does."""
