@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_ligo.callbacks.accounting import Counting
-from lightning_ligo.operator import optimizer_state
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.operator.optimizer_state import POWERS, Policy, States
+from lightning_ligo.operator.optimizer_state import POWERS, Policy, States, grow_states
 from lightning_ligo.trainer.holders import Held, Place, held, is_like, move_hooks, tensors_of
 from lightning_ligo.trainer.lightning import callbacks_of, datamodule_of
 from lightning_ligo.trainer.rehearsal import State
@@ -90,7 +89,7 @@ class Followers:
         small, grown = tensors_of(self._small), tensors_of(self._large)
         wanted = [name for name in grown if first.get(name) in tensors]
         if any(tensor is not small[name] for name, tensor in tensors.items()):
-            grown = _grown(operator, tensors_of(self._plain), grown, tensors)
+            grown = ByName(operator, tensors_of(self._plain), grown).grow(tensors)
         items = list(value.items() if isinstance(value, dict) else enumerate(value))
         start, key = next((n, key) for n, (key, _) in enumerate(items) if key in inner)
         prefix = str(key).removesuffix(inner[key])
@@ -198,39 +197,60 @@ def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
 # Tensors by name ----------------------------------------------------------------------------------
 
 
-def _grown(
-    operator: Operator,
-    small: Mapping[str, Tensor],
-    large: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Grow tensors by the name of their parameters: weights, gradients or squares of gradients."""
-    device = next(iter(tensors.values())).device
-    if is_like(tensors, small):
-        result = grown_weights(operator, small, large, tensors)
-    else:
-        negative = any(bool((tensor < 0).any()) for tensor in tensors.values())
-        key = "exp_avg" if negative else "exp_avg_sq"
-        here = {name: {key: t.to(small[name].device)} for name, t in tensors.items()}
-        states = optimizer_state.grow_states(operator, here)
-        result = {
-            name: states[name][key] if name in states else tensor.detach() * 0
-            for name, tensor in large.items()
+class ByName(NamedTuple):
+    """Grows tensors that are held by the names of parameters."""
+
+    operator: Operator
+    small: Mapping[str, Tensor]  # the tensors of both networks
+    large: Mapping[str, Tensor]
+
+    def grow(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Grow weights, gradients or squares of gradients."""
+        device = next(iter(tensors.values())).device
+        if is_like(tensors, self.small):
+            result = self.weights(tensors)
+        else:
+            negative = any(bool((tensor < 0).any()) for tensor in tensors.values())
+            key = "exp_avg" if negative else "exp_avg_sq"
+            here = {name: {key: t.to(self.small[name].device)} for name, t in tensors.items()}
+            states = grow_states(self.operator, here)
+            result = {
+                name: states[name][key] if name in states else tensor.detach() * 0
+                for name, tensor in self.large.items()
+            }
+        trained = any(tensor.requires_grad for tensor in tensors.values())
+        return {name: tensor.to(device).requires_grad_(trained) for name, tensor in result.items()}
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Grow by the operator of the weights; those that are missing are the network's own."""
+        result = _Tensors({name: tensor.detach().clone() for name, tensor in self.large.items()})
+        self.operator.of(_Tensors({**self.small, **tensors})).bake(result)
+        return result.tensors
+
+    def states(self, policy: Policy, states: States) -> dict[str, Any]:
+        """Grow the state of an optimizer, also slow weights that it keeps as Lookahead does."""
+        slow: dict[str, dict[str, Tensor]] = {}
+        for key in {key for state in states.values() for key in state} - POWERS.keys():
+            found = {name: state[key] for name, state in states.items() if key in state}
+            fits = all(
+                isinstance(t, Tensor) and t.shape == self.small[n].shape for n, t in found.items()
+            )
+            if fits and is_like(found, self.small):
+                slow[key] = found
+        fast = {
+            name: {key: value for key, value in state.items() if key not in slow}
+            for name, state in states.items()
         }
-    trained = any(tensor.requires_grad for tensor in tensors.values())
-    return {name: tensor.to(device).requires_grad_(trained) for name, tensor in result.items()}
-
-
-def grown_weights(
-    operator: Operator,
-    small: Mapping[str, Tensor],
-    large: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Grow tensors by the operator of the weights; those that are missing are the network's own."""
-    result = _Tensors({name: tensor.detach().clone() for name, tensor in large.items()})
-    operator.of(_Tensors({**small, **tensors})).bake(result)
-    return result.tensors
+        grown = grow_states(self.operator, fast, policy)
+        parents = self.operator.parents().items()
+        for key, tensors in slow.items():
+            weights = self.weights(tensors)
+            alone = [name for name, (parent, *_) in parents if parent in tensors]
+            for name in (
+                grown if any(fast.values()) else alone
+            ):  # else its step makes all of it anew
+                grown.setdefault(name, {})[key] = weights[name]
+        return grown
 
 
 class _Tensors(nn.Module):
@@ -242,30 +262,3 @@ class _Tensors(nn.Module):
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
         return iter(self.tensors.items())
-
-
-def grow_states(
-    operator: Operator,
-    small: Mapping[str, Tensor],
-    large: Mapping[str, Tensor],
-    policy: Policy,
-    states: States,
-) -> dict[str, Any]:
-    """Grow the state of an optimizer, also slow weights that it keeps as Lookahead does."""
-    slow: dict[str, dict[str, Tensor]] = {}
-    for key in {key for state in states.values() for key in state} - POWERS.keys():
-        found = {name: state[key] for name, state in states.items() if key in state}
-        alike = all(isinstance(t, Tensor) and t.shape == small[n].shape for n, t in found.items())
-        if alike and is_like(found, small):
-            slow[key] = found
-    fast = {
-        name: {key: value for key, value in state.items() if key not in slow}
-        for name, state in states.items()
-    }
-    grown = optimizer_state.grow_states(operator, fast, policy)
-    for key, tensors in slow.items():
-        weights = grown_weights(operator, small, large, tensors)
-        alone = [name for name, (parent, *_) in operator.parents().items() if parent in tensors]
-        for name in grown if any(fast.values()) else alone:  # else its step makes all of it anew
-            grown.setdefault(name, {})[key] = weights[name]
-    return grown

@@ -17,7 +17,7 @@ from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import averaged_validation, check_averages
 from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.finetuning import remember_groups
-from lightning_ligo.callbacks.followers import Followers, grow_states
+from lightning_ligo.callbacks.followers import ByName, Followers
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.networks.description import build
 from lightning_ligo.operator.fit import fit
@@ -159,10 +159,8 @@ class Grower:
         slot = self._settings.slot_of(trainer)
         if is_sharded(trainer):
             self._sharding.see(slot.module, made.large)
-        states = functools.partial(
-            grow_states, made.operator, tensors_of(made.small), tensors_of(made.large),
-            self._settings.optimizer_state,
-        )  # fmt: skip
+        by_name = ByName(made.operator, tensors_of(made.small), tensors_of(made.large))
+        states = functools.partial(by_name.states, self._settings.optimizer_state)
         carried = swap(trainer, slot, made.large, made.parents, states, made.followers.put)
         check_averages(trainer)
         remember_groups(trainer)
