@@ -15,8 +15,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from lightning_ligo.axes.calls import Call, materialize
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import averaged_validation, check_averages
+from lightning_ligo.callbacks.companions import remember_groups
 from lightning_ligo.callbacks.failure import alike
-from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import ByName, Followers
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.networks.description import build

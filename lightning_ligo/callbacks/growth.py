@@ -16,6 +16,7 @@ from lightning_ligo.callbacks.accounting import Accounting, Counting, Validation
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
 from lightning_ligo.callbacks.checks import check_run
+from lightning_ligo.callbacks.companions import Stopping, restart_stopping
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
@@ -33,7 +34,6 @@ from lightning_ligo.callbacks.rehearsal import Rehearsal
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
 from lightning_ligo.callbacks.settings import Settings, check_choices, learning
-from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
 from lightning_ligo.callbacks.triggers import Triggers, run_of
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method

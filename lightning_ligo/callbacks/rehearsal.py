@@ -17,9 +17,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.accounting import Accounting
+from lightning_ligo.callbacks.companions import remember_groups
 from lightning_ligo.callbacks.datamodule import DataStages, cut
 from lightning_ligo.callbacks.failure import GrowthFailedError, alike
-from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.grower import Grower, Grown
 from lightning_ligo.callbacks.planner import Planner

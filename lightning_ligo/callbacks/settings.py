@@ -8,8 +8,8 @@ from typing import get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_ligo.axes.override import read
+from lightning_ligo.callbacks.companions import Stopping
 from lightning_ligo.callbacks.failure import OnFailure
-from lightning_ligo.callbacks.stopping import Stopping
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.optimizer_state import Policy
