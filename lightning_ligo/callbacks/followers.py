@@ -55,9 +55,7 @@ class Followers:
     def begin(self, plain: nn.Module, large: nn.Module) -> None:
         """Copy the large network, as it was built, for every copy; give it the hooks.
 
-        Args:
-            plain: the network, or a copy of it that is not sharded.
-            large: the network to grow to.
+        ``plain`` is the small network, or a copy of it that is not sharded.
         """
         self._plain, self._large = plain, large
         self._copies = [copy.deepcopy(large) for _ in self._held.copies]

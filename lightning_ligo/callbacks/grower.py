@@ -77,11 +77,8 @@ class Grower:
     ) -> Grown:
         """Grow the network once, at the start of a batch.
 
-        Args:
-            trainer: of the run.
-            plan: plan of this growth.
-            calls: returns calls of the small network, on which the function is compared.
-            check: called with the metrics of the large network, before the swap.
+        The function is compared on the ``calls`` of the small network. ``check`` is called with the
+        metrics of the large one, before the swap.
 
         Raises:
             GrowthFailedError: on all ranks if the growth fails on one; everything is restored.

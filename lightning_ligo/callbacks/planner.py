@@ -89,10 +89,8 @@ class Planner:
     ) -> Plan | None:
         """Plan all growths to come, at the start of a batch.
 
-        Args:
-            trainer, batch, batch_idx: arguments of the hook.
-            before: the network that the present one has grown from, to plan that growth too; its
-                plan is returned.
+        If the present network has grown from one ``before``, that growth is planned too, and its
+        plan is returned.
 
         Raises:
             ValueError: naming the growth that is not possible.
@@ -224,10 +222,8 @@ class Planner:
     ) -> Iterator[Pairing]:
         """Pair every network with the next larger one; for use within `sandboxed`.
 
-        Args:
-            trainer, pl_module: of the run.
-            larger: builders of the larger networks, by the number of their growth.
-            batches, calls: from `first_batch`.
+        ``larger`` are builders of these by the number of their growth; ``batches`` and ``calls``
+        are from `first_batch`.
 
         Raises:
             ValueError: naming the growth that is not possible.

@@ -65,10 +65,6 @@ class Rehearsal:
     def run(self, trainer: Trainer, planner: Planner, batch: Any, batch_idx: int) -> None:
         """Rehearse the next growth, if there is one, at the start of a batch.
 
-        Args:
-            trainer, batch, batch_idx: arguments of the hook.
-            planner: has the plan, and the calls on which the change is measured.
-
         Raises:
             ValueError: naming what crashes, the line of the user's code, and what to do; or that
                 the large network returns what is not finite.
