@@ -153,6 +153,11 @@ class Item(NamedTuple):
 Dim = list[Item]
 
 
+def new(length: int, *, pinned: str | None = None) -> Dim:
+    """Make a dimension of a factor that no parameter carries; of length 1 it has none."""
+    return [Item(Factor(length, Facts(pinned=pinned)), None)] if length != 1 else []
+
+
 def leaves(items: Iterable[Item]) -> Dim:
     """List the items with every product replaced by its parts; sums stay whole."""
     result: Dim = []
@@ -312,14 +317,11 @@ def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
     try:
         return _grouped(list(items), sizes)
     except Misaligned:
-        fluid = [
-            [Item(Factor(size(run), Facts(pinned="it is a position")), None)]
-            if stuck
-            else list(run)
-            for stuck, group in groupby(leaves(items), lambda leaf: fixed([leaf]))
-            for run in [list(group)]
-        ]
-        return _grouped([item for run in fluid for item in run], sizes)
+        fluid: Dim = []
+        for stuck, group in groupby(leaves(items), lambda leaf: fixed([leaf])):
+            run = list(group)
+            fluid += new(size(run), pinned="it is a position") if stuck else run
+        return _grouped(fluid, sizes)
 
 
 def _grouped(queue: Dim, sizes: list[int]) -> list[Dim]:
@@ -351,14 +353,8 @@ def take(dim: Dim, start: int, length: int) -> Dim:
     """
     if length == size(dim):
         return dim
-    if length == 0:
-        return [Item(Factor(0, Facts(pinned="it is empty")), None)]
-    if fixed(dim):
-        return (
-            [Item(Factor(length, Facts(pinned="it is cut by position")), None)]
-            if length > 1
-            else []
-        )
+    if length == 0 or fixed(dim):
+        return new(length, pinned="it is cut by position" if length else "it is empty")
     head, *rest = leaves(dim)
     inner = size(rest)
     if start % inner or length % inner:

@@ -18,6 +18,7 @@ from lightning_ligo.axes.factors import (
     Owner,
     end_factors,
     ends,
+    new,
     pin,
     size,
     unite,
@@ -83,6 +84,8 @@ class _Traced(NamedTuple):
 
 class Graph:
     """The dimensions of the tensors of one forward, and the uses of its parameters."""
+
+    new = staticmethod(new)
 
     def __init__(self, network: nn.Module) -> None:
         kept = network.state_dict(keep_vars=True)
@@ -161,9 +164,6 @@ class Graph:
         """The parameters that wrote a tensor last: where they are zero, it is zero."""
         traced = self._traced.get(_key(tensor))
         return traced.writers if traced else frozenset()
-
-    def new(self, length: int, *, pinned: str | None = None) -> Dim:
-        return [Item(Factor(length, Facts(pinned=pinned)), None)] if length != 1 else []
 
     def tell_apart(self, out: Tensor, items: Dim, reason: str) -> None:
         """Pin ``items`` once ``out`` is used: some networks only look at its shape."""
