@@ -231,7 +231,7 @@ class Graph:
         items = [item for dim in dims for item in dim]
         self.reductions.append((kind, items))
         if kind not in ("layer", "rms", "group", "mean square"):
-            reduced(items)
+            mark_nonlinear([items])
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
@@ -350,18 +350,11 @@ def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def mark_nonlinear(dims: Iterable[Dim]) -> None:
-    """Note that a nonlinear function is applied to the flows of these dimensions."""
+    """Note that a nonlinear function, or no norm's reduction, is taken of these dimensions."""
     for dim in dims:
         for item in ends(dim):
             if item.flow is not None:
                 item.flow.root().nonlinear = True
-
-
-def reduced(items: Dim) -> None:
-    """Note that a reduction other than a norm is taken over the flows of a dimension."""
-    for item in ends(items):
-        if item.flow is not None:
-            item.flow.root().reduced = True
 
 
 def storage(tensor: Tensor) -> int:
