@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from lightning_ligo.plan.pair import NeedsValues, pair_calls
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
+from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import Sharding, is_sharded
 from lightning_ligo.trainer.slot import Slot, attached
@@ -172,12 +172,11 @@ class Planner:
         There are no calls if nothing calls the network in the batches that are watched.
         """
         size, network = size_of(pl_module), self._settings.slot(pl_module).network
-        groups = itertools.chain(*(each.param_groups for each in trainer.optimizers))
-        held = {id(parameter) for group in groups for parameter in group["params"]}
+        held = set(parameters_in(trainer.optimizers))
         self._trained = {
             name: parameter.shape
             for name, parameter in network.named_parameters()
-            if parameter.requires_grad and (id(parameter) in held or is_sharded(trainer))
+            if parameter.requires_grad and (parameter in held or is_sharded(trainer))
         }
         self._wanted = {
             name

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.slot import Slot, layerless
 
 _CLOSED = (
@@ -127,8 +128,7 @@ class _Walk:
         self.modules, self.tensors = set(network.modules()), tensors_of(network)
         self.parameters: dict[Tensor, str] = {p: n for n, p in network.named_parameters()}
         self.shapes = shapes_of(network)
-        groups = [group["params"] for each in optimizers for group in each.param_groups]
-        self.trained = {p for group in groups for p in group if p.requires_grad}
+        self.trained = {p for p in parameters_in(optimizers) if p.requires_grad}
         self.orders = _orders(slot, optimizers)
         self.seen: dict[int, object] = {}
         self.is_average = False  # whether the walk is in a callback of Lightning that averages
@@ -215,8 +215,8 @@ def _orders(slot: Slot, optimizers: Sequence[Optimizer]) -> list[list[tuple[str,
     lists = [inner, [p for p in inner if p.requires_grad], whole]
     lists.append([p for p in whole if p.requires_grad])
     for optimizer in optimizers:
-        groups = [list(group["params"]) for group in optimizer.param_groups]
-        lists += [*groups, [p for group in groups for p in group]]
+        lists += [group["params"] for group in optimizer.param_groups]
+        lists.append(parameters_in([optimizer]))
     orders = [[(name_of.get(p, ""), tuple(p.shape)) for p in each] for each in lists]
     return [order for order in orders if any(name for name, _ in order)]
 
