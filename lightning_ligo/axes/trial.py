@@ -258,7 +258,7 @@ class Trial:
         fixed = {number for number in inside if self._static[number]}
 
         def stays(divided: set[int], by: float) -> bool:
-            values = self._changed(factors, _doubled)
+            values = self._changed(factors, lambda tensor, dim: tensor.repeat_interleave(2, dim))
             try:
                 out = self._call([v / by if n in divided else v for n, v in enumerate(values)])
             except Exception:  # an operation that is told the length
@@ -271,10 +271,6 @@ class Trial:
             contracted=not along and len(inside) == 2 and stays(inside, math.sqrt(2)),
             consumed=not along and 0 < len(fixed) < len(inside) and stays(fixed, 2),
         )  # fmt: skip
-
-
-def _doubled(tensor: Tensor, dim: int) -> Tensor:
-    return tensor.repeat_interleave(2, dim)
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -181,13 +181,14 @@ class Recorder(TorchFunctionMode):
         seen, results, made = list(self.seen), [list[Tensor]()] * len(self.seen), []
         for number in _chosen(seen, range(len(seen))):
             before = seen[number]
-            for call in _in_modes(before.call):
+            for training in sorted({False, before.call.training}):
+                call = replace(before.call, training=training)
                 try:
                     results[number], again = self._made_again(call, results)
                 except Exception:  # not in this mode
                     continue
                 same = again.parameters >= before.parameters and again.shapes == before.shapes
-                if same or call.training == before.call.training:
+                if same or training == before.call.training:
                     seen[number] = again
                     made.append(number)
                     break
@@ -213,11 +214,6 @@ def joined(settled: Sequence[list[Seen]]) -> list[Seen]:
         places = {number: len(seen) + number for number in range(len(each))}
         seen += [_renumbered(one, places) for one in each]
     return _picked(seen, range(len(seen)))
-
-
-def _in_modes(call: Call) -> list[Call]:
-    """Return a call in evaluation mode, and in training mode if it was made in that."""
-    return [replace(call, training=False), call] if call.training else [call]
 
 
 def _chosen(seen: Sequence[Seen], among: Iterable[int]) -> list[int]:
