@@ -42,10 +42,6 @@ from lightning_ligo.trainer.steps import own_batches
 from lightning_ligo.trainer.swap import restart_compression
 
 
-class NotRehearsedError(Exception):
-    """A rehearsal ended for a reason that is no fault of the growth."""
-
-
 class Rehearsal:
     """Tries the next growth before the first step, and undoes it.
 
@@ -78,7 +74,7 @@ class Rehearsal:
         try:
             with rehearsing(trainer, pl_module, self._settings.seed, others_of(trainer)):
                 self._rehearse(trainer, plan, calls, batch, batch_idx)
-        except (NotRehearsedError, GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
+        except (GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
             rank_zero_info(f"{name} did not come to its end: {error}")
         else:
             rank_zero_info(f"{name} went well, from its learning to a resume, and is undone")
@@ -107,7 +103,7 @@ class Rehearsal:
         except GrowthFailedError:
             raise
         except Exception as error:
-            raise NotRehearsedError(
+            raise GrowthFailedError(  # ends the rehearsal, not the run
                 f"a training step of the small network fails with {_words(error)}"
             ) from error
         after = states_of(pl_module, small)

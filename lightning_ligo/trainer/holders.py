@@ -143,7 +143,11 @@ class _Walk:
             own = root is self.slot.module and place.path == self.slot.attribute
             if not own and not self.is_found(place):
                 self.seen[id(place.value)] = place.value
-                places += reversed(list(_children(place)))
+                held = [
+                    Place(owner, f"{place.path}{suffix}".removeprefix("."), value, put)
+                    for suffix, value, put in _content(place)
+                ]
+                places += reversed(held)
 
     def is_found(self, place: Place) -> bool:
         """Note what an object holds of the network; return whether it need not be opened."""
@@ -249,11 +253,6 @@ def replace_everywhere(
 
 
 # What objects hold --------------------------------------------------------------------------------
-
-
-def _children(place: Place) -> Iterator[Place]:
-    for suffix, value, put in _content(place):
-        yield Place(place.owner, f"{place.path}{suffix}".removeprefix("."), value, put)
 
 
 def _content(place: Place) -> Iterator[tuple[str, Any, Put | None]]:
