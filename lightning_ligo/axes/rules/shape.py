@@ -146,13 +146,6 @@ def roll(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor)
     return dims
 
 
-@rule("tril", "triu")
-def triangle(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
-    dims = graph.dims(args[0])
-    pin([*dims[-2], *dims[-1]], "it is cut along the diagonal")
-    return dims
-
-
 # Pixels -------------------------------------------------------------------------------------------
 
 
