@@ -325,15 +325,9 @@ class Growth:
 
 @dataclass(frozen=True)
 class Run:
-    """The length of a run; infinity where there is no limit or where it is unknown.
+    """The length of a run; infinity where there is no limit or where it is unknown."""
 
-    Args:
-        steps: optimizer steps of the whole run.
-        epochs: epochs of the whole run.
-        steps_per_epoch: optimizer steps of an epoch.
-    """
-
-    steps: float
+    steps: float  # of the optimizer
     epochs: float
     steps_per_epoch: float
 

@@ -21,11 +21,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Sum(Generic[Leaf]):
-    """Segments one after the other, each a product: a dimension that is concatenated or split.
-
-    Args:
-        segments: the products, in order.
-    """
+    """Segments one after the other, each a product: a dimension that is concatenated or split."""
 
     segments: tuple[tuple[Leaf | Sum[Leaf], ...], ...]
 

@@ -27,23 +27,14 @@ class Misaligned(ValueError):
 
 @dataclass(slots=True)
 class Facts:
-    """Hold what the forward has shown of a factor.
+    """Hold what the forward has shown of a factor."""
 
-    Args:
-        owned: some parameter carries it.
-        pinned: why its entries cannot be exchanged, if they cannot.
-        hint: the word of an operation for it: "heads", "kernel", ...
-        contracted: for every product of two activations that sums over it, [its scale].
-        scale: the product of the numbers that multiply it.
-        named: it comes out of an operation that cannot be followed: whether the user named all
-            axes that went in.
-    """
-
-    owned: bool = False
-    pinned: str | None = None
-    hint: str | None = None
-    contracted: tuple[list[float], ...] = ()
-    scale: float = 1.0
+    owned: bool = False  # by a parameter
+    pinned: str | None = None  # why its entries cannot be exchanged, if they cannot
+    hint: str | None = None  # the word of an operation for it: "heads", "kernel", ...
+    contracted: tuple[list[float], ...] = ()  # of every product that sums over it, [its scale]
+    scale: float = 1.0  # the product of the numbers that multiply it
+    # Of an operation that cannot be followed: whether the user named all axes that went in.
     named: bool | None = None
 
     def merge(self, other: Facts) -> Facts:
@@ -160,6 +151,11 @@ class Item(NamedTuple):
 
 
 Dim = list[Item]
+
+
+def new(length: int, *, pinned: str | None = None) -> Dim:
+    """Make a dimension of a factor that no parameter carries; of length 1 it has none."""
+    return [Item(Factor(length, Facts(pinned=pinned)), None)] if length != 1 else []
 
 
 def leaves(items: Iterable[Item]) -> Dim:
@@ -321,14 +317,11 @@ def regroup(dims: Sequence[Dim], sizes: Iterable[int]) -> list[Dim]:
     try:
         return _grouped(list(items), sizes)
     except Misaligned:
-        fluid = [
-            [Item(Factor(size(run), Facts(pinned="it is a position")), None)]
-            if stuck
-            else list(run)
-            for stuck, group in groupby(leaves(items), lambda leaf: fixed([leaf]))
-            for run in [list(group)]
-        ]
-        return _grouped([item for run in fluid for item in run], sizes)
+        fluid: Dim = []
+        for stuck, group in groupby(leaves(items), lambda leaf: fixed([leaf])):
+            run = list(group)
+            fluid += new(size(run), pinned="it is a position") if stuck else run
+        return _grouped(fluid, sizes)
 
 
 def _grouped(queue: Dim, sizes: list[int]) -> list[Dim]:
@@ -360,14 +353,8 @@ def take(dim: Dim, start: int, length: int) -> Dim:
     """
     if length == size(dim):
         return dim
-    if length == 0:
-        return [Item(Factor(0, Facts(pinned="it is empty")), None)]
-    if fixed(dim):
-        return (
-            [Item(Factor(length, Facts(pinned="it is cut by position")), None)]
-            if length > 1
-            else []
-        )
+    if length == 0 or fixed(dim):
+        return new(length, pinned="it is cut by position" if length else "it is empty")
     head, *rest = leaves(dim)
     inner = size(rest)
     if start % inner or length % inner:

@@ -38,8 +38,7 @@ class Flow(Node):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nonlinear = False  # a nonlinear function, such as an activation, was applied
-        self.reduced = False  # a mean, a softmax or a maximum was taken
+        self.nonlinear = False  # an activation, a mean, a softmax or a maximum was taken
         self.normed_into: list[Flow] = []  # the flows that come out of norms over this one
         self._segments: dict[tuple[int, int], Flow] = {}
 
@@ -50,7 +49,6 @@ class Flow(Node):
         other._parent = root
         root.normed_into += other.normed_into
         root.nonlinear = root.nonlinear or other.nonlinear
-        root.reduced = root.reduced or other.reduced
         for (start, length), flow in other._segments.items():
             root.segment(start, length, flow)
 

@@ -98,7 +98,7 @@ class Flows:
         ]
         together = [flows for flows in reads if len(flows) > 1]
         flows = {self.flow(leaf) for leaf in self.own}
-        plain = {flow for flow in flows if not (flow.nonlinear or flow.reduced)}
+        plain = {flow for flow in flows if not flow.nonlinear}
         # 4. Tied tables: flip what they read, where only parameters outside of stacks write it.
         self._flipped: dict[Flow, int] = {}  # with its power
         self._raised: set[Flow] = set()

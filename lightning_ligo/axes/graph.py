@@ -18,6 +18,7 @@ from lightning_ligo.axes.factors import (
     Owner,
     end_factors,
     ends,
+    new,
     pin,
     size,
     unite,
@@ -83,6 +84,8 @@ class _Traced(NamedTuple):
 
 class Graph:
     """The dimensions of the tensors of one forward, and the uses of its parameters."""
+
+    new = staticmethod(new)
 
     def __init__(self, network: nn.Module) -> None:
         kept = network.state_dict(keep_vars=True)
@@ -162,9 +165,6 @@ class Graph:
         traced = self._traced.get(_key(tensor))
         return traced.writers if traced else frozenset()
 
-    def new(self, length: int, *, pinned: str | None = None) -> Dim:
-        return [Item(Factor(length, Facts(pinned=pinned)), None)] if length != 1 else []
-
     def tell_apart(self, out: Tensor, items: Dim, reason: str) -> None:
         """Pin ``items`` once ``out`` is used: some networks only look at its shape."""
         self._told_apart[_key(out)] = items, reason
@@ -231,7 +231,7 @@ class Graph:
         items = [item for dim in dims for item in dim]
         self.reductions.append((kind, items))
         if kind not in ("layer", "rms", "group", "mean square"):
-            reduced(items)
+            mark_nonlinear([items])
 
     def contracted(self, out: Tensor, over: Dim) -> None:
         """Note that ``out`` is a contraction of two activations over ``over``."""
@@ -350,18 +350,11 @@ def carriers(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def mark_nonlinear(dims: Iterable[Dim]) -> None:
-    """Note that a nonlinear function is applied to the flows of these dimensions."""
+    """Note that a nonlinear function, or no norm's reduction, is taken of these dimensions."""
     for dim in dims:
         for item in ends(dim):
             if item.flow is not None:
                 item.flow.root().nonlinear = True
-
-
-def reduced(items: Dim) -> None:
-    """Note that a reduction other than a norm is taken over the flows of a dimension."""
-    for item in ends(items):
-        if item.flow is not None:
-            item.flow.root().reduced = True
 
 
 def storage(tensor: Tensor) -> int:

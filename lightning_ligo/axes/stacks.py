@@ -38,9 +38,6 @@ def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
 
     A stack is the numbered children of one module that hold the same parameters of the same shapes.
 
-    Args:
-        networks: the shapes of each network's parameters by name.
-
     >>> from itertools import pairwise
     >>> def blocks(*widths):
     ...     return {f"blocks.{i}.weight": shape for i, shape in enumerate(pairwise(widths))}

@@ -33,7 +33,7 @@ from lightning_ligo.axes.graph import Graph, mark_nonlinear
 from lightning_ligo.axes.naming import name_axes
 from lightning_ligo.axes.notation import match, split
 from lightning_ligo.axes.override import Naming, Override, check
-from lightning_ligo.axes.rules import lookup, norms, products, shape, space  # noqa: F401
+from lightning_ligo.axes.rules import lookup, norms, products, shape  # noqa: F401
 from lightning_ligo.axes.rules.elementwise import pointwise
 from lightning_ligo.axes.rules.recurrent import RECURRENT
 from lightning_ligo.axes.rules.table import RULES, unread

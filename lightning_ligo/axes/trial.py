@@ -53,18 +53,13 @@ class Along(NamedTuple):
 class Together:
     """Factors that only leave an operation as it is if they are permuted together.
 
-    Args:
-        factors: their numbers among the factors of the inputs.
-        along: where they are in the outputs; nowhere if they are summed over.
-        unlike: the numbers of the outputs that change otherwise.
-        contracted: the outputs stay if every entry is there twice, and two inputs are divided by
-            the root of two.
-        consumed: they stay if instead the inputs made of parameters are divided by two.
+    If every entry is there twice, outputs stay where two inputs are divided by the root of two
+    (``contracted``), or the inputs made of parameters by two (``consumed``).
     """
 
-    factors: tuple[int, ...]
-    along: tuple[Along, ...]
-    unlike: tuple[int, ...]
+    factors: tuple[int, ...]  # their numbers among the factors of the inputs
+    along: tuple[Along, ...]  # where they are in the outputs; nowhere if they are summed over
+    unlike: tuple[int, ...]  # the numbers of the outputs that change otherwise
     contracted: bool
     consumed: bool
 
@@ -73,16 +68,12 @@ class Together:
 class Found:
     """What a trial has found.
 
-    Args:
-        together: the factors that are exchangeable.
-        apart: the numbers of the others.
-        layout: for every dimension of every output, the numbers of those ``together`` that are in
-            it; "own" is a factor of the output alone, and "equal" one whose entries are all equal.
+    In the layout, "own" is a factor of the output alone, "equal" one whose entries are equal.
     """
 
-    together: tuple[Together, ...]
-    apart: tuple[int, ...]
-    layout: tuple[tuple[tuple[int | str, ...], ...], ...]
+    together: tuple[Together, ...]  # the factors that are exchangeable
+    apart: tuple[int, ...]  # the numbers of the others
+    layout: tuple[tuple[tuple[int | str, ...], ...], ...]  # those in each dimension of each output
 
 
 class Trial:
@@ -105,7 +96,8 @@ class Trial:
                     for item in uses_of(product):
                         place = Place(number, dim, item)
                         self.places.setdefault(item.factor.root(), []).append(place)
-        self._short = self._shortened()
+        self._short = {size: size for size in sorted({factor.size for factor in self.places})}
+        self._shorten()
 
     @property
     def key(self) -> Any:
@@ -121,26 +113,18 @@ class Trial:
             (self._func, self._static, id(self) if any(map(callable, others)) else others, inputs)
         )
 
-    def _shortened(self) -> dict[int, int]:
+    def _shorten(self) -> None:
         """Choose other lengths for factors, where the inputs are large."""
-        lengths = sorted({factor.size for factor in self.places})
-        short = {size: size for size in lengths}
-        taken = {size for size in lengths if size <= 8}
-        if self._numbers(short) > ENOUGH:
-            for size in lengths:
-                if size > 8:
-                    short[size] = next(n for n in itertools.count(8) if n not in taken)
-                    taken.add(short[size])
-        return short
+        if sum(math.prod(self._shape(n)) for n in range(len(self._tensors))) > ENOUGH:
+            long = [size for size in self._short if size > 8]
+            free = itertools.count(9 if 8 in self._short else 8)
+            self._short.update(zip(long, free, strict=False))
 
-    def _numbers(self, short: dict[int, int]) -> int:
-        return sum(math.prod(self._shape(number, short)) for number in range(len(self._tensors)))
+    def _shape(self, number: int) -> list[int]:
+        return [length(product, self._size) for product in self.products[number]]
 
-    def _shape(self, number: int, short: dict[int, int]) -> list[int]:
-        return [
-            length(product, lambda item: short.get(item.factor.size, item.factor.size))
-            for product in self.products[number]
-        ]
+    def _size(self, item: Item) -> int:
+        return self._short.get(item.factor.size, item.factor.size)
 
     def ask(self) -> Found:
         """Find which factors are exchangeable, and where they are in the outputs.
@@ -199,7 +183,7 @@ class Trial:
         device = next((t.device for t in self._inputs() if not t.is_meta), torch.device("cpu"))
         drawn = []
         for number, tensor in enumerate(self._inputs()):
-            shape = self._shape(number, self._short)
+            shape = self._shape(number)
             kept = not (tensor.is_meta or tensor.is_floating_point() or tensor.is_complex())
             if not _dense(tensor) or (kept and [*tensor.shape] == shape):
                 drawn.append(tensor.detach())
@@ -236,9 +220,6 @@ class Trial:
                 values[number], dim, self.products[number][dim], self._size, here
             )
         return values
-
-    def _size(self, item: Item) -> int:
-        return self._short.get(item.factor.size, item.factor.size)
 
     # Answers -----------------------------------------------------------------------------------
 
@@ -277,7 +258,7 @@ class Trial:
         fixed = {number for number in inside if self._static[number]}
 
         def stays(divided: set[int], by: float) -> bool:
-            values = self._changed(factors, _doubled)
+            values = self._changed(factors, lambda tensor, dim: tensor.repeat_interleave(2, dim))
             try:
                 out = self._call([v / by if n in divided else v for n, v in enumerate(values)])
             except Exception:  # an operation that is told the length
@@ -290,10 +271,6 @@ class Trial:
             contracted=not along and len(inside) == 2 and stays(inside, math.sqrt(2)),
             consumed=not along and 0 < len(fixed) < len(inside) and stays(fixed, 2),
         )  # fmt: skip
-
-
-def _doubled(tensor: Tensor, dim: int) -> Tensor:
-    return tensor.repeat_interleave(2, dim)
 
 
 def _dense(tensor: Tensor) -> bool:

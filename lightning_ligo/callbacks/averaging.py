@@ -20,7 +20,7 @@ def averages(trainer: Trainer) -> list[LightningModule]:
     return [average for average in found if average is not None]
 
 
-def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
+def check_averages(trainer: Trainer) -> None:
     """Check that every average has the parameters and buffers of the module, in their order.
 
     Lightning pairs them by position, and drops the end of the longer list.
@@ -28,6 +28,7 @@ def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
     Raises:
         RuntimeError: naming those that differ.
     """
+    pl_module = trainer.lightning_module
     expected = list(shapes_of(pl_module).items())
     for average in averages(trainer):
         found = list(shapes_of(average).items())

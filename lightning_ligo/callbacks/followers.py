@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_ligo.callbacks.accounting import Counting
-from lightning_ligo.operator import optimizer_state
 from lightning_ligo.operator.operator import Operator
-from lightning_ligo.operator.optimizer_state import POWERS, Policy, States
+from lightning_ligo.operator.optimizer_state import POWERS, Policy, States, grow_states
 from lightning_ligo.trainer.holders import Held, Place, held, is_like, move_hooks, tensors_of
 from lightning_ligo.trainer.lightning import callbacks_of, datamodule_of
 from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.slot import Slot, listed
+from lightning_ligo.trainer.snapshot import refill
 from lightning_ligo.trainer.swap import match
 
 
@@ -37,12 +37,7 @@ class Followers:
       and as gradients otherwise. Parameters of the network in it are replaced.
     - Hooks on modules and parameters move to those of the same name. New layers have them if all
       old layers have the same.
-    - A state that steps keep between batches is what it was before the first step.
-
-    Args:
-        trainer: of the run.
-        slot: the network.
-        hidden: states to drop.
+    - A state that steps keep between batches (``hidden``) is what it was before the first step.
 
     Raises:
         ValueError: naming what cannot be followed.
@@ -60,9 +55,7 @@ class Followers:
     def begin(self, plain: nn.Module, large: nn.Module) -> None:
         """Copy the large network, as it was built, for every copy; give it the hooks.
 
-        Args:
-            plain: the network, or a copy of it that is not sharded.
-            large: the network to grow to.
+        ``plain`` is the small network, or a copy of it that is not sharded.
         """
         self._plain, self._large = plain, large
         self._copies = [copy.deepcopy(large) for _ in self._held.copies]
@@ -91,42 +84,28 @@ class Followers:
         tensors: dict[str, Tensor] = {name: value[key] for key, name in inner.items()}
         first = {name: parent for name, (parent, *_) in operator.parents().items()}
         first |= {name: name for name, _ in self._large.named_buffers()}
-        wanted = [name for name in tensors_of(self._large) if first.get(name) in tensors]
-        small = tensors_of(self._small)
-        if all(tensor is small[name] for name, tensor in tensors.items()):
-            grown = tensors_of(self._large)
-        else:
-            grown = _grown(operator, tensors_of(self._plain), tensors_of(self._large), tensors)
-        start = next(iter(inner))
-        if not isinstance(value, dict):
-            rest = [item for key, item in enumerate(value) if key not in inner]
-            return [*rest[:start], *(grown[name] for name in wanted), *rest[start:]]
-        prefix = start.removesuffix(inner[start])
-        result: dict[Any, Any] = {}
-        for key, item in value.items():
-            if key == start:
-                result |= {f"{prefix}{name}": grown[name] for name in wanted}
-            if key not in inner:
-                result[key] = item
-        return result
+        small, grown = tensors_of(self._small), tensors_of(self._large)
+        wanted = [name for name in grown if first.get(name) in tensors]
+        if any(tensor is not small[name] for name, tensor in tensors.items()):
+            grown = ByName(operator, tensors_of(self._plain), grown).grow(tensors)
+        items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        start, key = next((n, key) for n, (key, _) in enumerate(items) if key in inner)
+        prefix = str(key).removesuffix(inner[key])
+        rest = [item for item in items if item[0] not in inner]
+        new: list[Any] = [(f"{prefix}{name}", grown[name]) for name in wanted]
+        result = [*rest[:start], *new, *rest[start:]]
+        return dict(result) if isinstance(value, dict) else tuple(item for _, item in result)
 
     def put(self) -> None:
         """Put what has grown into its places."""
         for place, value in self._grown:
-            before = place.value
+            put, before = place.put, place.value
             if isinstance(before, (dict, list)):
-                self._undo.append(_refilled(before, value))
-                continue
-            assert place.put is not None
-            place.put(tuple(value) if isinstance(before, tuple) else value)
-            self._undo.append(functools.partial(place.put, before))
-        for state in self._hidden:
-            attributes = state.attributes
-            kept = {name: attributes[name] for name in [state.name] if name in attributes}
-            self._undo.append(functools.partial(attributes.update, kept))
-            attributes.pop(state.name, None)
-            if not state.is_absent:
-                attributes[state.name] = copy.copy(state.value)
+                put, before = functools.partial(refill, before), copy.copy(before)
+            assert put is not None
+            put(value)
+            self._undo.append(functools.partial(put, before))
+        self._undo += [state.put() for state in self._hidden]
 
     def back(self) -> None:
         """Put back what was there before `put`."""
@@ -176,98 +155,100 @@ def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
     Raises:
         ValueError: naming what cannot, and what to do.
     """
-    attribute = slot.attribute
-    fixed = [place for place in found.references if place.put is None]
-    for place in (*found.parts, *fixed):
-        raise ValueError(
-            f"{place.owner} holds a part of {attribute!r} in its attribute {_top(place)!r}, and "
-            "would keep the small network; access the network through pl_module in its hooks, or "
-            f"through self.{attribute} in the module"
-        )
-    sharded = [place for place, names in found.named if _is_any_sharded(place, names)]
-    for place in (*found.copies, *sharded) if is_sharded(trainer) else ():
-        raise ValueError(
-            f"{place.owner} keeps a copy of weights of {attribute!r} in its attribute "
-            f"{_top(place)!r}, which is not supported under {type(trainer.strategy).__name__}; "
-            "train without it, or keep whole tensors by the names of the parameters"
-        )
-    for place in (*found.copies, *(place for place, _ in found.named)):
+
+    def refuse(place: Place, what: str, why: str) -> NoReturn:
+        top = re.split(r"[.\[]", place.path)[0]
+        raise ValueError(f"{place.owner} {what} {slot.attribute!r} in its attribute {top!r}{why}")
+
+    for place in (*found.parts, *(each for each in found.references if each.put is None)):
+        refuse(
+            place, "holds a part of", ", and would keep the small network; access the network "
+            f"through pl_module in its hooks, or through self.{slot.attribute} in the module",
+        )  # fmt: skip
+    named = [
+        (place, [place.value[key] for key, name in names.items() if name])
+        for place, names in found.named
+    ]
+    whole = [(place, list[Tensor]()) for place in found.copies]
+    for place, tensors in (*whole, *named):
+        kept, strategy = "keeps a copy of weights of", type(trainer.strategy).__name__
+        if is_sharded(trainer) and (not tensors or any(isinstance(t, DTensor) for t in tensors)):
+            refuse(
+                place, kept, f", which is not supported under {strategy}; train without it, or "
+                "keep whole tensors by the names of the parameters",
+            )  # fmt: skip
         if place.put is None and not isinstance(place.value, (dict, list)):
-            raise ValueError(
-                f"{place.owner} keeps a copy of weights of {attribute!r} in its attribute "
-                f"{_top(place)!r}, where it cannot be replaced; keep it in an attribute, a list or "
-                "a dict"
-            )
-    for place, names in found.named:
-        tensors = [place.value[key] for key, name in names.items() if name]
+            refuse(
+                place, kept, ", where it cannot be replaced; keep it in an attribute, a list or a "
+                "dict",
+            )  # fmt: skip
+    for place, tensors in named:
         if all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors) and any(
             bool((tensor == 0).any()) and bool(tensor.any()) for tensor in tensors
         ):
-            raise ValueError(
-                f"{place.owner} keeps zeros and ones by parameters of {attribute!r} in its "
-                f"attribute {_top(place)!r}, and which entries of a large parameter it should mask "
-                "is not known; train without it"
-            )
-
-
-def _is_any_sharded(place: Place, names: Mapping[Any, str]) -> bool:
-    return any(isinstance(place.value[key], DTensor) for key, name in names.items() if name)
-
-
-def _top(place: Place) -> str:
-    return re.split(r"[.\[]", place.path)[0]
-
-
-def _refilled(container: Any, content: Any) -> Callable[[], object]:
-    """Give a dict or a list another content; return what restores it."""
-    before = copy.copy(container)
-    fill = container.update if isinstance(container, dict) else container.extend
-
-    def restore() -> None:
-        container.clear()
-        fill(before)
-
-    container.clear()
-    fill(content)
-    return restore
+            refuse(
+                place, "keeps zeros and ones by parameters of", ", and which entries of a large "
+                "parameter it should mask is not known; train without it",
+            )  # fmt: skip
 
 
 # Tensors by name ----------------------------------------------------------------------------------
 
 
-def _grown(
-    operator: Operator,
-    small: Mapping[str, Tensor],
-    large: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Grow tensors by the name of their parameters: weights, gradients or squares of gradients."""
-    device = next(iter(tensors.values())).device
-    if is_like(tensors, small):
-        result = grown_weights(operator, small, large, tensors)
-    else:
-        negative = any(bool((tensor < 0).any()) for tensor in tensors.values())
-        key = "exp_avg" if negative else "exp_avg_sq"
-        here = {name: {key: t.to(small[name].device)} for name, t in tensors.items()}
-        states = optimizer_state.grow_states(operator, here)
-        result = {
-            name: states[name][key] if name in states else tensor.detach() * 0
-            for name, tensor in large.items()
+class ByName(NamedTuple):
+    """Grows tensors that are held by the names of parameters."""
+
+    operator: Operator
+    small: Mapping[str, Tensor]  # the tensors of both networks
+    large: Mapping[str, Tensor]
+
+    def grow(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Grow weights, gradients or squares of gradients."""
+        device = next(iter(tensors.values())).device
+        if is_like(tensors, self.small):
+            result = self.weights(tensors)
+        else:
+            negative = any(bool((tensor < 0).any()) for tensor in tensors.values())
+            key = "exp_avg" if negative else "exp_avg_sq"
+            here = {name: {key: t.to(self.small[name].device)} for name, t in tensors.items()}
+            states = grow_states(self.operator, here)
+            result = {
+                name: states[name][key] if name in states else tensor.detach() * 0
+                for name, tensor in self.large.items()
+            }
+        trained = any(tensor.requires_grad for tensor in tensors.values())
+        return {name: tensor.to(device).requires_grad_(trained) for name, tensor in result.items()}
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Grow by the operator of the weights; those that are missing are the network's own."""
+        result = _Tensors({name: tensor.detach().clone() for name, tensor in self.large.items()})
+        self.operator.of(_Tensors({**self.small, **tensors})).bake(result)
+        return result.tensors
+
+    def states(self, policy: Policy, states: States) -> dict[str, Any]:
+        """Grow the state of an optimizer, also slow weights that it keeps as Lookahead does."""
+        slow: dict[str, dict[str, Tensor]] = {}
+        for key in {key for state in states.values() for key in state} - POWERS.keys():
+            found = {name: state[key] for name, state in states.items() if key in state}
+            fits = all(
+                isinstance(t, Tensor) and t.shape == self.small[n].shape for n, t in found.items()
+            )
+            if fits and is_like(found, self.small):
+                slow[key] = found
+        fast = {
+            name: {key: value for key, value in state.items() if key not in slow}
+            for name, state in states.items()
         }
-    trained = any(tensor.requires_grad for tensor in tensors.values())
-    return {name: tensor.to(device).requires_grad_(trained) for name, tensor in result.items()}
-
-
-def grown_weights(
-    operator: Operator,
-    small: Mapping[str, Tensor],
-    large: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Grow tensors by the operator of the weights; those that are missing are the network's own."""
-    result = _Tensors({name: tensor.detach().clone() for name, tensor in large.items()})
-    operator.of(_Tensors({**small, **tensors})).bake(result)
-    return result.tensors
+        grown = grow_states(self.operator, fast, policy)
+        parents = self.operator.parents().items()
+        for key, tensors in slow.items():
+            weights = self.weights(tensors)
+            alone = [name for name, (parent, *_) in parents if parent in tensors]
+            for name in (
+                grown if any(fast.values()) else alone
+            ):  # else its step makes all of it anew
+                grown.setdefault(name, {})[key] = weights[name]
+        return grown
 
 
 class _Tensors(nn.Module):
@@ -279,30 +260,3 @@ class _Tensors(nn.Module):
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
         return iter(self.tensors.items())
-
-
-def grow_states(
-    operator: Operator,
-    small: Mapping[str, Tensor],
-    large: Mapping[str, Tensor],
-    policy: Policy,
-    states: States,
-) -> dict[str, Any]:
-    """Grow the state of an optimizer, also slow weights that it keeps as Lookahead does."""
-    slow: dict[str, dict[str, Tensor]] = {}
-    for key in {key for state in states.values() for key in state} - POWERS.keys():
-        found = {name: state[key] for name, state in states.items() if key in state}
-        alike = all(isinstance(t, Tensor) and t.shape == small[n].shape for n, t in found.items())
-        if alike and is_like(found, small):
-            slow[key] = found
-    fast = {
-        name: {key: value for key, value in state.items() if key not in slow}
-        for name, state in states.items()
-    }
-    grown = optimizer_state.grow_states(operator, fast, policy)
-    for key, tensors in slow.items():
-        weights = grown_weights(operator, small, large, tensors)
-        alone = [name for name, (parent, *_) in operator.parents().items() if parent in tensors]
-        for name in grown if any(fast.values()) else alone:  # else its step makes all of it anew
-            grown.setdefault(name, {})[key] = weights[name]
-    return grown

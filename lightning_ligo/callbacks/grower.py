@@ -8,16 +8,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lightning_ligo.axes.calls import Call, materialize
 from lightning_ligo.callbacks.accounting import Accounting
 from lightning_ligo.callbacks.averaging import averaged_validation, check_averages
+from lightning_ligo.callbacks.companions import remember_groups
 from lightning_ligo.callbacks.failure import alike
-from lightning_ligo.callbacks.finetuning import remember_groups
-from lightning_ligo.callbacks.followers import Followers, grow_states
+from lightning_ligo.callbacks.followers import ByName, Followers
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.networks.description import build
 from lightning_ligo.operator.fit import fit
@@ -44,31 +44,19 @@ from lightning_ligo.trainer.swap import conform, swap, undone
 
 
 class Grown(NamedTuple):
-    """The results of a growth."""
+    """A large network and all that has grown with it, at first outside of the run."""
 
     small: nn.Module  # whole on every rank
     large: nn.Module
     operator: Operator
     ramp: Ramp | None  # for a method that masks new parts
     change: Change  # of the function
+    parents: dict[str, list[str]]
+    followers: Followers
     losses: tuple[float, ...]  # of every step of learning
     flops: int  # of learning
     metrics: dict[str, float]  # of the large network, if it was validated
-    optimizer_state: dict[str, int]  # large parameters, and those `carried` over
-
-
-class Made(NamedTuple):
-    """A large network before it is put into the run."""
-
-    small: nn.Module  # whole on every rank
-    large: nn.Module
-    operator: Operator
-    ramp: Ramp | None
-    change: Change
-    parents: dict[str, list[str]]
-    followers: Followers
-    losses: tuple[float, ...]
-    flops: int
+    carried: int = 0  # parameters with the optimizer state of the small network
 
 
 class Grower:
@@ -83,55 +71,48 @@ class Grower:
     def grow(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
         plan: Plan,
         calls: Callable[[], Sequence[Call]],
         check: Callable[[dict[str, float]], None],
     ) -> Grown:
         """Grow the network once, at the start of a batch.
 
-        Args:
-            trainer, pl_module: of the run.
-            plan: plan of this growth.
-            calls: returns calls of the small network, on which the function is compared.
-            check: called with the metrics of the large network, before the swap.
+        The function is compared on the ``calls`` of the small network. ``check`` is called with the
+        metrics of the large one, before the swap.
 
         Raises:
             GrowthFailedError: on all ranks if the growth fails on one; everything is restored.
         """
         with alike(trainer):
-            steps, batches = self._settings.method.steps, own_batches(trainer, pl_module)
-            made = self.make(trainer, pl_module, plan, calls(), steps, batches)
-            metrics = self._validated(trainer, pl_module, made)
+            batches = own_batches(trainer, trainer.lightning_module)
+            made = self.make(trainer, plan, calls(), self._settings.method.steps, batches)
+            metrics = self._validated(trainer, made)
             check(metrics)
-        with self.undone(trainer, pl_module, made), alike(trainer):
-            carried = self.put(trainer, pl_module, made)
+        with self.undone(trainer, made), alike(trainer):
+            carried = self.put(trainer, made)
         made.followers.tell()
-        state = {"carried": carried, "parameters": len(made.parents)}
-        return Grown(*made[:5], made.losses, made.flops, metrics, state)
+        return made._replace(metrics=metrics, carried=carried)
 
     def make(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
         plan: Plan,
         calls: Sequence[Call],
         steps: int,
         batches: Generator[Any, None, None],
-    ) -> Made:
+    ) -> Grown:
         """Make the large network, and all that grows with it, outside of the run.
 
         The operator is learned on the batches.
         """
-        slot, growths = self._settings.slot(pl_module), self._settings.growths
-        size = size_of(pl_module)
-        description = sizes_of(pl_module, growths)[size + 1]
+        slot, growths = self._settings.slot_of(trainer), self._settings.growths
+        description = sizes_of(slot.module, growths)[size_of(slot.module) + 1]
         assert description is not None
         bar_is_shown = _shows_progress(trainer)
-        small = self._sharding.plain(pl_module, slot.network)
-        followers = self.followers(trainer, pl_module)
-        with sandboxed(trainer, pl_module, self._seed(pl_module)):
-            operator = Operator(plan, small, self._settings.method, self._seed(pl_module))
+        small = self._sharding.plain(slot.module, slot.network)
+        followers = self.followers(trainer)
+        with sandboxed(trainer, slot.module, self._seed(trainer)):
+            operator = Operator(plan, small, self._settings.method, self._seed(trainer))
             parents = operator.parents()
             built = materialize(build(description), plan.lazy)
             large = conform(trainer, small, built, parents)
@@ -141,58 +122,51 @@ class Grower:
             if steps and operator.coefficients:
                 followers.grow(operator)
                 with followers.placed():
-                    learned = self._learn(
-                        trainer, pl_module, operator, steps, batches, bar_is_shown
-                    )
+                    learned = self._learn(trainer, operator, steps, batches, bar_is_shown)
             operator.bake(large)
             change = _compared(trainer, operator, small, large, calls)
             followers.grow(operator)
             ramp = Ramp(operator, large) if self._settings.method.ramp else None
-        return Made(small, large, operator, ramp, change, parents, followers, *learned)
+        return Grown(small, large, operator, ramp, change, parents, followers, *learned, {})
 
-    def followers(self, trainer: Trainer, pl_module: LightningModule) -> Followers:
+    def followers(self, trainer: Trainer) -> Followers:
         """Find what follows the network.
 
         Raises:
             ValueError: naming what cannot follow it.
         """
-        slot = self._settings.slot(pl_module)
-        return Followers(trainer, slot, self.hidden)
+        return Followers(trainer, self._settings.slot_of(trainer), self.hidden)
 
-    def _seed(self, pl_module: LightningModule) -> int:
-        return self._settings.seed * 65537 + size_of(pl_module)
+    def _seed(self, trainer: Trainer) -> int:
+        return self._settings.seed * 65537 + size_of(trainer.lightning_module)
 
-    def _validated(
-        self, trainer: Trainer, pl_module: LightningModule, made: Made
-    ) -> dict[str, float]:
+    def _validated(self, trainer: Trainer, made: Grown) -> dict[str, float]:
         """Return the metrics of the large network, if there is a validation."""
         if not trainer.enable_validation:
             return {}
-        size = size_of(pl_module) + 1
-        watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size)]
-        with sandboxed(trainer, pl_module, self._seed(pl_module)), made.followers.placed():
-            self._settings.slot(pl_module).set(made.large)
+        slot = self._settings.slot_of(trainer)
+        counting = self._accounting.of_evaluation(size_of(slot.module) + 1)
+        watching = [*averaged_validation(trainer), counting]
+        with sandboxed(trainer, slot.module, self._seed(trainer)), made.followers.placed():
+            slot.set(made.large)
             return evaluate(trainer, *watching)
 
-    def put(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> int:
+    def put(self, trainer: Trainer, made: Grown) -> int:
         """Swap the networks; return the number of parameters with optimizer state."""
-        slot = self._settings.slot(pl_module)
+        slot = self._settings.slot_of(trainer)
         if is_sharded(trainer):
-            self._sharding.see(pl_module, made.large)
-        states = functools.partial(
-            grow_states, made.operator, tensors_of(made.small), tensors_of(made.large),
-            self._settings.optimizer_state,
-        )  # fmt: skip
+            self._sharding.see(slot.module, made.large)
+        by_name = ByName(made.operator, tensors_of(made.small), tensors_of(made.large))
+        states = functools.partial(by_name.states, self._settings.optimizer_state)
         carried = swap(trainer, slot, made.large, made.parents, states, made.followers.put)
-        check_averages(trainer, pl_module)
-        remember_groups(trainer, pl_module)
-        remember_growth(pl_module, self._settings.growths)
+        check_averages(trainer)
+        remember_groups(trainer)
+        remember_growth(slot.module, self._settings.growths)
         return carried
 
     def _learn(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
         operator: Operator,
         steps: int,
         batches: Generator[Any, None, None],
@@ -219,7 +193,7 @@ class Grower:
                 first_step.enter_context(counter)
                 fit(
                     operator,
-                    self._settings.slot(pl_module).network,
+                    self._settings.slot_of(trainer).network,
                     loss,
                     numbered,
                     steps=steps,
@@ -234,26 +208,26 @@ class Grower:
         return tuple(losses), flops
 
     @contextmanager
-    def undone(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> Iterator[None]:
+    def undone(self, trainer: Trainer, made: Grown) -> Iterator[None]:
         """Restore everything if the swap fails, the record for checkpoints too."""
-        slot, record = self._settings.slot(pl_module), record_of(pl_module)
-        entry = described(slot)
+        slot = self._settings.slot_of(trainer)
+        record, entry = record_of(slot.module), described(slot)
         assert record is not None
         try:
             with undone(trainer, slot):
                 yield
         except BaseException:
-            set_record(pl_module, record)
+            set_record(slot.module, record)
             if entry is not None:
-                pl_module.hparams[slot.attribute] = entry
-            self.back(trainer, pl_module, made)
+                slot.module.hparams[slot.attribute] = entry
+            self.back(trainer, made.followers, made.small)
             raise
 
-    def back(self, trainer: Trainer, pl_module: LightningModule, made: Made) -> None:
+    def back(self, trainer: Trainer, followers: Followers, small: nn.Module) -> None:
         """Put back what `put` has replaced outside of the network and its record."""
-        made.followers.restore()
+        followers.restore()
         if is_sharded(trainer):
-            self._sharding.see(pl_module, made.small)
+            self._sharding.see(trainer.lightning_module, small)
 
 
 def _compared(

@@ -16,6 +16,7 @@ from lightning_ligo.callbacks.accounting import Accounting, Counting, Validation
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
 from lightning_ligo.callbacks.checks import check_run
+from lightning_ligo.callbacks.companions import Stopping, restart_stopping
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
 from lightning_ligo.callbacks.grower import Grower, check_grown
@@ -33,7 +34,6 @@ from lightning_ligo.callbacks.rehearsal import Rehearsal
 from lightning_ligo.callbacks.report import growth_report, show_report, write_report
 from lightning_ligo.callbacks.resume import Resume
 from lightning_ligo.callbacks.settings import Settings, check_choices, learning
-from lightning_ligo.callbacks.stopping import Stopping, restart_stopping
 from lightning_ligo.callbacks.triggers import Triggers, run_of
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
@@ -204,7 +204,7 @@ class GrowthCallback(Counting):
             with isolated_random(settings.seed):
                 description = self._sizes(pl_module)[self.size(pl_module)]
                 self._sharding.check(settings.slot(pl_module), description)
-        self.planner.begin(trainer, pl_module)
+        self.planner.begin(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
@@ -213,8 +213,8 @@ class GrowthCallback(Counting):
         self.planner.skip(size)
         check_optimizers_can_change(trainer.optimizers)
         check_every_parameter_once(trainer, pl_module)
-        check_averages(trainer, pl_module)
-        self._grower.followers(trainer, pl_module)
+        check_averages(trainer)
+        self._grower.followers(trainer)
         self._rates.resume([record.rate for record in self._records])
         if self._rates.factor != 1:
             rank_zero_info(f"The learning rate is {Rate(self._rates.factor)}, as since the growth")
@@ -232,12 +232,10 @@ class GrowthCallback(Counting):
         log_parameters(trainer, count(self.settings.slot(pl_module).network))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
-    def _plan(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def _plan(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Plan the growths to come; after a resume also find masks and new entries of the last."""
         masks, entries = self._are_lost(trainer)
-        small = None
+        pl_module, small = trainer.lightning_module, None
         if masks or entries:
             description = self._sizes(pl_module)[self.size(pl_module) - 1]
             with isolated_random(self.settings.seed):
@@ -245,9 +243,9 @@ class GrowthCallback(Counting):
             small = built or self._resume.kept[pl_module]
         elif not self.planner.has_more:
             return
-        plan = self.planner.plan(trainer, pl_module, batch, batch_idx, small)
+        plan = self.planner.plan(trainer, batch, batch_idx, small)
         if self.rehearse:
-            self._rehearsal.run(trainer, pl_module, self.planner, batch, batch_idx)
+            self._rehearsal.run(trainer, self.planner, batch, batch_idx)
         if small is not None and plan is not None:
             operator, record = Operator(plan, small, self.settings.method), self._records[-1]
             network = self.settings.slot(pl_module).network
@@ -285,10 +283,10 @@ class GrowthCallback(Counting):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._plan(trainer, pl_module, batch, batch_idx)
+        self._plan(trainer, batch, batch_idx)
         size = self.size(pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, size):
-            self._grow(trainer, pl_module, batch, batch_idx)
+            self._grow(trainer, batch, batch_idx)
         self._ramping.advance(trainer.global_step)
         self.accounting.training.start(batch, self.size(pl_module))
 
@@ -340,13 +338,12 @@ class GrowthCallback(Counting):
             return self._data.size > size
         return self.triggers.is_due(trainer, size, self.accounting.total)
 
-    def _grow(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def _grow(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         self._ramping.end()
-        number = self.size(pl_module) + 1
+        number = self.size(trainer.lightning_module) + 1
         try:
-            self._replace(trainer, pl_module, batch, batch_idx)
+            self._replace(trainer, batch, batch_idx)
+            gc.collect()  # what was used for the growth is held by cycles
             return
         except GrowthFailedError as error:
             self.accounting.abort()
@@ -368,11 +365,10 @@ class GrowthCallback(Counting):
             "more"
         )
 
-    def _replace(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def _replace(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Grow the network, log it, and record it; restore everything if that fails."""
-        started, size, step = time.monotonic(), self.size(pl_module), trainer.global_step
+        pl_module, started, step = trainer.lightning_module, time.monotonic(), trainer.global_step
+        size = self.size(pl_module)
         plan, growth = self.planner.planned(size + 1), self.settings.growths[size]
         validations, before = self._validations, dict[str, float]()
         if not growth.data or validations.is_current(trainer):  # else the data is the large one's
@@ -382,9 +378,9 @@ class GrowthCallback(Counting):
             name = validations.reported(trainer, before or after)
             return Metric(name, before.get(name or ""), after.get(name or ""))
 
-        calls = functools.partial(self.planner.calls_of, trainer, pl_module, batch, batch_idx)
+        calls = functools.partial(self.planner.calls_of, trainer, batch, batch_idx)
         grown = self._grower.grow(
-            trainer, pl_module, plan, calls, lambda after: check_grown(**vars(metric(after)))
+            trainer, plan, calls, lambda after: check_grown(**vars(metric(after)))
         )
         if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
             grown.small.zero_grad()

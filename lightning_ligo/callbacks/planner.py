@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from lightning_ligo.plan.pair import NeedsValues, pair_calls
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
+from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import Sharding, is_sharded
 from lightning_ligo.trainer.slot import Slot, attached
@@ -65,43 +65,38 @@ class Planner:
         """Whether there are growths without a plan."""
         return bool(self._larger)
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer) -> None:
         """Build all networks to come, and shard them where the run does.
 
         Raises:
             ValueError: naming the growth whose network cannot be built or sharded.
         """
+        slot = self._settings.slot_of(trainer)
         self._larger, self.is_done = {}, False
-        for number, description in self.coming(pl_module).items():
+        for number, description in self.coming(slot.module).items():
             with isolated_random(self._settings.seed), self._of_growth(number):
                 self._larger[number] = build(description, device="meta")
                 if is_sharded(trainer):
                     trial = build(description, device="meta")
-                    self._sharding.try_out(trainer, self._settings.slot(pl_module), trial)
+                    self._sharding.try_out(trainer, slot, trial)
 
     def skip(self, done: int) -> None:
         """Plan no growth up to this number."""
         self._larger = {n: large for n, large in self._larger.items() if n > done}
 
     def plan(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        before: nn.Module | None = None,
+        self, trainer: Trainer, batch: Any, batch_idx: int, before: nn.Module | None = None
     ) -> Plan | None:
         """Plan all growths to come, at the start of a batch.
 
-        Args:
-            trainer, pl_module, batch, batch_idx: arguments of the hook.
-            before: the network that the present one has grown from, to plan that growth too; its
-                plan is returned.
+        If the present network has grown from one ``before``, that growth is planned too, and its
+        plan is returned.
 
         Raises:
             ValueError: naming the growth that is not possible.
         """
-        settings, slot, again = self._settings, self._settings.slot(pl_module), None
+        settings, slot, again = self._settings, self._settings.slot_of(trainer), None
+        pl_module = slot.module
         if self._waits:
             if not trainer.strategy.reduce_boolean_decision(not self._waiting, all=False):
                 return None
@@ -177,12 +172,11 @@ class Planner:
         There are no calls if nothing calls the network in the batches that are watched.
         """
         size, network = size_of(pl_module), self._settings.slot(pl_module).network
-        groups = itertools.chain(*(each.param_groups for each in trainer.optimizers))
-        held = {id(parameter) for group in groups for parameter in group["params"]}
+        held = set(parameters_in(trainer.optimizers))
         self._trained = {
             name: parameter.shape
             for name, parameter in network.named_parameters()
-            if parameter.requires_grad and (id(parameter) in held or is_sharded(trainer))
+            if parameter.requires_grad and (parameter in held or is_sharded(trainer))
         }
         self._wanted = {
             name
@@ -192,31 +186,29 @@ class Planner:
             and (is_lazy(parameter) or self._trained[name] != parameter.shape)
         }
         batches = self._stages.batches(trainer, pl_module, size, batch)
-        watched = self._watched(trainer, pl_module, batches[size], batch_idx)
+        watched = self._watched(trainer, batches[size], batch_idx)
         return batches, self._checked(watched)
 
-    def calls_of(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> list[Call]:
+    def calls_of(self, trainer: Trainer, batch: Any, batch_idx: int) -> list[Call]:
         """Return the calls on which the next growth was planned, as the coming step makes them.
 
         They are as they were if the coming step makes others, and none if the growth changes data.
         """
-        planned, slot = self.calls[size_of(pl_module) + 1], self._settings.slot(pl_module)
+        slot = self._settings.slot_of(trainer)
+        planned = self.calls[size_of(slot.module) + 1]
         if not planned:
             return planned
-        with sandboxed(trainer, pl_module, self._settings.seed):
-            slot.set(self._sharding.plain(pl_module, slot.network))
-            coming = self._watched(trainer, pl_module, batch, batch_idx).calls
+        with sandboxed(trainer, slot.module, self._settings.seed):
+            slot.set(self._sharding.plain(slot.module, slot.network))
+            coming = self._watched(trainer, batch, batch_idx).calls
         alike = len(coming) == len(planned) and all(map(are_alike, planned, coming))
         return coming if alike else planned
 
-    def _watched(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> Watched:
+    def _watched(self, trainer: Trainer, batch: Any, batch_idx: int) -> Watched:
         """Watch the steps on this batch, those behind it if need be, and a validation batch."""
-        slot, ahead = self._settings.slot(pl_module), batches_ahead(trainer, pl_module, batch)
-        valid = self._stages.fits(size_of(pl_module))
+        slot = self._settings.slot_of(trainer)
+        ahead = batches_ahead(trainer, slot.module, batch)
+        valid = self._stages.fits(size_of(slot.module))
         return watch_steps(trainer, slot, ahead, batch_idx, self._wanted, valid)
 
     def pairings(
@@ -229,10 +221,8 @@ class Planner:
     ) -> Iterator[Pairing]:
         """Pair every network with the next larger one; for use within `sandboxed`.
 
-        Args:
-            trainer, pl_module: of the run.
-            larger: builders of the larger networks, by the number of their growth.
-            batches, calls: from `first_batch`.
+        ``larger`` are builders of these by the number of their growth; ``batches`` and ``calls``
+        are from `first_batch`.
 
         Raises:
             ValueError: naming the growth that is not possible.
@@ -243,13 +233,13 @@ class Planner:
             with self._of_growth(number):
                 large_calls = None
                 if number in batches:
-                    large_calls = self._large_calls(trainer, pl_module, number, batches[number])
+                    large_calls = self._large_calls(trainer, number, batches[number])
                 given = calls, large_calls, self._settings.override, scalars_read
                 try:
                     large = attached(build_large(), trainer)
                     plan = pair_calls(small, large, *given)
                 except NeedsValues:
-                    large = self._built(trainer, pl_module, number)
+                    large = self._built(trainer, number)
                     plan = pair_calls(small, large, *given)
                 check_outputs(plan)
                 check_used(plan, self._trained, self._settings.override)
@@ -260,9 +250,7 @@ class Planner:
             small, scalars_read = large, plan.scalars_read
             calls = large_calls or calls
 
-    def _large_calls(
-        self, trainer: Trainer, pl_module: LightningModule, number: int, batch: Any
-    ) -> list[Call]:
+    def _large_calls(self, trainer: Trainer, number: int, batch: Any) -> list[Call]:
         """Return the calls that training makes of a large network on changed data.
 
         Leaves that network in the module, for `sandboxed` to remove.
@@ -270,11 +258,10 @@ class Planner:
         Raises:
             ValueError: if a training step of the network fails on the batch.
         """
-        large = self._built(trainer, pl_module, number)
-        self._settings.slot(pl_module).set(large)
+        large, slot = self._built(trainer, number), self._settings.slot_of(trainer)
+        slot.set(large)
         try:
-            watched = watch_steps(trainer, self._settings.slot(pl_module), [batch], 0, (), False)
-            return self._checked(watched)
+            return self._checked(watch_steps(trainer, slot, [batch], 0, (), False))
         except ValueError:
             raise
         except Exception as error:
@@ -283,9 +270,9 @@ class Planner:
                 f"with {type(error).__name__}: {error}; change the data or the network"
             ) from error
 
-    def _built(self, trainer: Trainer, pl_module: LightningModule, number: int) -> nn.Module:
+    def _built(self, trainer: Trainer, number: int) -> nn.Module:
         """Build a large network on the device of the run, in its precision."""
-        description = sizes_of(pl_module, self._settings.growths)[number]
+        description = sizes_of(trainer.lightning_module, self._settings.growths)[number]
         assert description is not None
         large = trainer.precision_plugin.convert_module(build(description))
         return attached(large, trainer).to(trainer.strategy.root_device)

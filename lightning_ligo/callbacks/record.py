@@ -101,7 +101,11 @@ def growth_record(
             "steps": steps,
             "learning_rate": operator.method.learning_rate if steps else None,
         },
-        optimizer_state={"policy": optimizer_state, **grown.optimizer_state},
+        optimizer_state={
+            "policy": optimizer_state,
+            "carried": grown.carried,
+            "parameters": len(grown.parents),
+        },
         rate=rate,
         change=grown.change,
         metric=metric,

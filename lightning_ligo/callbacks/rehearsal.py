@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,20 +11,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.accounting import Accounting
+from lightning_ligo.callbacks.companions import remember_groups
 from lightning_ligo.callbacks.datamodule import DataStages, cut
 from lightning_ligo.callbacks.failure import GrowthFailedError, alike
-from lightning_ligo.callbacks.finetuning import remember_groups
 from lightning_ligo.callbacks.followers import others_of
-from lightning_ligo.callbacks.grower import Grower, Made
+from lightning_ligo.callbacks.grower import Grower, Grown
 from lightning_ligo.callbacks.planner import Planner
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.operator.measure import Change, measure, told
+from lightning_ligo.operator.measure import measure, told
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import size_of
 from lightning_ligo.trainer.lightning import dump_checkpoint, training_iteration, unwrapped
@@ -39,10 +40,6 @@ from lightning_ligo.trainer.rehearsal import (
 from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.steps import own_batches
 from lightning_ligo.trainer.swap import restart_compression
-
-
-class NotRehearsedError(Exception):
-    """A rehearsal ended for a reason that is no fault of the growth."""
 
 
 class Rehearsal:
@@ -61,51 +58,42 @@ class Rehearsal:
         self._grower = grower
         self._accounting = accounting
 
-    def run(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        planner: Planner,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def run(self, trainer: Trainer, planner: Planner, batch: Any, batch_idx: int) -> None:
         """Rehearse the next growth, if there is one, at the start of a batch.
-
-        Args:
-            trainer, pl_module, batch, batch_idx: arguments of the hook.
-            planner: has the plan, and the calls on which the change is measured.
 
         Raises:
             ValueError: naming what crashes, the line of the user's code, and what to do; or that
                 the large network returns what is not finite.
         """
-        number, spent = size_of(pl_module) + 1, self._accounting.operator
+        pl_module, spent = trainer.lightning_module, self._accounting.operator
+        number = size_of(pl_module) + 1
         if number not in planner.plans:
             return
         plan, calls = planner.plans[number], planner.calls[number]
         name = f"The rehearsal of growth {number} of {len(self._settings.growths)}"
         try:
             with rehearsing(trainer, pl_module, self._settings.seed, others_of(trainer)):
-                self._rehearse(trainer, pl_module, plan, calls, batch, batch_idx)
-        except (NotRehearsedError, GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
+                self._rehearse(trainer, plan, calls, batch, batch_idx)
+        except (GrowthFailedError, MemoryError, torch.OutOfMemoryError) as error:
             rank_zero_info(f"{name} did not come to its end: {error}")
         else:
             rank_zero_info(f"{name} went well, from its learning to a resume, and is undone")
         finally:
             self._accounting.operator = spent
-            remember_groups(trainer, pl_module)
+            remember_groups(trainer)
             restart_compression(trainer)
+            gc.collect()  # the large network is held by cycles
 
     def _rehearse(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
         plan: Plan,
         calls: Sequence[Call],
         batch: Any,
         batch_idx: int,
     ) -> None:
-        size, slot, grower = size_of(pl_module), self._settings.slot(pl_module), self._grower
+        pl_module, grower = trainer.lightning_module, self._grower
+        size, slot = size_of(pl_module), self._settings.slot(pl_module)
         growth, small = self._settings.growths[size], slot.network
         batches = self._stages.batches(trainer, pl_module, size, batch)
         before = states_of(pl_module, small)
@@ -115,7 +103,7 @@ class Rehearsal:
         except GrowthFailedError:
             raise
         except Exception as error:
-            raise NotRehearsedError(
+            raise GrowthFailedError(  # ends the rehearsal, not the run
                 f"a training step of the small network fails with {_words(error)}"
             ) from error
         after = states_of(pl_module, small)
@@ -126,17 +114,19 @@ class Rehearsal:
         given = again if growth.data else own_batches(trainer, pl_module)
         steps = min(1, self._settings.method.steps)
         with self._refused(trainer, "growing the network"):
-            made = grower.make(trainer, pl_module, plan, (), steps, given)
+            made = grower.make(trainer, plan, (), steps, given)
         if calls:
             name = f"growth {size + 1} of {len(self._settings.growths)}"
             rank_zero_info(f"Before {name}: {self._measured(trainer, made, calls, batches[size])}")
+        large, followers, plain = made.large, made.followers, made.small
         try:
             with self._refused(trainer, "putting the large network into the run"):
-                grower.put(trainer, pl_module, made)
+                grower.put(trainer, made)
                 restart_compression(trainer)
+            del made  # its operator holds generated weights
             with self._refused(trainer, "a training step of the large network"), unwrapped(trainer):
                 training_iteration(trainer, own_copy(large_batch), batch_idx)
-            last = states_of(pl_module, made.large)
+            last = states_of(pl_module, large)
             grower.hidden = [
                 state
                 for key, state in new.items()
@@ -148,28 +138,25 @@ class Rehearsal:
             if not is_sharded(trainer):
                 with self._refused(trainer, "a checkpoint of the large network, or its resume,"):
                     checkpoint = dump_checkpoint(trainer)
-                    made.followers.back()
+                    followers.back()
                     resume(trainer, slot, small, checkpoint)
         finally:
-            grower.back(trainer, pl_module, made)
+            grower.back(trainer, followers, plain)
 
-    def _measured(self, trainer: Trainer, made: Made, calls: Sequence[Call], batch: Any) -> str:
+    def _measured(self, trainer: Trainer, made: Grown, calls: Sequence[Call], batch: Any) -> str:
         """Say by how much the growth changes the function, on an eighth of the items if it can be.
 
         Measuring takes several passes through both networks.
         """
-        method, seed = self._settings.method, self._settings.seed
-
-        def on(calls: Sequence[Call]) -> Change:
-            return measure(made.operator.plan, made.small, made.large, calls, None, method, seed)
-
+        method, seed, plan = self._settings.method, self._settings.seed, made.operator.plan
         length = extract_batch_size(batch)
         few = functools.partial(cut, length=length, shortest=max(2, length // 8))
         shorter = [replace(call, args=few(call.args), kwargs=few(call.kwargs)) for call in calls]
-        with torch.no_grad():
-            change = on(shorter)
-            if change.change is None and not method.takes_nothing:  # calls that need all items
-                change = on(calls)
+        for given in (shorter, calls):  # some calls need all items
+            with torch.no_grad():
+                change = measure(plan, made.small, made.large, given, None, method, seed)
+            if change.change is not None or method.takes_nothing:
+                break
         return told(trainer.strategy.broadcast(change), method)
 
     @contextmanager

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_ligo.callbacks.checks import check_searches
+from lightning_ligo.callbacks.companions import add_groups, freeze_statistics
 from lightning_ligo.callbacks.datamodule import DataStages
-from lightning_ligo.callbacks.finetuning import add_groups, freeze_statistics
 from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.networks.description import build

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_ligo.axes.override import read
+from lightning_ligo.callbacks.companions import Stopping
 from lightning_ligo.callbacks.failure import OnFailure
-from lightning_ligo.callbacks.stopping import Stopping
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.optimizer_state import Policy
@@ -19,15 +19,7 @@ from lightning_ligo.trainer.slot import Slot
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of all growths of a run.
-
-    Args:
-        growths: when to grow, and to what, in order.
-        attribute: name of the network in the LightningModule; may be dotted.
-        method: how to grow, with the steps and the learning rate of learning the operator.
-        optimizer_state: policy for the optimizer state of grown parameters.
-        seed: seed of everything random in a growth.
-        override: names of axes that tracing cannot find.
+    """Settings of all growths of a run, see `GrowthCallback`.
 
     Raises:
         ValueError: if there are no growths, the policy is unknown, or the override cannot be read.
@@ -43,6 +35,10 @@ class Settings:
     def slot(self, module: LightningModule) -> Slot:
         """Return the place of the network in a module, or in an averaged copy."""
         return Slot(module, self.attribute)
+
+    def slot_of(self, trainer: Trainer) -> Slot:
+        """Return the place of the network in the module of a run."""
+        return Slot(trainer.lightning_module, self.attribute)
 
     def __post_init__(self) -> None:
         if not self.growths:

@@ -43,10 +43,7 @@ def read_output(
 ) -> Tensor:
     """Read an output of the large network in the shape of the small one's.
 
-    Args:
-        operator: the operator that has grown the large network.
-        small, large: what the networks returned.
-        products: for every dimension, how its axes are read; None if its axes are unknown.
+    ``products`` are how the axes of every dimension are read; None if they are unknown.
 
     Raises:
         Unreadable: if it has another shape for another reason than a grown axis.
@@ -66,11 +63,7 @@ def first_change(
 ) -> str | None:
     """Find the first module of the large network whose output differs from the small one's.
 
-    Args:
-        operator: the operator that has grown the large network.
-        places: the modules of both, see `places_of`.
-        before, after: what those of the small and of the large network returned, see `recording`.
-        tolerance: up to which it does not differ.
+    ``before`` and ``after`` are what the modules of both returned, see `places_of`, `recording`.
     """
     for name, outputs in after.items():
         other, row, layer = places[name]

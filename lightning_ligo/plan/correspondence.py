@@ -25,19 +25,12 @@ Counterparts = dict[str, tuple[str, ...]]  # axis of the large network -> those 
 
 @dataclass(frozen=True)
 class Side:
-    """One network of a pair.
-
-    Args:
-        network: the network.
-        tracer: the trace of its forward.
-        axes: its axes.
-        shapes: by pattern, the shape of the parameter or buffer of one layer.
-    """
+    """One network of a pair, and what tracing has found of it."""
 
     network: nn.Module
     tracer: Tracer
     axes: Axes
-    shapes: dict[str, Size]
+    shapes: dict[str, Size]  # by pattern: of the parameter or buffer of one layer
 
     @property
     def graph(self) -> Graph:
@@ -60,27 +53,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Correspondence:
-    """A small and a large network, and how the parts of one correspond to those of the other.
+    """A small and a large network, and how the parts of one correspond to those of the other."""
 
-    Args:
-        small: the small network, without the patterns of modules that the large one replaces.
-        large: the large network.
-        counterparts: for every axis of the large network, the axes of the small one in its place.
-        lengths: the (small, large) length of every axis.
-        shared: axes of heads -> how many heads of the large network one of the small one becomes.
-        fresh: the patterns without a counterpart: they stay as the large network was built.
-        stream: what the layers of stacks do to the residual stream.
-        replaced: the starts of the patterns of replaced modules -> the (small, large) class.
-    """
-
-    small: Side
+    small: Side  # without the patterns of modules that the large network replaces
     large: Side
     counterparts: Counterparts
     lengths: Lengths
-    shared: dict[str, int]
-    fresh: frozenset[str]
-    stream: Stream
-    replaced: dict[str, tuple[str, str]]
+    shared: dict[str, int]  # axes of heads -> how many of the large network one becomes
+    fresh: frozenset[str]  # the patterns without a counterpart, which stay as they were built
+    stream: Stream  # what the layers of stacks do to the residual stream
+    replaced: dict[str, tuple[str, str]]  # the starts of patterns -> the (small, large) class
 
     @cached_property
     def grown(self) -> Lengths:

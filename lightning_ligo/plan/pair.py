@@ -15,9 +15,8 @@ from lightning_ligo.axes.proof import prove_axes
 from lightning_ligo.axes.stacks import pattern_of
 from lightning_ligo.axes.trace import watch
 from lightning_ligo.plan.correspondence import Correspondence, Side, correspond
-from lightning_ligo.plan.notes import notes
 from lightning_ligo.plan.plan import Plan
-from lightning_ligo.plan.refusals import refusals, unproved
+from lightning_ligo.plan.refusals import notes, refusals, unproved
 
 SHOWN = 12  # reasons in one error
 

@@ -24,34 +24,20 @@ class Row:
 
     A row without ``small_names`` stays as the large network was built: the small network has no
     such layer, or the forward does not use it.
-
-    Args:
-        pattern: the name, with ``*`` for the layer: ``blocks.*.mlp.fc1.weight``.
-        stack: the stack that it is in, if any.
-        small: the shape in one layer of the small network.
-        large: the shape in one layer of the large network.
-        dims: for every dimension, the uses of its axes.
-        small_names: the names in every layer of the small network.
-        large_names: the names in every layer of the large network.
-        writes: it writes into the residual stream, so zero makes a layer add nothing.
-        passes: it multiplies the residual stream, so one makes a layer pass it on unchanged.
-        factor: what it is multiplied by, as the large network scales what it writes otherwise.
-        offset: what is added to it before it is used, as to a gain of ``1 + weight``.
-        moves: it is of the norm that ends a layer, and goes to the last new layer behind it.
     """
 
-    pattern: str
-    stack: str | None
-    small: Size
+    pattern: str  # the name, with ``*`` for the layer: ``blocks.*.mlp.fc1.weight``
+    stack: str | None  # that it is in
+    small: Size  # the shape in one layer of the small network
     large: Size
-    dims: tuple[Product[Use], ...]
-    small_names: tuple[str, ...]
+    dims: tuple[Product[Use], ...]  # for every dimension, the uses of its axes
+    small_names: tuple[str, ...]  # in every layer of the small network
     large_names: tuple[str, ...]
-    writes: bool = False
-    passes: bool = False
-    moves: bool = False
-    factor: float = 1.0
-    offset: float = 0.0
+    writes: bool = False  # into the residual stream, so zero makes a layer add nothing
+    passes: bool = False  # multiplies the residual stream, so one makes a layer pass it on
+    moves: bool = False  # of the norm that ends a layer, to the last new layer behind it
+    factor: float = 1.0  # multiplies it, as the large network scales what it writes otherwise
+    offset: float = 0.0  # is added to it before it is used, as to a gain of ``1 + weight``
 
     @property
     def norms_stream(self) -> bool:

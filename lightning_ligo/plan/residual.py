@@ -20,16 +20,11 @@ class Stream(NamedTuple):
     A post-norm layer has norms in the stream itself, and the last of them writes its output. Where
     a new layer follows, the old one leaves this norm to it: all norms between have the gain 1 and
     the shift 0, and what is normed once stays as it is.
-
-    Args:
-        writes: add to it, so zero makes a layer add nothing.
-        passes: multiply it, so one makes a layer pass it on unchanged.
-        moves: are of the last norm of a post-norm layer.
     """
 
-    writes: set[str]
-    passes: set[str]
-    moves: set[str]
+    writes: set[str]  # add to it, so zero makes a layer add nothing
+    passes: set[str]  # multiply it, so one makes a layer pass it on unchanged
+    moves: set[str]  # are of the last norm of a post-norm layer
 
 
 def stream_of(axes: Axes, graph: Graph) -> Stream:

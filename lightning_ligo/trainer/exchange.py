@@ -10,13 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch.overrides import resolve_name
 
-from lightning_ligo.axes.calls import Call, Result, found
-from lightning_ligo.trainer.watch import Use, joined
+from lightning_ligo.axes.calls import Result, found
+from lightning_ligo.trainer.watch import Seen, joined
 
 
-def of_all_ranks(
-    trainer: Trainer, calls: list[Call], uses: list[Use]
-) -> tuple[list[Call], list[Use]]:
+def of_all_ranks(trainer: Trainer, seen: list[Seen]) -> list[Seen]:
     """Return the calls that any rank has seen, those that differ, alike on all ranks.
 
     Calls are sent only if the ranks have seen different ones; their tensors are then the same too.
@@ -24,24 +22,24 @@ def of_all_ranks(
     Raises:
         ValueError: if the ranks have seen different calls, and none can be sent.
     """
-    facts = [_facts(*each) for each in zip(calls, uses, strict=True)]
+    facts = [_facts(each) for each in seen]
     if all(other == facts for other in _gathered(trainer, facts)):
-        return calls, uses
+        return seen
     sent, why = io.BytesIO(), ""
     try:
-        torch.save((calls, uses), sent)
+        torch.save(seen, sent)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     every = _gathered(trainer, (b"" if why else sent.getvalue(), why))
-    calls, uses = joined([_loaded(trainer, raw) for raw, _ in every if raw])
+    seen = joined([_loaded(trainer, raw) for raw, _ in every if raw])
     failed = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(every) if why]
-    if failed and not calls:
+    if failed and not seen:
         raise ValueError(
             "the ranks call the network in different ways in their first batches, and their "
             f"calls cannot be sent to the others ({failed[0]}); let the steps of all ranks call "
             "the same parts, or hand the network what can be pickled"
         )
-    return calls, uses
+    return seen
 
 
 def _gathered(trainer: Trainer, value: Any) -> list[Any]:
@@ -58,9 +56,9 @@ def _loaded(trainer: Trainer, raw: bytes) -> Any:
     return torch.load(io.BytesIO(raw), map_location=placed, weights_only=False)
 
 
-def _facts(call: Call, use: Use) -> Sequence[Any]:
+def _facts(seen: Seen) -> Sequence[Any]:
     """Return what a plan depends on, besides the sizes of batches."""
-    method = call.method
+    call, method = seen.call, seen.call.method
     name = method if isinstance(method, str) else resolve_name(method) or type(method).__name__
     results = found((call.args, call.kwargs), Result)
-    return call.path, name, call.training, results, use.parameters, use.operations
+    return call.path, name, call.training, results, seen.parameters, seen.operations

@@ -10,7 +10,8 @@ import functools
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.slot import Slot, layerless
 
 _CLOSED = (
@@ -31,16 +33,16 @@ _CLOSED = (
     torch.device, torch.Size, torch.Generator, Trainer, Logger, logging.Logger, LRScheduler,
     DataLoader, Dataset, Sampler,
 )  # fmt: skip
-_TORCH_OWN = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_TORCH_OWN = frozenset(vars(nn.Module()))
 _OPTIMIZER_OWN = ("param_groups", "state", "defaults")
 _MANY = 10_000  # items of a container that is data and is not walked
-HOOKS = (
+_HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
     "_backward_pre_hooks",
 )  # fmt: skip
-"""Attributes of a module that hold its hooks, or facts about them."""
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+Put = Callable[[Any], object]
 
 
 class Place(NamedTuple):
@@ -49,7 +51,7 @@ class Place(NamedTuple):
     owner: str  # the type of the object at which the walk began
     path: str  # such as `copies[0].network`
     value: Any
-    put: Callable[[Any], object] | None  # holds another value there, where that is possible
+    put: Put | None  # holds another value there, where that is possible
 
 
 class Held(NamedTuple):
@@ -62,14 +64,14 @@ class Held(NamedTuple):
 
 
 def held(roots: Sequence[object], slot: Slot, optimizers: Sequence[Optimizer] = ()) -> Held:
-    """Walk objects and everything that they hold.
+    """Walk objects and everything that they hold; the place of the network itself is left out.
 
-    Args:
-        roots: where to begin: the LightningModule, callbacks, optimizers, hooks.
-        slot: the network; its own place is left out.
-        optimizers: of the run; a copy that they train is no copy but another network.
+    A copy that one of the ``optimizers`` trains is no copy but another network.
     """
-    return _Walk(slot, optimizers).over([*roots, *hooks(slot.network)])
+    walk = _Walk(slot, optimizers)
+    for root in (*roots, *hooks(slot.network)):
+        walk.over(root)
+    return walk.found
 
 
 def is_like(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
@@ -107,22 +109,15 @@ def copies_in(slot: Slot, network: nn.Module) -> list[str]:
         name
         for name, part in slot.module.named_modules()
         if type(part) is type(network)
-        and name != slot.attribute
-        and not name.startswith(f"{slot.attribute}.")
+        and not f"{name}.".startswith(f"{slot.attribute}.")
         and shapes_of(part) == shapes
     ]
 
 
 def hooks(network: nn.Module) -> list[Any]:
     """Return the hooks on the modules and parameters of a network, without those of torch."""
-    found: list[Any] = []
-    for module in network.modules():
-        for name in HOOKS:
-            found += [hook for hook in vars(module)[name].values() if callable(hook)]
-    for parameter in network.parameters():
-        for name in _TENSOR_HOOKS:
-            found += (getattr(parameter, name) or {}).values()
-    return [hook for hook in found if not _is_of_torch(hook)]
+    items = (*network.modules(), *network.parameters())
+    return [hook for item in items for _, hook in _of_users(item, {})]
 
 
 class _Walk:
@@ -132,88 +127,69 @@ class _Walk:
         self.standing = module.get_submodule(slot.attribute)  # or torch.compile's wrapper
         self.modules, self.tensors = set(network.modules()), tensors_of(network)
         self.parameters: dict[Tensor, str] = {p: n for n, p in network.named_parameters()}
-        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
-        self.trained = {
-            parameter
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad
-        }
+        self.shapes = shapes_of(network)
+        self.trained = {p for p in parameters_in(optimizers) if p.requires_grad}
         self.orders = _orders(slot, optimizers)
         self.seen: dict[int, object] = {}
         self.is_average = False  # whether the walk is in a callback of Lightning that averages
         self.found = Held([], [], [], [])
 
-    def over(self, roots: Sequence[object]) -> Held:
-        for root in roots:
-            self.is_average = isinstance(root, (WeightAveraging, StochasticWeightAveraging))
-            owner = getattr(root, "__qualname__", type(root).__name__)  # the name of a hook
-            places = [Place(owner, "", root, None)]
-            while places:
-                place = places.pop()
-                own = root is self.slot.module and place.path == self.slot.attribute
-                if not own and not self.is_found(place):
-                    self.seen[id(place.value)] = place.value
-                    places += reversed(list(_children(place)))
-        return self.found
+    def over(self, root: object) -> None:
+        self.is_average = isinstance(root, (WeightAveraging, StochasticWeightAveraging))
+        owner = getattr(root, "__qualname__", type(root).__name__)  # the name of a hook
+        places = [Place(owner, "", root, None)]
+        while places:
+            place = places.pop()
+            own = root is self.slot.module and place.path == self.slot.attribute
+            if not own and not self.is_found(place):
+                self.seen[id(place.value)] = place.value
+                held = [
+                    Place(owner, f"{place.path}{suffix}".removeprefix("."), value, put)
+                    for suffix, value, put in _content(place)
+                ]
+                places += reversed(held)
 
     def is_found(self, place: Place) -> bool:
         """Note what an object holds of the network; return whether it need not be opened."""
         value = place.value
-        if isinstance(value, _CLOSED) or id(value) in self.seen or self.is_part(place):
+        if isinstance(value, _CLOSED) or id(value) in self.seen:
             return True
-        if isinstance(value, nn.Module) and self.is_network_like(place):
-            return True
-        return isinstance(value, (dict, list, tuple)) and self.is_named(place)
-
-    def is_part(self, place: Place) -> bool:
-        """Note the network and its parts, wherever they are."""
-        value = place.value
         if value is self.network or value is self.standing:
             self.found.references.append(place)
-            return True
-        module = isinstance(value, nn.Module) and value in self.modules
-        parameter = isinstance(value, nn.Parameter) and value in self.parameters
-        if module or parameter:
+        elif self.is_part(value):
             self.found.parts.append(place)
-        return module or parameter
-
-    def is_network_like(self, place: Place) -> bool:
-        """Note a copy; return whether it is a network of this type and these shapes."""
-        value = place.value
-        if type(value) is not type(self.network) or shapes_of(value) != self.shapes:
+        elif type(value) is type(self.network) and shapes_of(value) == self.shapes:
+            if self.is_copy(value):
+                self.found.copies.append(place)
+        elif isinstance(value, (dict, list, tuple)) and (names := self.names_of(value)):
+            self.found.named.append((place, names))
+        else:
             return False
-        is_trained = any(parameter in self.trained for parameter in value.parameters())
-        is_alike = self.is_average or is_like(tensors_of(value), self.tensors)
-        if is_alike and not is_trained:
-            self.found.copies.append(place)
         return True
 
-    def is_named(self, place: Place) -> bool:
-        """Note tensors under the names of parameters, or in the order of parameters."""
-        value = place.value
-        items = dict(value.items() if isinstance(value, dict) else enumerate(value))
-        if not 0 < len(items) < _MANY or not any(isinstance(i, Tensor) for i in items.values()):
-            return False
-        names = self.names_of(items, isinstance(value, dict))
-        if names:
-            self.found.named.append((place, names))
-        return bool(names)
+    def is_part(self, value: Any) -> bool:
+        module = isinstance(value, nn.Module) and value in self.modules
+        return module or (isinstance(value, nn.Parameter) and value in self.parameters)
 
-    def names_of(self, items: dict[Any, Any], keyed: bool) -> dict[Any, str]:
-        """Return the name, in the network, of every item that belongs to a parameter of it."""
-        tensors = {key: item for key, item in items.items() if isinstance(item, Tensor)}
-        if not keyed:
-            if len(tensors) != len(items):
-                return {}
-            if any(p in self.parameters for p in tensors.values()):
-                return {key: self.parameters.get(p, "") for key, p in tensors.items()}
-            found = [tuple(tensor.shape) for tensor in tensors.values()]
-            for order in self.orders if len(found) > 1 else ():
-                if [shape for _, shape in order] == found:
-                    return dict(enumerate(name for name, _ in order))
+    def is_copy(self, network: nn.Module) -> bool:
+        is_trained = any(parameter in self.trained for parameter in network.parameters())
+        return not is_trained and (self.is_average or is_like(tensors_of(network), self.tensors))
+
+    def names_of(self, container: Any) -> dict[Any, str]:
+        """Return the name, in the network, of every item that belongs to a parameter of it.
+
+        Items are under the names of parameters, or in the order of parameters.
+        """
+        if not 0 < len(container) < _MANY:
             return {}
+        keyed = isinstance(container, dict)
+        items = dict(container if keyed else enumerate(container))
+        tensors = {key: item for key, item in items.items() if isinstance(item, Tensor)}
+        if keyed:
+            return self.named(tensors)
+        return self.ordered(tensors) if len(tensors) == len(items) else {}
+
+    def named(self, tensors: dict[Any, Tensor]) -> dict[Any, str]:
         names = {}
         for key, tensor in tensors.items():
             name = str(key).removeprefix(f"{self.slot.prefix}.")
@@ -222,6 +198,15 @@ class _Walk:
                     return {}
                 names[key] = name
         return names
+
+    def ordered(self, tensors: dict[Any, Tensor]) -> dict[Any, str]:
+        if any(tensor in self.parameters for tensor in tensors.values()):
+            return {key: self.parameters.get(tensor, "") for key, tensor in tensors.items()}
+        found = [tuple(tensor.shape) for tensor in tensors.values()]
+        for order in self.orders if len(found) > 1 else ():
+            if [shape for _, shape in order] == found:
+                return dict(enumerate(name for name, _ in order))
+        return {}
 
 
 def _orders(slot: Slot, optimizers: Sequence[Optimizer]) -> list[list[tuple[str, tuple[int, ...]]]]:
@@ -234,8 +219,8 @@ def _orders(slot: Slot, optimizers: Sequence[Optimizer]) -> list[list[tuple[str,
     lists = [inner, [p for p in inner if p.requires_grad], whole]
     lists.append([p for p in whole if p.requires_grad])
     for optimizer in optimizers:
-        groups = [list(group["params"]) for group in optimizer.param_groups]
-        lists += [*groups, [p for group in groups for p in group]]
+        lists += [group["params"] for group in optimizer.param_groups]
+        lists.append(parameters_in([optimizer]))
     orders = [[(name_of.get(p, ""), tuple(p.shape)) for p in each] for each in lists]
     return [order for order in orders if any(name for name, _ in order)]
 
@@ -245,19 +230,15 @@ def replace_everywhere(
 ) -> None:
     """Put a network of another size into a slot, and copies of it where copies of the first are.
 
-    Their weights are loaded later. The hooks on the first are moved.
-
-    Args:
-        slot: the place of the network.
-        network: the network to put there.
-        others: what holds copies beside the module: callbacks.
-        names: the submodules that are copies.
+    Their weights are loaded later. The hooks on the first are moved. Beside the module, ``others``
+    may hold copies; the submodules ``names`` are copies.
     """
     before, found = slot.network, held([slot.module, *others], slot)
     registered = set(slot.module.modules())
     places = [place for place in found.copies if place.value not in registered]
-    puts: list[tuple[Callable[[Any], object], Any]]
-    puts = [(Slot(slot.module, name).set, slot.module.get_submodule(name)) for name in names]
+    puts: list[tuple[Put, Any]] = [
+        (Slot(slot.module, name).set, slot.module.get_submodule(name)) for name in names
+    ]
     puts += [(place.put, place.value) for place in places if place.put is not None]
     for put, value in puts:
         trained = any(parameter.requires_grad for parameter in value.parameters())
@@ -274,43 +255,38 @@ def replace_everywhere(
 # What objects hold --------------------------------------------------------------------------------
 
 
-def _children(place: Place) -> Iterator[Place]:
+def _content(place: Place) -> Iterator[tuple[str, Any, Put | None]]:
+    """Yield what an object holds: how it is read, the value, and what holds another there."""
     value = place.value
-    if isinstance(value, dict):
+    if isinstance(value, (dict, list, tuple, set, frozenset, deque)):
         if len(value) < _MANY:
-            for key, item in list(value.items()):
-                if isinstance(key, (nn.Module, Tensor)):
-                    yield _at(place, ".keys()", key, None)
-                yield _at(place, f"[{key!r}]", item, functools.partial(value.__setitem__, key))
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        if len(value) < _MANY:
-            yield from _items(place)
+            yield from _entries(value) if isinstance(value, dict) else _items(value, place.put)
     elif isinstance(value, functools.partial):
         for item in (value.func, *value.args, value.keywords):
-            yield _at(place, "", item, None)
+            yield "", item, None
     elif isinstance(value, types.MethodType):
-        yield _at(place, "", value.__self__, None)
+        yield "", value.__self__, None
     elif isinstance(value, types.FunctionType):
         names = value.__code__.co_freevars
         for name, cell in zip(names, value.__closure__ or (), strict=True):
-            try:
+            with suppress(ValueError):  # not yet filled
                 item = cell.cell_contents
-            except ValueError:  # not yet filled
-                continue
-            put = functools.partial(setattr, cell, "cell_contents")
-            yield _at(place, f".{name}", item, put)
+                yield f".{name}", item, functools.partial(setattr, cell, "cell_contents")
         for item in value.__defaults__ or ():
-            yield _at(place, "", item, None)
+            yield "", item, None
     elif not isinstance(value, Tensor) and hasattr(value, "__dict__"):
-        yield from _attributes(place)
+        yield from _attributes(value)
 
 
-def _at(place: Place, suffix: str, value: Any, put: Callable[[Any], object] | None) -> Place:
-    return Place(place.owner, f"{place.path}{suffix}".removeprefix("."), value, put)
+def _entries(value: dict[Any, Any]) -> Iterator[tuple[str, Any, Put | None]]:
+    for key, item in list(value.items()):
+        if isinstance(key, (nn.Module, Tensor)):
+            yield ".keys()", key, None
+        yield f"[{key!r}]", item, functools.partial(value.__setitem__, key)
 
 
-def _items(place: Place) -> Iterator[Place]:
-    value, items = place.value, list(place.value)
+def _items(value: Any, put_value: Put | None) -> Iterator[tuple[str, Any, Put | None]]:
+    items = list(value)
 
     def put(position: int, item: Any) -> None:
         before, items[position] = items[position], item
@@ -319,34 +295,32 @@ def _items(place: Place) -> Iterator[Place]:
             value.add(item)
         elif isinstance(value, (list, deque)):
             value[position] = item
-        elif place.put is not None:  # a tuple is held anew
-            place.put(type(value)(*items) if hasattr(value, "_fields") else type(value)(items))
+        elif put_value is not None:  # a tuple is held anew
+            put_value(type(value)(*items) if hasattr(value, "_fields") else type(value)(items))
 
-    fixed = isinstance(value, (tuple, frozenset)) and place.put is None
+    fixed = isinstance(value, (tuple, frozenset)) and put_value is None
     for position, item in enumerate(items):
-        yield _at(place, f"[{position}]", item, None if fixed else functools.partial(put, position))
+        yield f"[{position}]", item, None if fixed else functools.partial(put, position)
 
 
-def _attributes(place: Place) -> Iterator[Place]:
-    value = place.value
-    if isinstance(value, OptimizedModule):
-        value = value._orig_mod
-    attributes = dict(vars(value))
+def _attributes(value: Any) -> Iterator[tuple[str, Any, Put | None]]:
+    value = _plain(value)
+    attributes, modules = dict(vars(value)), dict[str, Any]()
+    own: Collection[str] = _OPTIMIZER_OWN if isinstance(value, Optimizer) else ()
     if isinstance(value, nn.Module):
-        for kind in ("_parameters", "_buffers", "_modules"):
-            for name, item in attributes.pop(kind).items():
-                put = (
-                    Slot(value, name).set if kind == "_modules" else functools.partial(
-                        setattr, value, name
-                    )
-                )  # fmt: skip
-                item = item._orig_mod if isinstance(item, OptimizedModule) else item
-                yield _at(place, f".{name}", item, put)
-        attributes = {name: v for name, v in attributes.items() if name not in _TORCH_OWN}
+        own = _TORCH_OWN
+        modules = {name: _plain(part) for name, part in attributes["_modules"].items()}
+        held = {**attributes["_parameters"], **attributes["_buffers"], **modules}
+        attributes = held | attributes
     for name, item in attributes.items():
-        if isinstance(value, Optimizer) and name in _OPTIMIZER_OWN:
-            continue
-        yield _at(place, f".{name}", item, functools.partial(setattr, value, name))
+        if name not in own:
+            put = functools.partial(setattr, value, name)
+            yield f".{name}", item, Slot(value, name).set if name in modules else put
+
+
+def _plain(module: Any) -> Any:
+    """Return the module that torch.compile has wrapped, or what it was given."""
+    return module._orig_mod if isinstance(module, OptimizedModule) else module
 
 
 # Hooks --------------------------------------------------------------------------------------------
@@ -376,7 +350,7 @@ def move_hooks(small: nn.Module, large: nn.Module) -> list[str]:
 
 def _kept(item: Any) -> dict[str, dict[int, Any]]:
     """Return the dicts that hold the hooks of a module or a parameter."""
-    names = HOOKS if isinstance(item, nn.Module) else _TENSOR_HOOKS
+    names = _HOOKS if isinstance(item, nn.Module) else _TENSOR_HOOKS
     found = {name: getattr(item, name) for name in names}
     return {name: kept for name, kept in found.items() if kept}
 

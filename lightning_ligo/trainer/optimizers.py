@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -50,6 +51,11 @@ def group_names(trainer: Trainer, pl_module: LightningModule) -> list[list[list[
         [[name_of[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in all_optimizers(trainer)
     ]
+
+
+def parameters_in(optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
+    """Return the parameters in the groups of optimizers, each as often as it is in one."""
+    return [p for each in optimizers for group in each.param_groups for p in group["params"]]
 
 
 def all_optimizers(trainer: Trainer) -> list[Optimizer]:
@@ -152,17 +158,13 @@ def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> 
     Raises:
         RuntimeError: naming the parameters that are not, or counting those that the module lacks.
     """
-    counts: dict[nn.Parameter, int] = {}
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                counts[parameter] = counts.get(parameter, 0) + 1
+    counts = Counter(parameters_in(trainer.optimizers))
     named, later = dict(pl_module.named_parameters()), finetunes(trainer)
     strangers = len(counts.keys() - set(named.values()))
     problems = [
-        f"{name} is in {counts.get(parameter, 0)} groups"
+        f"{name} is in {counts[parameter]} groups"
         for name, parameter in named.items()
-        if counts.get(parameter, 0) > 1
+        if counts[parameter] > 1
         or (parameter.requires_grad and parameter not in counts and not later)
     ]
     if strangers:

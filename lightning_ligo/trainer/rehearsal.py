@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import lightning
@@ -40,6 +40,7 @@ _NOT_OF_USERS = tuple(
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = sysconfig.get_path("purelib") + os.sep
 _OWN = frozenset(vars(nn.Module()))
+ABSENT = object()
 _ATTRIBUTES = 1000  # in a container; one with more is data
 
 
@@ -96,10 +97,9 @@ def own_copy(batch: Any) -> Any:
 
 def line_of_user(error: BaseException) -> str | None:
     """Return the last line outside of torch, Lightning and this package that an error passed."""
-    found: TracebackType | None = error.__traceback__
     frames = [
         frame
-        for frame in traceback.extract_tb(found)
+        for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith((*_NOT_OF_USERS, "<"))
         and (frame.filename.startswith(_INSTALLED) or not frame.filename.startswith(_STANDARD))
     ]
@@ -115,36 +115,38 @@ class State(NamedTuple):
     attributes: dict[str, Any]
     name: str
     owner: str  # the type of the module
-    value: Any
-    is_absent: bool
+    value: Any  # or ABSENT
     shapes: list[torch.Size]  # of the tensors in it
 
+    def put(self) -> Callable[[], object]:
+        """Let the module hold it again; return what undoes this."""
+        attributes, name = self.attributes, self.name
+        held = {name: attributes.pop(name)} if name in attributes else {}
+        if self.value is not ABSENT:
+            attributes[name] = copy.copy(self.value)
+        return functools.partial(attributes.update, held)
 
-def states_of(pl_module: LightningModule, network: nn.Module) -> dict[tuple[int, str], State]:
+
+States = dict[tuple[int, str], State]
+
+
+def states_of(pl_module: LightningModule, network: nn.Module) -> States:
     """Return what the modules outside of a network hold in plain attributes and buffers."""
-    inner, found = set(network.modules()), dict[tuple[int, str], State]()
+    inner, found = set(network.modules()), States()
     for module in pl_module.modules():
-        if module not in inner:
-            owner = type(module).__name__
-            for attributes in (vars(module), vars(module)["_buffers"]):
-                for name, value in attributes.items():
-                    if name not in _OWN:
-                        kept = copy.copy(value) if isinstance(value, (list, dict)) else value
-                        state = State(attributes, name, owner, kept, False, _shapes(value))
-                        found[id(attributes), name] = state
+        for attributes in () if module in inner else (vars(module), vars(module)["_buffers"]):
+            for name, value in attributes.items():
+                if name not in _OWN:
+                    kept = copy.copy(value) if isinstance(value, (list, dict)) else value
+                    state = State(attributes, name, type(module).__name__, kept, _shapes(value))
+                    found[id(attributes), name] = state
     return found
 
 
-def new_states(
-    before: Mapping[tuple[int, str], State], after: Mapping[tuple[int, str], State]
-) -> dict[tuple[int, str], State]:
+def new_states(before: States, after: States) -> States:
     """Return, as they were before, the states that hold tensors after a step and held none."""
-    found = {}
-    for key, state in after.items():
-        was = before.get(key, state._replace(value=None, is_absent=True, shapes=[]))
-        if state.shapes and not was.shapes:
-            found[key] = was
-    return found
+    was = {key: before.get(key, after[key]._replace(value=ABSENT, shapes=[])) for key in after}
+    return {key: was[key] for key in after if after[key].shapes and not was[key].shapes}
 
 
 def _shapes(value: Any) -> list[torch.Size]:

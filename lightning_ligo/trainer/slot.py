@@ -30,15 +30,10 @@ SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpoin
 
 @dataclass(frozen=True)
 class Slot:
-    """Holds the place of a network in a LightningModule.
+    """Holds the place of a network in a LightningModule."""
 
-    Args:
-        module: the LightningModule, or another module that holds a copy of the network.
-        attribute: where the network is in the module; may be dotted.
-    """
-
-    module: Any
-    attribute: str
+    module: Any  # the LightningModule, or another module that holds a copy of the network
+    attribute: str  # where the network is in the module; may be dotted
 
     @property
     def network(self) -> nn.Module:

@@ -103,7 +103,7 @@ class Snapshot:
         if id(items) not in self._seen:
             self._seen[id(items)] = items
             before = dict(items)
-            self._undo.append(lambda: _refill(items, items.update, before))
+            self._undo.append(lambda: refill(items, before))
 
     def _keep_tensor(self, tensor: Tensor | None) -> None:
         if tensor is None or id(tensor) in self._seen or tensor.is_inference():
@@ -142,8 +142,7 @@ class Snapshot:
         elif isinstance(value, (list, set, deque)):
             self._seen[id(value)] = value
             before = list(value)
-            fill = value.update if isinstance(value, set) else value.extend
-            self._undo.append(lambda: _refill(value, fill, before))
+            self._undo.append(lambda: refill(value, before))
             for item in before:
                 self._keep(item)
         elif isinstance(value, tuple):
@@ -164,9 +163,10 @@ class Snapshot:
             self._generators.append(owner)
 
 
-def _refill(container: Any, fill: Callable[[Any], None], content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Give a dict, a set, a list or a deque another content."""
     container.clear()
-    fill(content)
+    (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
 
 def _is_plain(value: Any, seen: set[int]) -> bool:

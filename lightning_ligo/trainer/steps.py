@@ -31,15 +31,10 @@ MOST = 8  # batches that are watched
 
 
 class Watched(NamedTuple):
-    """What the module's own steps do with a network.
+    """What the module's own steps do with a network."""
 
-    Args:
-        calls: of the network and its parts, those that differ, alike on all ranks.
-        output: of the training step on the first batch.
-    """
-
-    calls: list[Call]
-    output: Any
+    calls: list[Call]  # of the network and its parts, those that differ, alike on all ranks
+    output: Any  # of the training step on the first batch
 
 
 def watch_steps(
@@ -60,15 +55,15 @@ def watch_steps(
         for number, batch in enumerate(itertools.islice(batches, MOST)):
             with recorder.recording():
                 outputs.append(training_output(trainer, batch, batch_idx + number))
-            used = set().union(*(use.parameters for use in recorder.uses))
+            used = set().union(*(each.parameters for each in recorder.seen))
             if trainer.strategy.reduce_boolean_decision(bool(used) and used.issuperset(wanted)):
                 break
         if validates and trainer.enable_validation:
             with recorder.recording(), suppress(_Called):
                 evaluate(trainer, validated)
             trainer.training = True
-    calls, _ = of_all_ranks(trainer, *recorder.settled())
-    return Watched(calls, outputs[0])
+    seen = of_all_ranks(trainer, recorder.settled())
+    return Watched([each.call for each in seen], outputs[0])
 
 
 class _Called(BaseException):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,21 +31,21 @@ OWN = {*dir(nn.Module), *dir(LightningModule)} - {"forward"}
 
 
 @dataclass
-class Use:
-    """What a call did.
+class Seen:
+    """A call, and what it did."""
 
-    Args:
-        parameters: names of the parameters that it computed with.
-        operations: names of the functions that it called.
-        shapes: of the tensors that it returned.
-    """
+    call: Call
+    parameters: set[str] = field(default_factory=set)  # names of those that it computed with
+    operations: set[str] = field(default_factory=set)  # names of the functions that it called
+    shapes: list[torch.Size] = field(default_factory=list)  # of the tensors that it returned
 
-    parameters: set[str] = field(default_factory=set)
-    operations: set[str] = field(default_factory=set)
-    shapes: list[torch.Size] = field(default_factory=list)
-
-    def covers(self, other: Use) -> bool:
-        return self.parameters >= other.parameters and self.operations >= other.operations
+    def covers(self, other: Seen) -> bool:
+        """Whether this call does all that another one does."""
+        return (
+            are_alike(self.call, other.call)
+            and self.parameters >= other.parameters
+            and self.operations >= other.operations
+        )
 
 
 class Recorder(TorchFunctionMode):
@@ -56,12 +57,11 @@ class Recorder(TorchFunctionMode):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.calls: list[Call] = []
-        self.uses: list[Use] = []
+        self.seen: list[Seen] = []
         self._names = {id(p): name for name, p in network.named_parameters()}
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
         self._depth = 0
-        self._begun: tuple[Call, Use] | None = None
+        self._begun: Seen | None = None
         self._places: dict[int, Result] = {}
         self._held: list[Any] = []  # so that no other tensor gets the id of one
 
@@ -70,30 +70,21 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the calls that are made within the context."""
-        undo: list[Callable[[], object]] = []
-        for path, module in self.network.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
-                continue
-            for name in _methods(module):
-                before = vars(module).get(name)
-                method = self._wrapped(path, name, getattr(module, name))
-                vars(module)[name] = method
-                undo.append(functools.partial(_put_back, module, name, before))
-            before_call = functools.partial(self._before, path)
-            undo += [
-                module.register_forward_pre_hook(
-                    before_call, prepend=True, with_kwargs=True
-                ).remove,
-                module.register_forward_hook(
-                    self._after, with_kwargs=True, always_call=True
-                ).remove,
-            ]
-        try:
-            with self:
-                yield
-        finally:
-            for each in reversed(undo):
-                each()
+        with ExitStack() as stack:
+            for path, module in self.network.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                    continue
+                for name in _methods(module):
+                    method = self._wrapped(path, name, getattr(module, name))
+                    stack.enter_context(patch.object(module, name, method))
+                before = functools.partial(self._before, path)
+                for hook in (
+                    module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
+                    module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+                ):
+                    stack.callback(hook.remove)
+            stack.enter_context(self)
+            yield
 
     def _before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._begin(path, "__call__", args, kwargs)
@@ -119,31 +110,29 @@ class Recorder(TorchFunctionMode):
         if self._depth == 1:
             args, kwargs = self._given((args, kwargs))
             training = self.network.get_submodule(path).training
-            self._begun = Call(args, kwargs, path, method, training), self._begin_use(path)
+            self._begun = self._of(Call(args, kwargs, path, method, training))
 
-    def _begin_use(self, path: str) -> Use:
+    def _of(self, call: Call) -> Seen:
         """Begin with the parameters of scripted parts, of which no function is seen."""
-        parts = self.network.get_submodule(path).modules()
+        parts = self.network.get_submodule(call.path).modules()
         scripted = [part for part in parts if isinstance(part, torch.jit.ScriptModule)]
-        return Use({self._names[id(p)] for part in scripted for p in part.parameters()})
+        return Seen(call, {self._names[id(p)] for part in scripted for p in part.parameters()})
 
     def _end(self, out: Any) -> None:
         self._depth -= 1
         if self._depth == 0 and self._begun is not None:
             begun, self._begun = self._begun, None
-            self._keep(*begun, out)
+            self._keep(begun, out)
 
-    def _keep(self, call: Call, use: Use, out: Any) -> None:
+    def _keep(self, seen: Seen, out: Any) -> None:
         """Remember a call, and the places of the tensors that it returned."""
         tensors = outputs_of(out)
-        if not tensors and not use.parameters:
-            return
-        use.shapes = [tensor.shape for tensor in tensors]
-        for leaf, tensor in enumerate(tensors):
-            self._places[id(tensor)] = Result(len(self.calls), leaf)
-        self._held.append(tensors)
-        self.calls.append(call)
-        self.uses.append(use)
+        if tensors or seen.parameters:
+            seen.shapes = [tensor.shape for tensor in tensors]
+            for leaf, tensor in enumerate(tensors):
+                self._places[id(tensor)] = Result(len(self.seen), leaf)
+            self._held.append(tensors)
+            self.seen.append(seen)
 
     def _given(self, arguments: Any) -> Any:
         """Copy arguments, in the precision of the network; what a call returned is a `Result`."""
@@ -170,94 +159,82 @@ class Recorder(TorchFunctionMode):
         if ids.isdisjoint(self._places):
             return func(*args, **kwargs)
         args_given, kwargs_given = self._given((args, kwargs))
-        call = Call(args_given, kwargs_given, method=func)
+        seen = Seen(Call(args_given, kwargs_given, method=func))
         out = func(*args, **kwargs)
-        self._keep(call, Use(), out)
+        self._keep(seen, out)
         return out
 
     def _use(self, ids: set[int], operation: str) -> None:
         if self._begun is not None:
-            _, use = self._begun
-            use.parameters.update(self._names[each] for each in ids & self._names.keys())
-            use.operations.add(operation)
+            names = (self._names[each] for each in ids & self._names.keys())
+            self._begun.parameters.update(names)
+            self._begun.operations.add(operation)
 
     # Afterwards -----------------------------------------------------------------------------------
 
-    def settled(self) -> tuple[list[Call], list[Use]]:
+    def settled(self) -> list[Seen]:
         """Return the calls that differ, and what they did.
 
         A call in training mode that uses the same parameters in evaluation mode, and returns as
         much, is made in evaluation mode, in which nothing is random and norms are fixed.
         """
-        calls, uses, results = list(self.calls), list(self.uses), [list[Tensor]()] * len(self.calls)
-        made = []
-        for number in _chosen(calls, uses):
-            for call in _in_modes(calls[number]):
+        seen, results, made = list(self.seen), [list[Tensor]()] * len(self.seen), []
+        for number in _chosen(seen, range(len(seen))):
+            before = seen[number]
+            for training in sorted({False, before.call.training}):
+                call = replace(before.call, training=training)
                 try:
-                    results[number], use = self._made_again(call, results)
+                    results[number], again = self._made_again(call, results)
                 except Exception:  # not in this mode
                     continue
-                seen = uses[number]
-                same = use.parameters >= seen.parameters and use.shapes == seen.shapes
-                if same or call.training == calls[number].training:
-                    calls[number], uses[number] = call, use
+                same = again.parameters >= before.parameters and again.shapes == before.shapes
+                if same or training == before.call.training:
+                    seen[number] = again
                     made.append(number)
                     break
-        return _picked(calls, uses, _chosen(calls, uses, made))
+        return _picked(seen, made)
 
-    def _made_again(self, call: Call, results: list[list[Tensor]]) -> tuple[list[Tensor], Use]:
+    def _made_again(self, call: Call, results: list[list[Tensor]]) -> tuple[list[Tensor], Seen]:
         """Make a call once more; return the tensors, and what it did."""
-        use = self._begin_use(call.path)
-        self._begun, self._depth = (call, use), 1
+        begun = self._begun = self._of(call)
+        self._depth = 1
         try:
             with self:
                 (made,) = without_gradients(lambda: [make_one(self.network, call, results)])
         finally:
             self._begun, self._depth = None, 0
-        use.shapes = [tensor.shape for tensor in made]
-        return made, use
+        begun.shapes = [tensor.shape for tensor in made]
+        return made, begun
 
 
-def joined(seen: Sequence[tuple[list[Call], list[Use]]]) -> tuple[list[Call], list[Use]]:
+def joined(settled: Sequence[list[Seen]]) -> list[Seen]:
     """Return the calls that differ among those that several recorders have settled."""
-    calls, uses = list[Call](), list[Use]()
-    for settled, did in seen:
-        places = {number: len(calls) + number for number in range(len(settled))}
-        calls += [_renumbered(call, places) for call in settled]
-        uses += did
-    return _picked(calls, uses, _chosen(calls, uses))
+    seen = list[Seen]()
+    for each in settled:
+        places = {number: len(seen) + number for number in range(len(each))}
+        seen += [_renumbered(one, places) for one in each]
+    return _picked(seen, range(len(seen)))
 
 
-def _in_modes(call: Call) -> list[Call]:
-    """Return a call in evaluation mode, and in training mode if it was made in that."""
-    return [replace(call, training=False), call] if call.training else [call]
-
-
-def _chosen(
-    calls: Sequence[Call], uses: Sequence[Use], among: Sequence[int] | None = None
-) -> list[int]:
+def _chosen(seen: Sequence[Seen], among: Iterable[int]) -> list[int]:
     """Choose the calls that differ from all others, and those whose results they take."""
     chosen: list[int] = []
-    for number in range(len(calls)) if among is None else among:
-        if not uses[number].parameters:
-            continue
-        rivals = [each for each in chosen if are_alike(calls[each], calls[number])]
-        if not any(uses[each].covers(uses[number]) for each in rivals):
-            chosen = [c for c in chosen if c not in rivals or not uses[number].covers(uses[c])]
-            chosen.append(number)
+    for number in among:
+        if seen[number].parameters and not any(seen[c].covers(seen[number]) for c in chosen):
+            chosen = [*(c for c in chosen if not seen[number].covers(seen[c])), number]
     needed, left = set(chosen), list(chosen)
     while left:
-        for number in passed_on([calls[left.pop()]]) - needed:
-            needed.add(number)
-            left.append(number)
+        taken = passed_on([seen[left.pop()].call]) - needed
+        needed |= taken
+        left += taken
     return sorted(needed)
 
 
-def _picked(
-    calls: Sequence[Call], uses: Sequence[Use], chosen: Sequence[int]
-) -> tuple[list[Call], list[Use]]:
+def _picked(seen: Sequence[Seen], among: Iterable[int]) -> list[Seen]:
+    """Return the chosen calls, with the results of one another."""
+    chosen = _chosen(seen, among)
     places = {number: place for place, number in enumerate(chosen)}
-    return [_renumbered(calls[n], places) for n in chosen], [uses[n] for n in chosen]
+    return [_renumbered(seen[number], places) for number in chosen]
 
 
 def are_alike(call: Call, other: Call) -> bool:
@@ -268,12 +245,12 @@ def are_alike(call: Call, other: Call) -> bool:
     )
 
 
-def _renumbered(call: Call, places: dict[int, int]) -> Call:
+def _renumbered(seen: Seen, places: dict[int, int]) -> Seen:
     def of(result: Result) -> Result:
         return result._replace(call=places[result.call])
 
-    args, kwargs = mapped((call.args, call.kwargs), Result, of)
-    return replace(call, args=args, kwargs=kwargs)
+    args, kwargs = mapped((seen.call.args, seen.call.kwargs), Result, of)
+    return replace(seen, call=replace(seen.call, args=args, kwargs=kwargs))
 
 
 def _methods(module: nn.Module) -> list[str]:
@@ -293,10 +270,3 @@ def _methods(module: nn.Module) -> list[str]:
         and not name.startswith("__")
     ]
     return [*dict.fromkeys([*methods, "forward"])]
-
-
-def _put_back(module: nn.Module, name: str, before: Any) -> None:
-    if before is None:
-        del vars(module)[name]
-    else:
-        vars(module)[name] = before

@@ -63,7 +63,7 @@ FAILURES = {
     "building": (Plain, (GROWING, "build"), "can't allocate memory: 9 bytes"),
     "learning": (Plain, (GROWING, "fit"), "can't allocate memory: 9 bytes"),
     "baking": (Plain, (GROWING.Operator, "bake"), "not enough memory .* use smaller batches"),
-    "moments": (Plain, (GROWING, "grow_states"), "can't allocate memory: 9 bytes"),
+    "moments": (Plain, (GROWING.ByName, "states"), "can't allocate memory: 9 bytes"),
     "swapping": (Plain, (SURGERY, "check_every_parameter_once"), "can't allocate memory: 9"),
     "loss": (NotANumber, None, "the loss is nan at step 1 of 3 of learning the 'ligo' operator"),
     "metric": (Worse, None, "val_loss is inf for the grown network, and was 1 for the small one"),

@@ -221,9 +221,9 @@ class Reentrant(Net):
 def test_only_the_next_growth_is_rehearsed(tmp_path, monkeypatch):
     sizes = []
 
-    def note(self, trainer, pl_module, plan, *args, run=Rehearsal.run):
-        sizes.append(pl_module.network.head.in_features)
-        run(self, trainer, pl_module, plan, *args)
+    def note(self, trainer, *args, run=Rehearsal.run):
+        sizes.append(trainer.lightning_module.network.head.in_features)
+        run(self, trainer, *args)
 
     monkeypatch.setattr(Rehearsal, "run", note)
     growths = [Growth(MIDDLE, step=5), Growth(LARGE, step=11)]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lightning_ligo.axes.calls import Call, Result
 from lightning_ligo.trainer.exchange import of_all_ranks
-from lightning_ligo.trainer.watch import Use
+from lightning_ligo.trainer.watch import Seen
 
 X, LENGTHS = torch.randn(3, 4), torch.tensor([1, 2])
 RANKS = 2
@@ -30,7 +30,7 @@ def on_ranks(*seen):
         strategy = SimpleNamespace(broadcast=broadcast, root_device=torch.device("cpu"))
         trainer = SimpleNamespace(strategy=strategy, world_size=RANKS)
         try:
-            return of_all_ranks(trainer, *map(list, zip(*seen[number], strict=True)))
+            return of_all_ranks(trainer, seen[number])
         except ValueError as error:
             return str(error)
 
@@ -39,26 +39,26 @@ def on_ranks(*seen):
 
 
 def head(name, argument=X):
-    return Call((argument,), {}, name), Use({f"{name}.weight"}, {"linear"}, [X.shape])
+    return Seen(Call((argument,), {}, name), {f"{name}.weight"}, {"linear"}, [X.shape])
 
 
 def names(known):
-    calls, _ = known
-    return [call.path or call.method for call in calls]
+    return [each.call.path or each.call.method for each in known]
 
 
 def test_all_ranks_know_all_calls_in_the_order_of_the_ranks():
     both = on_ranks([head("b"), head("a")], [head("a"), head("c")])
     assert [names(known) for known in both] == [["b", "a", "c"]] * RANKS
-    for (mine, _), (other, _) in [both]:
-        assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(mine, other, strict=True))
+    for mine, other in zip(*both, strict=True):
+        assert torch.equal(mine.call.args[0], other.call.args[0])
 
 
 def test_results_still_point_to_the_calls_that_returned_them():
     trunk = head("trunk")
-    relu = Call((Result(0, 0),), {}, method=F.relu), Use(set(), set(), [X.shape])
+    relu = Seen(Call((Result(0, 0),), {}, method=F.relu), set(), set(), [X.shape])
     last = head("last", Result(1, 0))
-    for calls, _ in on_ranks([head("other")], [trunk, relu, last]):
+    for seen in on_ranks([head("other")], [trunk, relu, last]):
+        calls = [each.call for each in seen]
         assert [call.path for call in calls] == ["other", "trunk", "", "last"]
         assert calls[2].method is F.relu
         assert [call.args[0] for call in calls[2:]] == [Result(1, 0), Result(2, 0)]
@@ -66,8 +66,8 @@ def test_results_still_point_to_the_calls_that_returned_them():
 
 def test_calls_that_are_alike_are_not_sent():
     mine, other = head("a", lambda: 0), head("a", lambda: 1)
-    (first, _), (second, _) = on_ranks([mine], [other])
-    assert first[0] is mine[0] and second[0] is other[0]
+    (first,), (second,) = on_ranks([mine], [other])
+    assert first is mine and second is other
 
 
 def test_what_cannot_be_sent_is_named_on_all_ranks():

@@ -34,8 +34,8 @@ def recorded(network, step):
     recorder = Recorder(network)
     with recorder.recording():
         step(network)
-    calls, uses = recorder.settled()
-    return calls, set().union(*(use.parameters for use in uses))
+    seen = recorder.settled()
+    return [each.call for each in seen], set().union(*(each.parameters for each in seen))
 
 
 def test_parts_within_a_call_and_repeated_calls_are_not_recorded():

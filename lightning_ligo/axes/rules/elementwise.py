@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.axes.factors import CONSTANT, Dim, broadcast, ends, pin, take
-from lightning_ligo.axes.graph import Graph, mark_nonlinear, reduced
+from lightning_ligo.axes.graph import Graph, mark_nonlinear
 from lightning_ligo.axes.rules.norms import norm
 from lightning_ligo.axes.rules.table import position, rule
 
@@ -93,7 +93,7 @@ def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list
         if step:
             graph.mark(out, step, mark.of)
         else:
-            reduced([item for dim in graph.dims(mark.of) for item in dim])
+            mark_nonlinear(graph.dims(mark.of))
     for x, other in ((first, second), (second, first)):
         root = graph.marked(other, "inverse" if name == "mul" else "root")
         if name in ("mul", "div") and root and graph.values(root.of) == graph.values(x):

@@ -13,19 +13,12 @@ from lightning_ligo.axes.graph import Graph, mark_nonlinear
 from lightning_ligo.axes.rules.table import position, rule
 
 
-@rule("native_layer_norm")
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
     dims, axes = list(graph.dims(args[0])), range(-len(args[1]), 0)
-    norm(graph, dims, axes, {"gain": args[2], "shift": args[3]}, "layer")
-    graph.norm(out[0], args[0], args[2:4])
-    return [dims, *map(graph.unknown, out[1:])]
-
-
-@rule("_fused_rms_norm", "rms_norm")
-def rms_norm(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Any) -> Any:
-    dims, axes = list(graph.dims(args[0])), range(-len(args[1]), 0)
-    norm(graph, dims, axes, {"gain": args[2]}, "rms")
-    graph.norm(out if isinstance(out, Tensor) else out[0], args[0], args[2:3])
+    kind, affine = ("layer", args[2:4]) if "layer" in func.__name__ else ("rms", args[2:3])
+    norm(graph, dims, axes, dict(zip(("gain", "shift"), affine, strict=False)), kind)
+    graph.norm(out if isinstance(out, Tensor) else out[0], args[0], affine)
     return dims if isinstance(out, Tensor) else [dims, *map(graph.unknown, out[1:])]
 
 
