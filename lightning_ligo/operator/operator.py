@@ -162,6 +162,7 @@ class Operator(nn.Module):
             small = self._stacked(row)
             for layer, name in enumerate(row.large_names):
                 yield name, self._grow(row, fresh, small, layer)[0].to(small.dtype)
+            del small  # before the next row is read
         for row in self.plan.rows if not self.method.takes_nothing else ():
             if row.writes and not row.small_names:
                 yield from ((name, self._like.new_zeros(row.large)) for name in row.large_names)
