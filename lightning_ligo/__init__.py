@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lightning_ligo.tasks.images import ImageFolderDataModule
     from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
     from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
-    from lightning_ligo.trainer.checkpoint import rebuild
+    from lightning_ligo.trainer.checkpoint import load, rebuild
 
 __version__ = version("lightning-ligo")
 
@@ -50,6 +50,7 @@ _LAZY = {
     "PythonSourceDataModule": "tasks.text",
     "TextDataModule": "tasks.text",
     "grow_checkpoint": "callbacks.offline",
+    "load": "trainer.checkpoint",
     "rebuild": "trainer.checkpoint",
 }
 
@@ -87,6 +88,7 @@ __all__ = [
     "grow",
     "grow_checkpoint",
     "grow_states",
+    "load",
     "measure",
     "named",
     "pair",

@@ -7,7 +7,7 @@ The trigger of a growth is known before the run (`step`, `epoch`, `fraction`), o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -246,7 +246,8 @@ class Growth:
         step: grow after this many optimizer steps, counted over all optimizers.
         epoch: grow at the first batch of this epoch, counted from 0.
         fraction: grow after this fraction of all optimizer steps of the run, between 0 and 1.
-        plateau: grow when a validation metric has stopped improving.
+        plateau: grow when a validation metric has stopped improving; a Plateau, or a dict of its
+            arguments, as for `slope` and `rate`.
         slope: grow when the validation loss falls too slowly for the FLOPs of training.
         flops: grow when the run has spent this many FLOPs, on all ranks: for training, learning
             operators and validations.
@@ -272,7 +273,20 @@ class Growth:
     rate: Rate = field(default_factory=Rate)
     data: dict[str, Any] | None = None
 
+    @staticmethod
+    def of(growth: Growth | Mapping[str, Any]) -> Growth:
+        """Return a growth from its arguments by name; a growth is returned as it is.
+
+        >>> Growth.of({"to": {"init_args": {"depth": 4}}, "plateau": {"monitor": "val_loss"}}).when
+        'a plateau of val_loss (patience 3)'
+        """
+        return growth if isinstance(growth, Growth) else Growth(**growth)
+
     def __post_init__(self) -> None:
+        for name, kind in (("plateau", Plateau), ("slope", Slope), ("rate", Rate)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, kind(**value))
         triggers = {name: getattr(self, name) for name in (*KNOWN, *DECIDED)}
         given = [f"{name}={value}" for name, value in triggers.items() if value is not None]
         if len(given) != 1:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import UserDict, UserList
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lightning_ligo.networks.description import build, describe, is_description, merge
 
@@ -29,6 +30,30 @@ GPT2 = {
 @dataclass
 class Width:
     width: int
+
+
+class Sized(nn.Linear):
+    @classmethod
+    def from_size(cls, size):
+        return cls(size, size)
+
+    @classmethod
+    def load_size(cls, size):
+        return cls(size, size)
+
+
+class Inherits(Sized):
+    pass
+
+
+class NoModule:
+    @classmethod
+    def from_size(cls, size):
+        return nn.Linear(size, size)
+
+
+def listed(parts: list[nn.Module]) -> nn.Module:
+    return nn.Sequential(*parts)
 
 
 class Outer:
@@ -116,10 +141,57 @@ def test_arguments_may_be_modules_dataclasses_and_classes_of_the_package():
     assert isinstance(network[2], nn.ReLU)
 
 
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_a_class_method_is_called_on_the_class_it_is_taken_from(device):
+    description = describe(Inherits.from_size, size=3)
+    assert description["class_path"] == f"{__name__}.Inherits.from_size"
+    network = build(description, device)
+    assert type(network) is Inherits and network.in_features == 3
+
+
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_from_config_of_an_auto_class_is_the_class_it_chooses(device):
+    config = GPT2["init_args"]["config"]
+    description = describe(AutoModelForCausalLM.from_config, config=config)
+    chosen = AutoModelForCausalLM.from_config(GPT2Config(**config["init_args"]))
+    for each in (description, {**description, "class_path": "transformers.AutoModel.from_config"}):
+        network = build(each, device)
+        is_whole = each is description
+        assert type(network) is (type(chosen) if is_whole else type(chosen.transformer))
+        held = chosen if is_whole else chosen.transformer
+        shapes = [(name, weight.shape) for name, weight in held.named_parameters()]
+        assert [(name, weight.shape) for name, weight in network.named_parameters()] == shapes
+
+
+def test_from_config_needs_a_description_of_a_configuration():
+    path = "transformers.AutoModel.from_config"
+    for config in (None, {"class_path": "os.system"}, {"class_path": "transformers.Trainer"}):
+        with pytest.raises(ValueError, match=r"from_config needs the argument config, a descript"):
+            build({"class_path": path, "init_args": {"config": config}})
+
+
 def test_a_class_within_a_class_is_described_and_built():
     description = describe(Outer.Inner, in_features=1, out_features=2)
     assert description["class_path"].endswith(".Outer.Inner")
     assert isinstance(build(description), Outer.Inner)
+
+
+class Frozen(UserDict):
+    """A mapping that is no dict, as OmegaConf's are."""
+
+
+def test_other_mappings_and_sequences_become_dicts_and_lists():
+    given = Frozen(a=(1, UserList([2, Frozen(b=())])))
+    description = describe(nn.Linear, size=given)
+    assert description["init_args"]["size"] == {"a": [1, [2, {"b": []}]]}
+    assert type(description["init_args"]["size"]["a"][1][1]) is dict
+    part = Frozen(class_path="torch.nn.LeakyReLU", init_args=Frozen(negative_slope=0.5))
+    whole = Frozen(class_path=f"{__name__}.listed", init_args=Frozen(parts=UserList([part, part])))
+    network = build(whole)
+    assert [part.negative_slope for part in network] == [0.5, 0.5]
+    assert merge(whole, Frozen(init_args=Frozen(parts=(part,))))["init_args"]["parts"] == [
+        {"class_path": "torch.nn.LeakyReLU", "init_args": {"negative_slope": 0.5}}
+    ]
 
 
 def test_describing_copies_the_arguments():
@@ -161,7 +233,8 @@ def test_arguments_forgotten_to_be_put_under_init_args_are_refused():
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        ((8, 8), r"init_args\.size must be plain data .* got \(8, 8\) of type tuple"),
+        ({8}, r"init_args\.size must be plain data .* got \{8\} of type set"),
+        (b"8", r"init_args\.size must be plain data .* of type bytes"),
         ({"a": [torch.float32]}, r"init_args\.size\.a\[0\] .* got torch.float32 of type dtype"),
         ({1: 2}, r"init_args\.size: keys must be strings, got 1"),
         (nn.ReLU, r"init_args\.size .* of type type"),
@@ -210,6 +283,14 @@ def test_a_name_that_imports_something_else_cannot_be_described():
         ({"class_path": "subprocess.Popen"}, "a network is a subclass of torch.nn.Module"),
         ({"class_path": "os.system"}, "a network is a subclass of torch.nn.Module"),
         ({"class_path": f"{__name__}.unannotated"}, "a function annotated to return one"),
+        ({"class_path": f"{__name__}.Sized.load_size"}, "a class method from_... of one"),
+        ({"class_path": f"{__name__}.NoModule.from_size"}, "a class method from_... of one"),
+        ({"class_path": f"{__name__}.Sized.forward"}, "a class method from_... of one"),
+        ({"class_path": "torch.nn.Embedding.from_pretrained"}, "of classes of transformers only"),
+        (
+            {"class_path": "lightning.pytorch.LightningModule.load_from_checkpoint"},
+            "a class method from_... of one",
+        ),
         ({"class_path": f"{__name__}.annotated_wrongly"}, "returned str, not a torch.nn.Module"),
     ],
 )

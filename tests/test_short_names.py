@@ -6,9 +6,13 @@ import torch
 from transformers import BertForMaskedLM, GPT2LMHeadModel
 
 import lightning_ligo as ligo
+from lightning_ligo import DigitsDataModule, Growth, GrowthCallback, ImageClassifier
 from lightning_ligo.networks.description import build, merge
-from lightning_ligo.networks.names import inputs_of, named
+from lightning_ligo.networks.inputs import inputs_of
+from lightning_ligo.networks.names import named
+from lightning_ligo.networks.pretrained import loads_weights, untrained
 from recipes.benchmarks.families import FAMILIES
+from runs import trainer
 
 TINY = {"vocab_size": 20, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
 
@@ -147,3 +151,44 @@ def test_a_network_that_takes_what_is_not_known_is_refused():
     description = named("hf:bros", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(ValueError, match=r"BrosModel cannot be called: .*bbox.*plan a run of it"):
         inputs_of(description, build(description))
+
+
+SIZE = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "depth": 2}
+
+
+@pytest.mark.parametrize("device", [None, "meta"])
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "hf:gpt2"])
+def test_a_short_name_may_stand_for_the_class_path(name, device):
+    settings = SIZE if name.startswith("timm") else {"n_layer": 1, "n_embd": 12, "vocab_size": 7}
+    network = build({"class_path": name, "init_args": settings}, device)
+    expected = build(named(name, **settings), "meta")
+    assert type(network) is type(expected)
+    shapes = {n: weight.shape for n, weight in expected.state_dict().items()}
+    assert {n: weight.shape for n, weight in network.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_module_and_its_growth_take_short_names(tmp_path, whole):
+    small = {"class_path": "timm:vit_tiny_patch16_224", "init_args": {**SIZE, "embed_dim": 12}}
+    small["init_args"]["pretrained"] = False
+    wider = {"embed_dim": 24, "num_heads": 3}
+    to = {"init_args": wider}
+    if whole:
+        to = {"class_path": "timm:vit_small_patch16_224", "init_args": {**SIZE, **wider}}
+    module = ImageClassifier(small)
+    run = trainer(tmp_path, GrowthCallback([Growth(to, step=2)]), max_steps=4)
+    run.fit(module, DigitsDataModule(batch_size=64))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    opened = ImageClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert opened.network.embed_dim == 24 and opened.network.blocks[0].attn.num_heads == 3
+    assert torch.equal(opened.network.head.weight, module.network.head.weight)
+
+
+def test_weights_of_a_folder_belong_to_the_small_network_alone(tmp_path):
+    build(named("hf:gpt2", n_layer=1, n_embd=12, n_head=1, vocab_size=7)).save_pretrained(tmp_path)
+    short = {"class_path": f"hf:{tmp_path}"}
+    trained = {name: weight.sum() for name, weight in build(short).named_parameters()}
+    assert trained == {n: w.sum() for n, w in build(named(f"hf:{tmp_path}")).named_parameters()}
+    assert loads_weights(short) == [f"hf:{tmp_path}"]
+    assert untrained(short)["class_path"] == "transformers.GPT2LMHeadModel"
+    assert loads_weights({"class_path": "timm:resnet18", "init_args": {"pretrained": True}})

@@ -22,7 +22,9 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch._dynamo import OptimizedModule
+from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
 from lightning_ligo.axes.axes import OUTPUT
 from lightning_ligo.axes.notation import match, split
@@ -31,7 +33,12 @@ from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
 from lightning_ligo.plan.plan import Plan
-from lightning_ligo.trainer.lightning import averaging_period, callbacks_of, start_method
+from lightning_ligo.trainer.lightning import (
+    averaging_period,
+    callbacks_of,
+    datamodule_of,
+    start_method,
+)
 from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.slot import Slot, listed
 
@@ -45,6 +52,37 @@ def check_run(
     check_network(settings.slot(pl_module))
     check_callbacks(trainer, settings.slot(pl_module))
     check_masks(trainer, settings)
+
+
+def check_imports(trainer: Trainer) -> None:
+    """Check that the Trainer, its callbacks and its datamodule are of the package `lightning`.
+
+    `pytorch_lightning` has the same classes once more, which no check for a class recognises.
+    """
+    for part in (trainer, *callbacks_of(trainer), datamodule_of(trainer)):
+        if any(base.__module__.startswith("pytorch_lightning.") for base in type(part).__mro__):
+            raise ValueError(
+                f"{type(part).__name__} is of the package pytorch_lightning, whose classes are "
+                "others than those of lightning, which GrowthCallback grows with; import it from "
+                "lightning: write `import lightning.pytorch as pl` for `import pytorch_lightning "
+                "as pl`, everywhere"
+            )
+
+
+def warn_of_script(networks: object) -> None:
+    """Warn of networks whose class only this script has, in descriptions within plain data."""
+    classes = {
+        value
+        for path, value in tree_flatten_with_path(networks)[0]
+        if path[-1:] == (MappingKey("class_path"),) and str(value).startswith("__main__.")
+    }
+    if classes:
+        names = ", ".join(sorted(classes))
+        rank_zero_warn(
+            f"{names}: only this script can open the checkpoints of this run, as the network is "
+            "defined in it; move its class into a file of its own, such as networks.py, and "
+            "import it from there, here and where checkpoints are opened"
+        )
 
 
 def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:

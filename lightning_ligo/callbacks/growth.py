@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_ligo.callbacks.accounting import Accounting, Counting, Validations, best_checkpoint
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
-from lightning_ligo.callbacks.checks import check_run
+from lightning_ligo.callbacks.checks import check_imports, check_run, warn_of_script
 from lightning_ligo.callbacks.companions import Stopping, restart_stopping
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.failure import GrowthFailedError, OnFailure, stopping_error
@@ -31,7 +31,7 @@ from lightning_ligo.callbacks.record import (
     log_parameters,
 )
 from lightning_ligo.callbacks.rehearsal import Rehearsal
-from lightning_ligo.callbacks.report import growth_report, show_report, write_report
+from lightning_ligo.callbacks.report import growth_report, report_folder, show_report
 from lightning_ligo.callbacks.resume import Resume
 from lightning_ligo.callbacks.settings import Settings, check_choices, learning
 from lightning_ligo.callbacks.triggers import Triggers, run_of
@@ -77,7 +77,8 @@ class GrowthCallback(Counting):
     `training_step`. Optimizers and schedulers stay the same objects. The optimizer state grows by
     the maps of the weights. Logged values, counters and random states of the module do not change.
     At the end of `fit` a report is printed and written into the log folder: `growth_report.json`,
-    `growth_report.md`, `growth_report.html`, `growth.png`.
+    `growth_report.md`, `growth_report.html`, `growth.png`. With `logger=False` it is written only
+    if the Trainer has a `default_root_dir`.
 
     Under ModelParallelStrategy the module's `configure_model` is called again to shard the large
     network: it must shard the network at `attribute`, and skip modules that are sharded already.
@@ -94,7 +95,7 @@ class GrowthCallback(Counting):
         >>> callback = GrowthCallback([Growth(to=large, fraction=0.5)], attribute="head")
 
     Args:
-        growths: when to grow and to what, in order.
+        growths: when to grow and to what, in order; each may be a dict of the arguments of Growth.
         attribute: name of the network in the LightningModule; may be dotted.
         method: how to grow: a name of `METHODS`, two names `DEPTH+WIDTH`, or your own `Method`. The
             default learns nothing; it is one of the two best in the comparison of the recipes.
@@ -141,7 +142,9 @@ class GrowthCallback(Counting):
         rehearse: bool = True,
     ) -> None:
         method = learning(method, steps, learning_rate)
-        self.settings = Settings(list(growths), attribute, method, optimizer_state, seed, override)
+        self.settings = Settings(
+            list(map(Growth.of, growths)), attribute, method, optimizer_state, seed, override
+        )
         self.monitor = monitor
         check_choices(self.settings.growths, early_stopping, on_failure)
         self.early_stopping: Stopping = early_stopping
@@ -170,6 +173,7 @@ class GrowthCallback(Counting):
     # Before training ------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_imports(trainer)
         self._wrapped.close()
         slot = self.settings.slot(pl_module)
         record, small = record_of(pl_module), described(slot)
@@ -205,6 +209,7 @@ class GrowthCallback(Counting):
                 description = self._sizes(pl_module)[self.size(pl_module)]
                 self._sharding.check(settings.slot(pl_module), description)
         self.planner.begin(trainer)
+        warn_of_script(self._sizes(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(pl_module)  # after the sanity check
@@ -212,7 +217,8 @@ class GrowthCallback(Counting):
         size, method = self.size(pl_module), self.settings.method
         self.planner.skip(size)
         check_optimizers_can_change(trainer.optimizers)
-        check_every_parameter_once(trainer, pl_module)
+        network = self.settings.slot(pl_module).network
+        check_every_parameter_once(trainer, pl_module, network)
         check_averages(trainer)
         self._grower.followers(trainer)
         self._rates.resume([record.rate for record in self._records])
@@ -229,7 +235,7 @@ class GrowthCallback(Counting):
         elif not is_fast_dev_run(trainer):
             steps = self.triggers.begin(trainer, size)
             check_room(method.ramp, method.name, steps, run_of(trainer).steps)
-        log_parameters(trainer, count(self.settings.slot(pl_module).network))
+        log_parameters(trainer, count(network))
         log_growths(trainer, self._records, self._sizes(pl_module))
 
     def _plan(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
@@ -310,13 +316,13 @@ class GrowthCallback(Counting):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if warning := self.triggers.unreached(self.size(pl_module)):
             rank_zero_warn(warning)
-        folder = trainer.log_dir or trainer.default_root_dir  # called on all ranks
+        folder = report_folder(trainer)
         if not (self._records or self._failed) or not trainer.is_global_zero:
             return
         records = [record.to_dict() for record in self._records]
         totals, metrics = self.accounting.training.totals, self._validations.metrics
         report = growth_report(records, self._failed, totals, metrics, best_checkpoint(trainer))
-        show_report(report, write_report(report, self.accounting.curve, folder))
+        show_report(report, self.accounting.curve, folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)

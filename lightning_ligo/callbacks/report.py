@@ -16,6 +16,7 @@ from lightning_ligo.operator.measure import Change
 from lightning_ligo.schedule import Rate
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from matplotlib.figure import Figure
 
 NOTE = """\
@@ -53,6 +54,15 @@ def growth_report(
         "validation": metrics,
         "versions": document.versions(),
     }
+
+
+def report_folder(trainer: Trainer) -> str | None:
+    """Return the folder for the report; call it on all ranks.
+
+    It is None without a logger and a `default_root_dir`, which say where files may be written.
+    """
+    folder = trainer.log_dir or trainer.default_root_dir
+    return folder if trainer.loggers or folder != os.getcwd() else None
 
 
 def write_report(
@@ -154,9 +164,11 @@ def html_page(report: dict[str, Any], picture: bytes) -> str:
     return document.page("Growth report", *parts, f"<footer>\n{foot}\n</footer>")
 
 
-def show_report(report: dict[str, Any], folder: Path) -> None:
-    """Print the report as a table."""
-    files = [f"checkpoint: {report['checkpoint'] or 'none'}", f"report: {folder}"]
+def show_report(report: dict[str, Any], curve: Sequence[Point], folder: str | None) -> None:
+    """Print the report as a table, and write it into the folder, if there is one."""
+    if folder is not None:
+        write_report(report, curve, folder)
+    files = [f"checkpoint: {report['checkpoint'] or 'none'}", f"report: {folder or 'not written'}"]
     document.show("Growth report", rows(report), [*_failed(report), *files])
 
 

@@ -14,7 +14,7 @@ from lightning_ligo.axes.override import Override
 from lightning_ligo.methods.catalog import DEFAULT, method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.networks.description import build
-from lightning_ligo.networks.names import inputs_of
+from lightning_ligo.networks.inputs import inputs_of
 from lightning_ligo.networks.pretrained import loads_weights, untrained
 from lightning_ligo.operator.cost import Cost, Uncounted, estimate_calls
 from lightning_ligo.operator.flops import kind_of

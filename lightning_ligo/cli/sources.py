@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from yaml import YAMLError
 
 from lightning_ligo.cli.parser import CommandParser
 from lightning_ligo.methods.catalog import DEFAULT, METHODS
-from lightning_ligo.networks.names import changed, named
+from lightning_ligo.networks.description import is_description, merge
+from lightning_ligo.networks.libraries import installed, with_own_names
+from lightning_ligo.networks.names import named
 from lightning_ligo.networks.pretrained import from_checkpoint, untrained
 
 NETWORKS = """\
@@ -67,6 +69,28 @@ def described(
     if options.large:
         return description, untrained(named(options.large, **settings["large"]))
     return description, changed(description, settings["large"])
+
+
+def changed(description: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network, without trained weights, with some of its settings replaced.
+
+    Settings of a network of transformers are those of its configuration.
+
+    Raises:
+        ValueError: for a setting that the configuration does not have.
+    """
+    plain = untrained(description)
+    config = plain.get("init_args", {}).get("config")
+    if not is_description(config):
+        return merge(plain, {"init_args": dict(settings)})
+    transformers = installed("transformers")
+    kind = getattr(transformers, config["class_path"].rpartition(".")[2])
+    given = dict(config.get("init_args", {}))
+    settings = with_own_names(kind(**given), settings)
+    if kind.attribute_map.get("num_hidden_layers", "num_hidden_layers") in settings:
+        given.pop("layer_types", None)  # one entry a layer; the configuration makes it anew
+    arguments = merge(given, settings)
+    return merge(plain, {"init_args": {"config": {**config, "init_args": arguments}}})
 
 
 def read_settings(

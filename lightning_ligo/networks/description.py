@@ -5,9 +5,14 @@ A description is jsonargparse's notation for a class with its arguments:
     {"class_path": "timm.models.VisionTransformer", "init_args": {"embed_dim": 64, "depth": 4}}
 
 It holds plain data only (dict, list, str, int, float, bool, None), so it fits in a YAML file, in
-hyperparameters and in a checkpoint that is loaded with `weights_only=True`. A value in `init_args`
-with a `class_path` is built first, such as the configuration of a Hugging Face model. A string is
-never resolved; to pass a class as an argument, write a function that does so.
+hyperparameters and in a checkpoint that is loaded with `weights_only=True`; a tuple becomes a list.
+A value in `init_args` with a `class_path` is built first, such as the configuration of a Hugging
+Face model. A string is never resolved; to pass a class as an argument, write a function that does
+so.
+
+A short name may stand for the class path, with settings under `init_args`, see `named`:
+
+    {"class_path": "timm:vit_tiny_patch16_224", "init_args": {"depth": 4}}
 
 A third key, `weights`, says where the trained weights of the network are, see `weights.py`.
 """
@@ -19,12 +24,13 @@ import dataclasses
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ligo.networks.names import spelled_out
 from lightning_ligo.networks.pretrained import resolved, untrained
 from lightning_ligo.networks.weights import load
 
@@ -39,16 +45,20 @@ def is_description(value: object) -> bool:
 def describe(constructor: Callable[..., Any], **init_args: Any) -> dict[str, Any]:
     """Describe the call `constructor(**init_args)`; an argument may be a description itself.
 
+    The constructor may be a class method, such as `GPT.from_name`.
+
     Raises:
         ValueError: for a constructor that cannot be imported by its name (local ones, lambdas,
-            methods), and for arguments that are not plain data.
+            other methods), and for arguments that are not plain data.
 
     >>> describe(nn.Linear, in_features=2, out_features=3)["class_path"]
     'torch.nn.modules.linear.Linear'
     """
-    module = getattr(constructor, "__module__", None)
-    name = getattr(constructor, "__qualname__", None)
-    class_path = f"{module}.{name}"
+    owner = getattr(constructor, "__self__", None)
+    named = owner if _is_class_method(constructor) else constructor
+    class_path = f"{getattr(named, '__module__', None)}.{getattr(named, '__qualname__', None)}"
+    if named is owner:  # which may have inherited its class method
+        class_path += f".{constructor.__name__}"
     try:
         found = _import(class_path)
     except ValueError as error:
@@ -56,7 +66,7 @@ def describe(constructor: Callable[..., Any], **init_args: Any) -> dict[str, Any
             f"{constructor!r} cannot be described: a description is an import path and {error}; "
             "define it at the top of an importable module"
         ) from error
-    if found is not constructor:
+    if found != constructor:
         raise ValueError(
             f"{constructor!r} cannot be described: {class_path!r} imports {found!r} instead; "
             "define it at the top of an importable module under its own name"
@@ -100,9 +110,9 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
     trained weights are read. Elsewhere they are, and must fit.
 
     A description may come from an untrusted checkpoint, so only these are called: at the top a
-    subclass of `nn.Module` or a function annotated to return one; in the arguments a subclass of
-    `nn.Module`, a dataclass, or a class of the package of the network. Building still runs code of
-    that package with the given arguments.
+    subclass of `nn.Module`, a class method `from_...` of one, or a function annotated to return
+    one; in the arguments a subclass of `nn.Module`, a dataclass, or a class of the package of the
+    network. Building still runs code of that package with the given arguments.
 
     Raises:
         ValueError: for a description that is malformed, cannot be imported or names something else,
@@ -111,15 +121,17 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
     >>> build(describe(nn.Linear, in_features=2, out_features=3))
     Linear(in_features=2, out_features=3, bias=True)
     """
-    _check_description(description)
+    description = _checked(description)
     on_meta = device is not None and torch.device(device).type == "meta"
-    description = untrained(description) if on_meta else resolved(description)
+    description = spelled_out(resolved(description))
+    description = untrained(description) if on_meta else description
     class_path = description["class_path"]
     constructor = _import(class_path)
     if not _makes_module(constructor):
         raise ValueError(
-            f"{class_path} cannot be built: a network is a subclass of torch.nn.Module or a "
-            f"function annotated to return one, got {constructor!r}"
+            f"{class_path} cannot be built: a network is a subclass of torch.nn.Module, a class "
+            "method from_... of one, or a function annotated to return one, got "
+            f"{constructor!r}"
         )
     package = class_path.partition(".")[0]
     try:
@@ -177,7 +189,7 @@ def _build_argument(value: Any, package: str) -> Any:
         return value
     if not is_description(value):
         return {key: _build_argument(item, package) for key, item in value.items()}
-    _check_description(value)
+    value = _checked(value)
     class_path = value["class_path"]
     constructor = _import(class_path)
     if not isinstance(constructor, type) or not (
@@ -192,9 +204,15 @@ def _build_argument(value: Any, package: str) -> Any:
     return _call(constructor, value, package)
 
 
-def _makes_module(constructor: object) -> bool:
+def _is_class_method(constructor: Any) -> bool:
+    return inspect.ismethod(constructor) and isinstance(constructor.__self__, type)
+
+
+def _makes_module(constructor: Any) -> bool:
     if isinstance(constructor, type):
         return issubclass(constructor, nn.Module)
+    if _is_class_method(constructor) and constructor.__name__.startswith("from_"):
+        return issubclass(constructor.__self__, nn.Module)
     if not inspect.isfunction(constructor):
         return False
     try:
@@ -204,7 +222,8 @@ def _makes_module(constructor: object) -> bool:
     return isinstance(returned, type) and issubclass(returned, nn.Module)
 
 
-def _check_description(description: object) -> None:
+def _checked(description: object) -> dict[str, Any]:
+    """Return a copy of a description as plain data, after a check of its keys."""
     if not isinstance(description, Mapping) or not is_description(description):
         raise ValueError(
             "a network description is a dict {'class_path': ..., 'init_args': {...}}, "
@@ -220,11 +239,14 @@ def _check_description(description: object) -> None:
             f"the init_args of {description['class_path']} must be a dict of arguments by name, "
             f"got {description['init_args']!r}"
         )
-    _plain(description, description["class_path"])
+    return dict(_plain(description, description["class_path"]))
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Return a copy of plain data; `where` names the place in an error."""
+    """Return a copy of plain data, with dicts and lists for other mappings and sequences.
+
+    `where` names the place in an error.
+    """
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
@@ -232,7 +254,7 @@ def _plain(value: Any, where: str) -> Any:
             if type(key) is not str:
                 raise ValueError(f"{where}: keys must be strings, got {key!r}")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if type(value) is list:
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
     raise ValueError(
         f"{where} must be plain data (dict, list, str, int, float, bool or None), "

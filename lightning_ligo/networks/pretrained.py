@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,16 @@ def loads_weights(description: Mapping[str, Any]) -> list[str]:
     """
     found = ["weights"] if description.get("weights") else []
     class_path, arguments = str(description.get("class_path")), description.get("init_args") or {}
-    names = _ARGUMENTS.get(class_path.partition(".")[0], ())
+    names = _ARGUMENTS.get(re.split("[.:]", class_path)[0], ())
     found += [name for name in names if arguments.get(name)]
-    return found + ([_FROM[1:]] if class_path.endswith(_FROM) else [])
+    found += [_FROM[1:]] if class_path.endswith(_FROM) else []
+    return found + ([class_path] if folder_of(class_path) else [])
+
+
+def folder_of(name: str) -> str | None:
+    """Return the folder, or the name on the hub, of a short name `hf:FOLDER`; None of any other."""
+    source, _, rest = name.partition(":")
+    return rest if source == "hf" and ("/" in rest or (rest and Path(rest).is_dir())) else None
 
 
 def untrained(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,15 +68,20 @@ def untrained(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe what `from_pretrained` loads as a class, its configuration and its weights.
+    """Describe what `from_pretrained` or `hf:FOLDER` loads: a class, its configuration and weights.
 
-    Every other description is returned as it is.
+    `from_config` of an `AutoModel` is the class that it chooses. Every other description is
+    returned as it is.
 
     Raises:
         ValueError: if there is no configuration, for code from elsewhere, and for arguments that
             are no settings of the configuration.
     """
     class_path = description.get("class_path", "")
+    if class_path.startswith("transformers.") and class_path.endswith(".from_config"):
+        return _of_config(description)
+    if folder := folder_of(class_path):
+        return from_folder(folder, description.get("init_args") or {})
     if not class_path.endswith(_FROM):
         return dict(description)
     if not class_path.startswith("transformers.") or description.get("weights"):
@@ -140,6 +153,20 @@ def from_checkpoint(path: Path) -> tuple[str, dict[str, Any]]:
         f"the hyperparameters of {path} have no description of a network, only "
         f"{', '.join(hparams) or 'none'}; describe the network and give the file as its weights"
     )
+
+
+def _of_config(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe what `AutoModel.from_config` makes from a configuration that is described."""
+    transformers, arguments = installed("transformers"), description.get("init_args") or {}
+    path = str((arguments.get("config") or {}).get("class_path"))
+    kind = getattr(transformers, path.rpartition(".")[2], None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PretrainedConfig):
+        raise ValueError(
+            f"{description['class_path']} needs the argument config, a description of a "
+            f"configuration of transformers, got {arguments.get('config')}"
+        )
+    auto = "transformers." + description["class_path"].split(".")[-2]
+    return {**description, "class_path": _class(transformers, kind(), auto, Path())}
 
 
 def _class(transformers: Any, config: Any, class_path: str | None, folder: Path) -> str:

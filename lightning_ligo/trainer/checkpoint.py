@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningModule
@@ -32,6 +33,8 @@ from lightning_ligo.trainer.holders import copies_in, replace_everywhere
 from lightning_ligo.trainer.integrity import METADATA
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
+
+Module = TypeVar("Module", bound=LightningModule)
 
 KEY = "lightning_ligo"
 VERSION = 1
@@ -95,6 +98,32 @@ def rebuild(
     set_record(module, record)
 
 
+def load(kind: type[Module], path: str | Path, **options: Any) -> Module:
+    """Load a LightningModule of any class, with its network in the size that the checkpoint holds.
+
+    For a class that does not call `rebuild`, such as one of another package:
+
+        module = lightning_ligo.load(SemanticSegmentationTask, "best.ckpt")
+
+    Args:
+        kind: the class of the module.
+        path: a checkpoint file, of a grown network or of one that has not grown.
+        options: those of its `load_from_checkpoint`, such as `map_location` and `strict`, and
+            arguments of the class that the file does not hold.
+
+    Raises:
+        ValueError: if the network cannot be built from the record of the checkpoint.
+    """
+    own = kind.on_load_checkpoint
+
+    def on_load_checkpoint(module: Module, checkpoint: dict[str, Any]) -> None:
+        rebuild(module, checkpoint)
+        own(module, checkpoint)
+
+    with patch.object(kind, "on_load_checkpoint", on_load_checkpoint):
+        return kind.load_from_checkpoint(path, **options)
+
+
 def _built(description: dict[str, Any], slot: Slot, stored: dict[str, Tensor]) -> nn.Module:
     """Build a network for the weights of a checkpoint, which are loaded unrounded."""
     with isolated_random(0):
@@ -125,7 +154,7 @@ def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[
     None is with trained weights. Raises ValueError for a growth that changes nothing or asks for
     trained weights, or a network without a description.
     """
-    networks: list[dict[str, Any] | None] = [None if small is None else untrained(small)]
+    networks: list[dict[str, Any] | None] = [small and merge(untrained(small), {})]
     for number, growth in enumerate(growths, 1):
         before = networks[-1]
         if not is_description(growth.to) and before is None:

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -97,9 +98,14 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
+def shapes_of(network: nn.Module) -> dict[str, torch.Size | None]:
     """Return the shapes of the parameters and buffers of a network by name."""
-    return {name: tensor.shape for name, tensor in tensors_of(network).items()}
+    return {name: _shape(tensor) for name, tensor in tensors_of(network).items()}
+
+
+def _shape(tensor: Tensor) -> torch.Size | None:
+    """Return the shape of a tensor, None for one that a lazy module has not made yet."""
+    return None if is_lazy(tensor) else tensor.shape
 
 
 def copies_in(slot: Slot, network: nn.Module) -> list[str]:
@@ -193,7 +199,7 @@ class _Walk:
         names = {}
         for key, tensor in tensors.items():
             name = str(key).removeprefix(f"{self.slot.prefix}.")
-            if self.shapes.get(name) == tensor.shape:
+            if self.shapes.get(name) == _shape(tensor):
                 if isinstance(tensor, nn.Parameter) and self.parameters.get(tensor, name) != name:
                     return {}
                 names[key] = name
@@ -202,14 +208,16 @@ class _Walk:
     def ordered(self, tensors: dict[Any, Tensor]) -> dict[Any, str]:
         if any(tensor in self.parameters for tensor in tensors.values()):
             return {key: self.parameters.get(tensor, "") for key, tensor in tensors.items()}
-        found = [tuple(tensor.shape) for tensor in tensors.values()]
+        found = [_shape(tensor) for tensor in tensors.values()]
         for order in self.orders if len(found) > 1 else ():
             if [shape for _, shape in order] == found:
                 return dict(enumerate(name for name, _ in order))
         return {}
 
 
-def _orders(slot: Slot, optimizers: Sequence[Optimizer]) -> list[list[tuple[str, tuple[int, ...]]]]:
+def _orders(
+    slot: Slot, optimizers: Sequence[Optimizer]
+) -> list[list[tuple[str, torch.Size | None]]]:
     """Return the orders in which lists hold tensors of parameters: (name, shape) of each.
 
     A parameter outside the network has an empty name.
@@ -221,7 +229,7 @@ def _orders(slot: Slot, optimizers: Sequence[Optimizer]) -> list[list[tuple[str,
     for optimizer in optimizers:
         lists += [group["params"] for group in optimizer.param_groups]
         lists.append(parameters_in([optimizer]))
-    orders = [[(name_of.get(p, ""), tuple(p.shape)) for p in each] for each in lists]
+    orders = [[(name_of.get(p, ""), _shape(p)) for p in each] for each in lists]
     return [order for order in orders if any(name for name, _ in order)]
 
 

@@ -117,7 +117,6 @@ def regroup(trainer: Trainer, pl_module: LightningModule, groups: list[list[list
             "that the run began with"
         )
     fill_groups(trainer, pl_module, groups, {})
-    check_every_parameter_once(trainer, pl_module)
 
 
 def fill_groups(
@@ -150,22 +149,25 @@ def _short(
     return names
 
 
-def check_every_parameter_once(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Check that every trainable parameter is in exactly one optimizer group.
+def check_every_parameter_once(
+    trainer: Trainer, pl_module: LightningModule, network: nn.Module
+) -> None:
+    """Check that every trainable parameter of the network is in exactly one optimizer group.
 
-    With a finetuning callback, which adds parameters later, it may be in none.
+    With a finetuning callback, which adds parameters later, it may be in none. One that is outside
+    of the network may be in none, too.
 
     Raises:
         RuntimeError: naming the parameters that are not, or counting those that the module lacks.
     """
     counts = Counter(parameters_in(trainer.optimizers))
     named, later = dict(pl_module.named_parameters()), finetunes(trainer)
+    missing = set(network.parameters()) - counts.keys()
     strangers = len(counts.keys() - set(named.values()))
     problems = [
         f"{name} is in {counts[parameter]} groups"
         for name, parameter in named.items()
-        if counts[parameter] > 1
-        or (parameter.requires_grad and parameter not in counts and not later)
+        if counts[parameter] > 1 or (parameter in missing and parameter.requires_grad and not later)
     ]
     if strangers:
         problems.append(f"{strangers} parameters in the optimizers are not the module's")

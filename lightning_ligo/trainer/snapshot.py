@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -59,6 +61,8 @@ class Snapshot:
         """Keep parameters, buffers, submodules, metrics and plain attributes of all modules."""
         for module in root.modules():
             attributes = vars(module)
+            if isinstance(module, LazyModuleMixin):
+                self._keep_lazy(module)
             own = _LIGHTNING_OWN if module is root else _TORCH_OWN
             self._keep_items(attributes)
             for name in ("_parameters", "_buffers", "_modules"):
@@ -105,8 +109,17 @@ class Snapshot:
             before = dict(items)
             self._undo.append(lambda: refill(items, before))
 
+    def _keep_lazy(self, module: Any) -> None:
+        """Keep a module that has no shapes before its first call."""
+        held = vars(module)
+        tensors = (*held["_parameters"].values(), *held["_buffers"].values())
+        for item in (module, *filter(is_lazy, tensors)):
+            self._undo.append(functools.partial(setattr, item, "__class__", type(item)))
+        for name in ("_forward_pre_hooks", "_load_state_dict_pre_hooks"):
+            self._keep_items(held[name])
+
     def _keep_tensor(self, tensor: Tensor | None) -> None:
-        if tensor is None or id(tensor) in self._seen or tensor.is_inference():
+        if tensor is None or is_lazy(tensor) or id(tensor) in self._seen or tensor.is_inference():
             return
         self._seen[id(tensor)] = tensor
         before, trained = tensor.detach().clone(), tensor.requires_grad

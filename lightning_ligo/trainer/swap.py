@@ -93,7 +93,7 @@ def swap(
     if slot.is_compiled:
         torch.compiler.reset()  # the small network's programs count against the recompile limit
     forget_metric_names(pl_module)
-    check_every_parameter_once(trainer, pl_module)
+    check_every_parameter_once(trainer, pl_module, slot.network)
     for callback in callbacks_of(trainer):
         if isinstance(callback, ModelSummary):
             callback.on_fit_start(trainer, pl_module)

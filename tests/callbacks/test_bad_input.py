@@ -1,5 +1,7 @@
 """Whatever can be known to fail is refused before the first optimizer step."""
 
+import sys
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
@@ -237,7 +239,7 @@ def test_a_parameter_that_another_module_shares(tmp_path):
 
 class Forgets(Plain):
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.network.parameters())
+        return torch.optim.AdamW([*self.stem.parameters(), *self.network.blocks.parameters()])
 
 
 class Second(Plain):
@@ -268,7 +270,11 @@ class Iterates(Plain):
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
-        (Forgets, RuntimeError, "stem.weight is in 0 groups, stem.bias is in 0 groups; give each"),
+        (
+            Forgets,
+            RuntimeError,
+            "work.embed.weight is in 0 groups, network.embed.bias is in 0 groups",
+        ),
         (Second, ValueError, "LBFGS keeps parameters in its own attribute"),
         (NoLoss, ValueError, "training_step returned NoneType without a loss"),
         (Iterates, ValueError, "training_step takes dataloader_iter"),
@@ -335,3 +341,26 @@ def test_a_metric_of_a_validation_that_logs_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"'val_loss' .* it logged: nothing$"):
         fit(module, tmp_path, growth, num_sanity_val_steps=1)
     assert module.calls == 0
+
+
+class Around(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("place", ["the network", "an argument of the network"])
+def test_a_network_that_only_the_script_has_warns_at_the_start(tmp_path, monkeypatch, place):
+    script = type("Net", (Net,), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Net", script, raising=False)
+    large = {"class_path": "__main__.Net", "init_args": LARGE["init_args"]}
+    if place != "the network":
+        large = describe(Around, net=large)
+    module = plain()
+    module.network = script() if place == "the network" else Around(script())
+    with pytest.warns(UserWarning, match=r"__main__.Net: only this script .* networks.py"):
+        fit(module, tmp_path, GrowthCallback([Growth(large, step=2)]))
+    assert sum(p.numel() for p in module.network.parameters()) > 1000

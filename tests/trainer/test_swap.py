@@ -233,10 +233,10 @@ def test_the_summary_is_printed_again(tmp_path):
 def test_a_parameter_outside_the_optimizers_is_named(tmp_path):
     class Drop(Callback):
         def on_train_start(self, trainer, pl_module):
-            check_every_parameter_once(trainer, pl_module)
+            check_every_parameter_once(trainer, pl_module, pl_module.network)
             trainer.optimizers[0].param_groups[0]["params"].pop()
             trainer.optimizers[0].param_groups[1]["params"].append(nn.Parameter(torch.zeros(1)))
-            check_every_parameter_once(trainer, pl_module)
+            check_every_parameter_once(trainer, pl_module, pl_module.network)
 
     message = "network.head.weight is in 0 groups, 1 parameters in the optimizers are not the mod"
     with pytest.raises(RuntimeError, match=message):
