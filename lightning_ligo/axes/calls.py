@@ -237,8 +237,8 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
             new = nn.Parameter(new, tensor.requires_grad)
         memo[id(tensor)] = new
     for module in network.modules():
-        for value in vars(module).values():  # weights that old parametrizations have computed
-            if isinstance(value, Tensor) and not value.is_leaf:
+        for value in tree_leaves(list(vars(module).values())):  # such as weights of old
+            if isinstance(value, Tensor) and not value.is_leaf:  # parametrizations, and metrics
                 memo[id(value)] = of(value.detach())
     result = copy.deepcopy(network, memo)
     for module, original in zip(result.modules(), network.modules(), strict=True):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_ligo import Growth, GrowthCallback, describe
@@ -101,6 +102,27 @@ def test_a_metric_inside_the_network(tmp_path):
     growth = growing(describe(Counting, width=24, depth=4))
     trainer(tmp_path, growth).fit(module, train_loader(), val_loader())
     assert size(module) > 1000 and module.network.agreement.compute() == 1
+
+
+class Keeping(Counting):
+    """Its metric keeps a list of tensors, with the graph that made them."""
+
+    def __init__(self, width: int = 8, depth: int = 1) -> None:
+        super().__init__(width, depth)
+        self.agreement = CatMetric()
+
+    def forward(self, x):
+        logits = super(Counting, self).forward(x)
+        self.agreement.update(logits.mean())
+        return logits
+
+
+def test_a_metric_that_keeps_its_graph(tmp_path):
+    module = Plain()
+    module.network = Keeping()
+    growth = growing(describe(Keeping, width=24, depth=4))
+    trainer(tmp_path, growth).fit(module, train_loader(), val_loader())
+    assert size(module) > 1000
 
 
 @pytest.mark.parametrize("where", ["working folder", "root"])
