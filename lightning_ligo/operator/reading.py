@@ -60,8 +60,8 @@ def read_output(
 
 def first_change(
     operator: Operator, places: Places, before: Outputs, after: Outputs, tolerance: float
-) -> str | None:
-    """Find the first module of the large network whose output differs from the small one's.
+) -> tuple[str, float] | None:
+    """Find the first module of the large network whose output differs, and by how much.
 
     ``before`` and ``after`` are what the modules of both returned, see `places_of`, `recording`.
     """
@@ -71,8 +71,9 @@ def first_change(
             continue
         for (one, length), (out, larger) in zip(before[other], outputs, strict=True):
             read = _readings(operator, one, out, row, layer) if length == larger else []
-            if read and not min(relative(one, each) for each in read) <= tolerance:
-                return name
+            change = min((relative(one, each) for each in read), default=0.0)
+            if change > tolerance:
+                return name, change
     return None
 
 
