@@ -189,12 +189,14 @@ def _narrowed(x: Tensor, dim: int, operator: Operator, span: Span, layer: int) -
     started, known = widths.starts.get(span.key), {*widths.fixed, *widths.maps}
     if axis.resize or started is None or not (started.layers or span.name in known):
         raise Unreadable(f"{span.axis} grows from {span.small} to {span.large}")
-    number = layer if axis.stack else 0
+    number, x = layer if axis.stack else 0, x.movedim(dim, -1)
     if span.name in known:
-        layers = operator.plan.stacks[axis.stack][1] if axis.stack else 1
-        eye = torch.eye(span.small, dtype=operator.dtype, device=x.device)
-        matrix = widths.widen(eye.expand(layers, -1, -1), 1, span)[number]
+        with torch.enable_grad():  # the gradient of what a linear map writes is its transpose
+            zeros = x.new_zeros(1, x[..., 0].numel(), span.small, dtype=operator.dtype)
+            grown = widths.widen(zeros.requires_grad_(), 2, span, number if axis.stack else None)
+            (read,) = torch.autograd.grad(grown, zeros, x.reshape(grown.shape).to(grown))
+        read = read.reshape(*x.shape[:-1], span.small).to(x)
     else:  # no parameter reads it so
         form = getattr(started.layers[number], span.form)
-        matrix = dense(form, span.small) * started.scale**span.power
-    return (x.movedim(dim, -1) @ (matrix / scale**2).to(x)).movedim(-1, dim)
+        read = x @ (dense(form, span.small) * started.scale**span.power).to(x)
+    return (read / scale**2).movedim(-1, dim)
