@@ -14,12 +14,15 @@ from drawn import (
     grouped,
     l2_normalised,
     mix_positions,
+    norm,
+    own_rms,
     patches,
     pixel_shuffled,
     pool_positions,
     positions,
     project,
     residual,
+    routed,
     scored,
     softmax,
     sorted_,
@@ -116,4 +119,26 @@ PAIRS = (  # a norm over two entries leaves the order of the two, which hides wh
     ),
     [2, 2, 2, 2, 2, 2],
     [2, 0, 0, 0, 0, 0],
+)
+NORMED_TWICE = (  # norms of norms of two entries, which their epsilons change by more than rounding
+    DeepArchitecture(
+        "sequences",
+        [
+            _step(
+                residual,
+                inner=[_step(routed, width=0, table=True), _step(softmax)],
+                scale=False,
+                norm_first=False,
+            ),
+            _step(
+                split,
+                first=0,
+                second=0,
+                inner=[_step(own_rms, gain=True), _step(norm, name="layer", affine=False)],
+                join=False,
+            ),
+        ],
+    ),
+    [2, 2, 2, 2, 2, 2],
+    [0, 0, 0, 0, 0, 1],
 )

@@ -22,7 +22,7 @@ from drawn import (
     inputs,
     widths,
 )
-from found import DAMPED, PAIRS, SATURATED, SIGNS
+from found import DAMPED, NORMED_TWICE, PAIRS, SATURATED, SIGNS
 from lightning_ligo.axes.axes import UNUSED
 from lightning_ligo.axes.graph import SELECTED, TABLE
 from lightning_ligo.axes.proof import TOLERANCE, noisy, prepared
@@ -82,15 +82,26 @@ def growth_keeps_the_function_or_is_refused(architecture, sizes, more):
         return
     told = ligo.measure(plan, small, large, [ligo.Call((x,))], method="lemon")
     ligo.Operator(plan, small, "lemon").bake(large)
+    for module in (*small.modules(), *large.modules()):
+        if hasattr(module, "eps"):  # by which a norm of a norm differs, on some inputs more
+            module.eps = 1e-12
     before, after = output(small, x), output(large, x)
     assume(before.isfinite().all())
-    bound = 1e-4 if told.kept and told.change > 1e-6 else 1e-5  # norms differ by their eps
+    bound = 1e-4 if told.kept and told.change > 1e-6 else 1e-5
     assert not told.kept or (after - before).norm() <= bound * before.norm(), (plan, told)
 
 
-def test_the_order_of_a_saturated_network_is_not_judged():
-    drawn = given(*map(st.just, SATURATED))(only_exchangeable_axes_are_growable)
-    settings(phases=[Phase.explicit])(example(*SATURATED)(drawn))()
+@pytest.mark.parametrize(
+    ("check", "network"),
+    [
+        (only_exchangeable_axes_are_growable, SATURATED),
+        (growth_keeps_the_function_or_is_refused, NORMED_TWICE),
+    ],
+    ids=["saturated", "normed twice"],
+)
+def test_what_is_no_fault_of_the_package_is_not_judged(check, network):
+    drawn = given(*map(st.just, network))(check)
+    settings(phases=[Phase.explicit], deadline=None)(example(*network)(drawn))()
 
 
 @pytest.mark.parametrize("network", [DAMPED, SIGNS, PAIRS], ids=["damped", "signs", "pairs"])
