@@ -116,8 +116,7 @@ def measure(
     Where no output changes, what the modules of both compute is compared.
 
     Args:
-        plan: of the two networks.
-        small, large: the networks.
+        plan, small, large: the networks, and the plan of both.
         calls: those for which the plan was made.
         large_calls: those of the large network, if it is called otherwise; it may take both.
         method: a name of `METHODS`, two joined by a plus, or a `Method`.
