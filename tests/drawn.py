@@ -42,6 +42,7 @@ class Drawn(nn.Module):
         super().__init__()
         self.kind, self.steps, self.widths, self.listed = kind, steps, widths, listed
         self.layers = nn.ModuleList() if listed else nn.Module()
+        self.eps = 1e-6  # of norms of its own
         self._made: list[nn.Module] | None = []
         x = inputs(kind) if x is None else x
         self(x.float() if x.is_floating_point() else x)
@@ -153,7 +154,7 @@ def norm(net: Drawn, x: Tensor, name: str, affine: bool) -> Tensor:
 def own_rms(net: Drawn, x: Tensor, gain: bool) -> Tensor:
     """As Hugging Face's Llama and T5 write it."""
     x = x.movedim(1, -1) if x.dim() == 4 else x
-    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + net.eps)
     x = x * net.parameter(x.shape[-1]) if gain else x
     return x.movedim(-1, 1) if x.dim() == 4 else x
 

@@ -40,6 +40,7 @@ KEPT = 1e-4
 Deep networks with noise on their weights enlarge the rounding of float32 to 1e-5; the smallest
 difference that is no rounding, such as an unbiased variance over more entries, is about 1e-3.
 """
+HIDDEN = 1e-3  # up to here modules may change where no output does: norms add their epsilon
 ROUNDING = 1e-2  # up to here a change in float32 may be rounding, and float64 tells
 LONGEST = 20_000_000  # parameters of a network that is tried with longer texts on the CPU
 
@@ -50,7 +51,8 @@ class Change:
 
     Args:
         change: the largest relative change of an output, infinite if one is not finite; None if it
-            was not measured.
+            was not measured. Where no output changes, but what a module computes does, as in front
+            of a choice that comes out the same on these inputs, it is that of the module.
         place: the first module of the large network whose output differs, if one is found.
         why: why it, or some output, was not measured.
     """
@@ -111,10 +113,10 @@ def measure(
 
     What the method leaves fresh is as ``large`` was built. Copies of both make all calls with the
     same random numbers, then on other inputs of the same kind, and on texts of twice the length.
+    Where no output changes, what the modules of both compute is compared.
 
     Args:
-        plan: of the two networks.
-        small, large: the networks.
+        plan, small, large: the networks, and the plan of both.
         calls: those for which the plan was made.
         large_calls: those of the large network, if it is called otherwise; it may take both.
         method: a name of `METHODS`, two joined by a plus, or a `Method`.
@@ -291,16 +293,24 @@ class _Pair:
             Ramp(operator, large)
 
     def compared(self) -> Change:
-        """Compare the outputs of all calls, and look for the place where they begin to differ."""
+        """Compare the outputs of all calls, and look for the place where they begin to differ.
+
+        Signs, choices and saturated layers hide a change that other inputs would show; what the
+        modules in front of them compute tells it.
+        """
         places = places_of(self.operator, self.large)
         with recording(self.small, {place.small for place in places.values()}) as before:
             small = self._made(self.small)
         with recording(self.large, places) as after:
             large = self._made(self.large)
         change, why = _largest(self.operator, small, large)
-        if change is None or change <= KEPT:
+        if change is None:
+            return Change(None, why=why)
+        hidden = change <= KEPT
+        first = first_change(self.operator, places, before, after, HIDDEN if hidden else KEPT)
+        if first is None or (hidden and math.isinf(first[1])):
             return Change(change, why=why)
-        return Change(change, first_change(self.operator, places, before, after, KEPT), why)
+        return Change(first[1] if hidden else change, first[0], why)
 
     def on(self, calls: Sequence[Call]) -> Change:
         """Compare on other inputs; nothing has changed if a network does not take them."""

@@ -60,8 +60,8 @@ def read_output(
 
 def first_change(
     operator: Operator, places: Places, before: Outputs, after: Outputs, tolerance: float
-) -> str | None:
-    """Find the first module of the large network whose output differs from the small one's.
+) -> tuple[str, float] | None:
+    """Find the first module of the large network whose output differs, and by how much.
 
     ``before`` and ``after`` are what the modules of both returned, see `places_of`, `recording`.
     """
@@ -71,8 +71,9 @@ def first_change(
             continue
         for (one, length), (out, larger) in zip(before[other], outputs, strict=True):
             read = _readings(operator, one, out, row, layer) if length == larger else []
-            if read and not min(relative(one, each) for each in read) <= tolerance:
-                return name
+            change = min((relative(one, each) for each in read), default=0.0)
+            if change > tolerance:
+                return name, change
     return None
 
 
@@ -188,12 +189,14 @@ def _narrowed(x: Tensor, dim: int, operator: Operator, span: Span, layer: int) -
     started, known = widths.starts.get(span.key), {*widths.fixed, *widths.maps}
     if axis.resize or started is None or not (started.layers or span.name in known):
         raise Unreadable(f"{span.axis} grows from {span.small} to {span.large}")
-    number = layer if axis.stack else 0
+    number, x = layer if axis.stack else 0, x.movedim(dim, -1)
     if span.name in known:
-        layers = operator.plan.stacks[axis.stack][1] if axis.stack else 1
-        eye = torch.eye(span.small, dtype=operator.dtype, device=x.device)
-        matrix = widths.widen(eye.expand(layers, -1, -1), 1, span)[number]
+        with torch.enable_grad():  # the gradient of what a linear map writes is its transpose
+            zeros = x.new_zeros(1, x[..., 0].numel(), span.small, dtype=operator.dtype)
+            grown = widths.widen(zeros.requires_grad_(), 2, span, number if axis.stack else None)
+            (read,) = torch.autograd.grad(grown, zeros, x.reshape(grown.shape).to(grown))
+        read = read.reshape(*x.shape[:-1], span.small).to(x)
     else:  # no parameter reads it so
         form = getattr(started.layers[number], span.form)
-        matrix = dense(form, span.small) * started.scale**span.power
-    return (x.movedim(dim, -1) @ (matrix / scale**2).to(x)).movedim(-1, dim)
+        read = x @ (dense(form, span.small) * started.scale**span.power).to(x)
+    return (read / scale**2).movedim(-1, dim)

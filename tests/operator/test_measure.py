@@ -195,6 +195,23 @@ def test_other_inputs_tell_what_the_first_ones_do_not_reach():
     assert measure(plan, small, large, [Call((x,))], method="lemon").change > 1
 
 
+def test_a_change_that_a_choice_hides_is_that_of_the_module_before_it():
+    class Chosen(Tower):
+        def forward(self, x):
+            return super().forward(x).argmax(-1, keepdim=True).float()
+
+    torch.manual_seed(0)
+    small, kept, changed = Chosen(4), Chosen(8), Chosen(8, of=lambda x, _: 1.02 * x.tanh())
+    assert measured(small, kept, X).kept
+    outputs = []
+    for large in (kept, changed):
+        ligo.Operator(ligo.pair(small, large, X), small, "lemon").bake(large)
+        outputs.append(large(X))
+    assert torch.equal(*outputs)
+    change = measured(small, changed, X)
+    assert (change.kept, change.place) == (False, "blocks.1") and 1e-3 < change.change < 0.02
+
+
 def test_what_cannot_be_measured_says_why():
     small, large = Tower(4), Tower(8)
     plan = ligo.pair(small, large, X)
