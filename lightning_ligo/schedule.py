@@ -243,6 +243,11 @@ class Growth:
     Args:
         to: description of the larger network (see `describe`), or changes to the description of
             the network before it, such as `{"init_args": {"embed_dim": 64, "depth": 4}}`.
+        hparams: instead of `to`, changes to the hyperparameters of the LightningModule, such as
+            `{"hidden_size": 64, "num_layers": 4}`. The module's own class makes the larger network
+            from them and its other hyperparameters. The network is found: the one submodule whose
+            parameters change, or else the module itself. All that does not change stays the
+            module's. `hparams` of the module and of its checkpoints are those of the larger one.
         step: grow after this many optimizer steps, counted over all optimizers.
         epoch: grow at the first batch of this epoch, counted from 0.
         fraction: grow after this fraction of all optimizer steps of the run, between 0 and 1.
@@ -258,11 +263,11 @@ class Growth:
             the start of an epoch.
 
     Raises:
-        ValueError: for no trigger or several, a trigger outside any run, and `data` without `epoch`
-            or while new entries are re-warmed.
+        ValueError: for no trigger or several, a trigger outside any run, both or none of `to` and
+            `hparams`, and `data` without `epoch` or while new entries are re-warmed.
     """
 
-    to: dict
+    to: dict | None = None
     step: int | None = None
     epoch: int | None = None
     fraction: float | None = None
@@ -272,6 +277,7 @@ class Growth:
     file: str | None = None
     rate: Rate = field(default_factory=Rate)
     data: dict[str, Any] | None = None
+    hparams: dict[str, Any] | None = None
 
     @staticmethod
     def of(growth: Growth | Mapping[str, Any]) -> Growth:
@@ -287,6 +293,12 @@ class Growth:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, kind(**value))
+        if (self.to is None) == (self.hparams is None):
+            raise ValueError(
+                f"a growth has the network it grows to, got to={self.to} and "
+                f"hparams={self.hparams}; give one of them: a description, or changes to the "
+                "hyperparameters of the LightningModule"
+            )
         triggers = {name: getattr(self, name) for name in (*KNOWN, *DECIDED)}
         given = [f"{name}={value}" for name, value in triggers.items() if value is not None]
         if len(given) != 1:
@@ -313,6 +325,11 @@ class Growth:
                 f"a growth changes {changed} of the data and re-warms new entries, which a resumed "
                 "run could not find again; leave out one of them"
             )
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The description of the network, or the changes to the one before it."""
+        return {"hparams": self.hparams} if self.to is None else self.to
 
     @property
     def is_decided(self) -> bool:

@@ -79,6 +79,23 @@ class Even(Plain):
     def test_step(self, batch, batch_idx):
         self.log("test_loss", self.loss(batch)[1], sync_dist=True)
 
+
+class Itself(Even):
+    """Is the network itself, made from its hyperparameters."""
+
+    def __init__(self, width: int = 8, depth: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        del self.network
+        for name, part in Net(width, depth).named_children():
+            self.add_module(name, part)
+
+    forward = Net.forward
+
+    def loss(self, batch):
+        logits = self(batch[0])
+        return logits, nn.functional.cross_entropy(logits, batch[1])
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.rate, momentum=0.9)
 
@@ -608,6 +625,9 @@ CASES = {
     "lemon": functools.partial(grown, method="lemon"),
     "ligo": functools.partial(grown, method="ligo", steps=5),
     "two growths": functools.partial(grown, method="lemon", growths=TWO),
+    "hparams": functools.partial(
+        grown, kind=Itself, method="ligo", steps=2,
+        growths=[Growth(hparams={"width": 24, "depth": 4}, step=4)]),
     "ramp": functools.partial(grown, method=replace(METHODS["msg"], ramp=5)),
     "plateau": functools.partial(
         grown, kind=Apart, method="lemon", val_check_interval=2,

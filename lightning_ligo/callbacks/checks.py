@@ -209,7 +209,8 @@ def check_used(plan: Plan, trained: Collection[str], override: Override | None) 
 
 def check_network(slot: Slot) -> None:
     """Check that nothing else holds the network, and that compiling has renamed no parameter."""
-    network, attribute, prefix = slot.network, slot.attribute, f"{slot.attribute}."
+    network, attribute = slot.network, slot.attribute
+    prefix = f"{attribute}.".removeprefix(".")
     wrapped = [name for name, part in network.named_modules() if isinstance(part, OptimizedModule)]
     if wrapped:
         raise ValueError(

@@ -52,9 +52,10 @@ def alike(trainer: Trainer) -> Iterator[None]:
 def stopping_error(number: int, growth: Growth, step: int, why: str) -> GrowthFailedError:
     """Return the error that ends a run after a failed growth."""
     return GrowthFailedError(
-        f"growth {number} (at {growth.when}, to {growth.to}) failed at step {step}: {why}. The "
-        "network and the optimizers are restored; resume the run from its last checkpoint when the "
-        "cause is removed, or with GrowthCallback(on_failure='continue') to train the small network"
+        f"growth {number} (at {growth.when}, to {growth.changes}) failed at step {step}: {why}. "
+        "The network and the optimizers are restored; resume the run from its last checkpoint when "
+        "the cause is removed, or with GrowthCallback(on_failure='continue') to train the small "
+        "network"
     )
 
 

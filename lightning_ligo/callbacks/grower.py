@@ -19,7 +19,6 @@ from lightning_ligo.callbacks.companions import remember_groups
 from lightning_ligo.callbacks.failure import alike
 from lightning_ligo.callbacks.followers import ByName, Followers
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.networks.description import build
 from lightning_ligo.operator.fit import fit
 from lightning_ligo.operator.flops import flop_counter
 from lightning_ligo.operator.measure import Change, compare
@@ -27,7 +26,6 @@ from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.ramp import Ramp
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.trainer.checkpoint import (
-    described,
     record_of,
     remember_growth,
     set_record,
@@ -35,6 +33,7 @@ from lightning_ligo.trainer.checkpoint import (
     sizes_of,
 )
 from lightning_ligo.trainer.holders import tensors_of
+from lightning_ligo.trainer.hparams import built, described, note
 from lightning_ligo.trainer.lightning import training_output
 from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sandbox import sandboxed
@@ -114,10 +113,11 @@ class Grower:
         with sandboxed(trainer, slot.module, self._seed(trainer)):
             operator = Operator(plan, small, self._settings.method, self._seed(trainer))
             parents = operator.parents()
-            built = materialize(build(description), plan.lazy)
-            large = conform(trainer, small, built, parents)
+            made = materialize(built(slot, description), plan.lazy)
+            large = conform(trainer, small, made, parents)
             followers.begin(small, large)
             slot.set(large)
+            note(slot, description)
             learned: tuple[tuple[float, ...], int] = (), 0
             if steps and operator.coefficients:
                 followers.grow(operator)
@@ -144,11 +144,11 @@ class Grower:
         """Return the metrics of the large network, if there is a validation."""
         if not trainer.enable_validation:
             return {}
-        slot = self._settings.slot_of(trainer)
-        counting = self._accounting.of_evaluation(size_of(slot.module) + 1)
-        watching = [*averaged_validation(trainer), counting]
+        slot, size = self._settings.slot_of(trainer), size_of(trainer.lightning_module) + 1
+        watching = [*averaged_validation(trainer), self._accounting.of_evaluation(size)]
         with sandboxed(trainer, slot.module, self._seed(trainer)), made.followers.placed():
             slot.set(made.large)
+            note(slot, sizes_of(slot.module, self._settings.growths)[size])
             return evaluate(trainer, *watching)
 
     def put(self, trainer: Trainer, made: Grown) -> int:
@@ -211,15 +211,15 @@ class Grower:
     def undone(self, trainer: Trainer, made: Grown) -> Iterator[None]:
         """Restore everything if the swap fails, the record for checkpoints too."""
         slot = self._settings.slot_of(trainer)
-        record, entry = record_of(slot.module), described(slot)
+        record = record_of(slot.module)
         assert record is not None
+        entry = described(slot, record["networks"][0])
         try:
             with undone(trainer, slot):
                 yield
         except BaseException:
             set_record(slot.module, record)
-            if entry is not None:
-                slot.module.hparams[slot.attribute] = entry
+            note(slot, entry)
             self.back(trainer, made.followers, made.small)
             raise
 

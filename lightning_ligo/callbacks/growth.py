@@ -37,19 +37,18 @@ from lightning_ligo.callbacks.settings import Settings, check_choices, learning
 from lightning_ligo.callbacks.triggers import Triggers, run_of
 from lightning_ligo.methods.catalog import DEFAULT
 from lightning_ligo.methods.method import Method
-from lightning_ligo.networks.description import build
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.operator.ramp import Ramp
 from lightning_ligo.schedule import Growth, Rate
 from lightning_ligo.trainer.checkpoint import (
     KEY,
-    described,
     record_of,
     set_record,
     size_of,
     sizes_of,
 )
+from lightning_ligo.trainer.hparams import built
 from lightning_ligo.trainer.lightning import (
     callbacks_of,
     is_averaging_epoch,
@@ -66,6 +65,7 @@ from lightning_ligo.trainer.sharding import Sharding, is_sharded, reshard, share
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import read_again, validation_metrics
 from lightning_ligo.trainer.swap import restart_compression
+from lightning_ligo.trainer.whole import forget
 
 
 class GrowthCallback(Counting):
@@ -96,7 +96,8 @@ class GrowthCallback(Counting):
 
     Args:
         growths: when to grow and to what, in order; each may be a dict of the arguments of Growth.
-        attribute: name of the network in the LightningModule; may be dotted.
+        attribute: name of the network in the LightningModule; may be dotted. Growths by `hparams`
+            find it.
         method: how to grow: a name of `METHODS`, two names `DEPTH+WIDTH`, or your own `Method`. The
             default learns nothing; it is one of the two best in the comparison of the recipes.
         steps: number of steps of learning the operator; default: the method's own.
@@ -175,12 +176,12 @@ class GrowthCallback(Counting):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_imports(trainer)
         self._wrapped.close()
-        slot = self.settings.slot(pl_module)
-        record, small = record_of(pl_module), described(slot)
+        slot, small = self.settings.find(trainer, pl_module)
+        record = record_of(pl_module)
         if stage == "fit" and trainer.global_step == 0:
             self._reset()
             if record is not None and record["size"] > 0:
-                small = record["networks"][-1]
+                small = small or record["networks"][-1]
             else:
                 self._data.to(trainer, 0)
             record = None
@@ -202,6 +203,7 @@ class GrowthCallback(Counting):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settings = self.settings
+        settings.check_found(pl_module)
         check_run(trainer, pl_module, settings, type(self))
         self._data.check(trainer)
         if is_sharded(trainer):
@@ -245,8 +247,9 @@ class GrowthCallback(Counting):
         if masks or entries:
             description = self._sizes(pl_module)[self.size(pl_module) - 1]
             with isolated_random(self.settings.seed):
-                built = build(description, device="meta") if description else None
-            small = built or self._resume.kept[pl_module]
+                slot = self.settings.slot(pl_module)
+                small = built(slot, description, "meta") if description else None
+            small = small or self._resume.kept[pl_module]
         elif not self.planner.has_more:
             return
         plan = self.planner.plan(trainer, batch, batch_idx, small)
@@ -328,6 +331,7 @@ class GrowthCallback(Counting):
         super().teardown(trainer, pl_module, stage)
         self._ramping.end()
         self._wrapped.close()
+        forget(pl_module)
 
     # Growth ---------------------------------------------------------------------------------------
 

@@ -17,13 +17,13 @@ from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.checks import check_outputs, check_used
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.networks.description import build
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
 from lightning_ligo.plan.pair import NeedsValues, pair_calls
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
+from lightning_ligo.trainer.hparams import built, check_made, note
 from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.sandbox import sandboxed
 from lightning_ligo.trainer.sharding import Sharding, is_sharded
@@ -73,11 +73,13 @@ class Planner:
         """
         slot = self._settings.slot_of(trainer)
         self._larger, self.is_done = {}, False
+        with isolated_random(self._settings.seed):
+            check_made(slot, sizes_of(slot.module, self._settings.growths)[size_of(slot.module)])
         for number, description in self.coming(slot.module).items():
             with isolated_random(self._settings.seed), self._of_growth(number):
-                self._larger[number] = build(description, device="meta")
+                self._larger[number] = built(slot, description, "meta")
                 if is_sharded(trainer):
-                    trial = build(description, device="meta")
+                    trial = built(slot, description, "meta")
                     self._sharding.try_out(trainer, slot, trial)
 
     def skip(self, done: int) -> None:
@@ -130,7 +132,7 @@ class Planner:
         for part in slot.network.modules():
             self._waiting.append(part.register_forward_pre_hook(called))
         rank_zero_info(
-            f"training_step does not call self.{slot.attribute} in the first {MOST} batches: its "
+            f"training_step does not call {slot.words} in the first {MOST} batches: its "
             "growths are planned when it does"
         )
 
@@ -147,7 +149,7 @@ class Planner:
         if number not in self.plans:
             raise ValueError(
                 f"growth {number} is due, and training_step has never called "
-                f"self.{self._settings.attribute}, so "
+                f"self.{self._settings.attribute or 'forward'}, so "
                 "that nothing shows how the network is used; let it grow after its first use, or "
                 "name the network that is used with the option attribute"
             )
@@ -260,6 +262,7 @@ class Planner:
         """
         large, slot = self._built(trainer, number), self._settings.slot_of(trainer)
         slot.set(large)
+        note(slot, self.coming(slot.module)[number])
         try:
             return self._checked(watch_steps(trainer, slot, [batch], 0, (), False))
         except ValueError:
@@ -274,7 +277,8 @@ class Planner:
         """Build a large network on the device of the run, in its precision."""
         description = sizes_of(trainer.lightning_module, self._settings.growths)[number]
         assert description is not None
-        large = trainer.precision_plugin.convert_module(build(description))
+        network = built(self._settings.slot_of(trainer), description)
+        large = trainer.precision_plugin.convert_module(network)
         return attached(large, trainer).to(trainer.strategy.root_device)
 
     def _checked(self, watched: Watched) -> list[Call]:
@@ -291,5 +295,5 @@ class Planner:
             yield
         except ValueError as error:
             data = f", on data of {growth.data}" if growth.data else ""
-            where = f"growth {number} (at {growth.when}, to {growth.to}{data})"
+            where = f"growth {number} (at {growth.when}, to {growth.changes}{data})"
             raise ValueError(f"{where}: {error}") from error

@@ -168,13 +168,13 @@ class Rehearsal:
         except GrowthFailedError:
             raise
         except Exception as error:
-            line = line_of_user(error)
+            line, slot = line_of_user(error), self._settings.slot(trainer.lightning_module)
             if line is None and isinstance(error, ValueError):  # a check of this package
                 raise
             what = (
                 "use use_reentrant=False, as torch recommends, or a method that learns nothing"
                 if "use_reentrant" in str(error)
-                else f"let the code take sizes and parameters from self.{self._settings.attribute} "
+                else f"let the code take sizes and parameters from {slot.words} "
                 "when it needs them, and keep none between batches"
             )
             raise ValueError(

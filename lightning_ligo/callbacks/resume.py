@@ -14,7 +14,6 @@ from lightning_ligo.callbacks.companions import add_groups, freeze_statistics
 from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.followers import others_of
 from lightning_ligo.callbacks.settings import Settings
-from lightning_ligo.networks.description import build
 from lightning_ligo.trainer.checkpoint import (
     KEY,
     check_record,
@@ -22,10 +21,12 @@ from lightning_ligo.trainer.checkpoint import (
     peek,
     rebuild,
     record_of,
+    size_of,
     sizes,
     sizes_of,
 )
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
+from lightning_ligo.trainer.hparams import HPARAMS, built, described, note
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
@@ -58,6 +59,8 @@ class Resume:
             return original(path, weights_only=weights_only)
         with intact(path, weights_only):
             checkpoint = original(path, weights_only=weights_only)
+        if KEY in checkpoint:
+            self._settings.found(checkpoint[KEY]["attribute"])
         slot = self._settings.slot(trainer.lightning_module)
         self._resize(slot, checkpoint)
         return checkpoint
@@ -92,7 +95,9 @@ class Resume:
                 self._stages.to(module.trainer, 0)
                 return
             record = {**current, "size": 0, "networks": current["networks"][:1], "frozen": []}
-        base, all_sizes = current["networks"][0], sizes(record["networks"][0], growths)
+        first, all_sizes = record["networks"][0], sizes(record["networks"][0], growths)
+        by_hparams = first is not None and HPARAMS in first
+        base = described(slot, first) if by_hparams else current["networks"][0]
         if base not in all_sizes:
             raise ValueError(
                 f"the network {slot.attribute!r} of the module is {base}, which is no size of the "
@@ -135,16 +140,18 @@ class Resume:
             return original(trainer)
         slot = self._settings.slot(pl_module)
         large, small = slot.network, self.kept.get(pl_module)
+        networks = sizes_of(pl_module, self._settings.growths)
         if small is None:
-            description = sizes_of(pl_module, self._settings.growths)[0]
-            assert description is not None
+            assert networks[0] is not None
             with isolated_random(self._settings.seed):
-                small = build(description)
+                small = built(slot, networks[0])
         slot.set(small.to(pl_module.device))
+        note(slot, networks[0])
         try:
             original(trainer)
         finally:
             slot.set(large)
+            note(slot, networks[size_of(pl_module)])
             small.cpu()
         add_groups(trainer, groups)
         regroup(trainer, pl_module, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -14,15 +14,20 @@ from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.optimizer_state import Policy
 from lightning_ligo.schedule import Growth
+from lightning_ligo.trainer.checkpoint import record_of
+from lightning_ligo.trainer.hparams import described, small_of
+from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.snapshot import isolated_random
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settings:
     """Settings of all growths of a run, see `GrowthCallback`.
 
     Raises:
-        ValueError: if there are no growths, the policy is unknown, or the override cannot be read.
+        ValueError: if there are no growths, or growths of two kinds, the policy is unknown, or the
+            override cannot be read.
     """
 
     growths: list[Growth]
@@ -31,6 +36,7 @@ class Settings:
     optimizer_state: Policy
     seed: int
     override: dict[str, str | None] | None
+    is_found: bool = True  # whether the place of the network is known
 
     def slot(self, module: LightningModule) -> Slot:
         """Return the place of the network in a module, or in an averaged copy."""
@@ -40,9 +46,55 @@ class Settings:
         """Return the place of the network in the module of a run."""
         return Slot(trainer.lightning_module, self.attribute)
 
+    def find(self, trainer: Trainer, module: LightningModule) -> tuple[Slot, dict[str, Any] | None]:
+        """Find the place of the network, and its description in the module's hyperparameters.
+
+        Raises:
+            ValueError: for growths by hyperparameters that the module cannot be made again with.
+        """
+        if self.growths[0].hparams is None:
+            slot = self.slot(module)
+            return slot, described(slot)
+        if is_sharded(trainer):
+            raise ValueError(
+                f"growth by hparams under {type(trainer.strategy).__name__} is not supported; "
+                "describe the large network, with Growth(to=...)"
+            )
+        with isolated_random(self.seed):
+            found, small = small_of(module, self.growths)
+        record = record_of(module) or {}
+        self.is_found = found is not None or "attribute" in record
+        self.attribute = record.get("attribute", self.attribute) if found is None else found
+        return self.slot(module), small
+
+    def found(self, attribute: str) -> None:
+        """Take the place of the network from a checkpoint, for growths that find it."""
+        if self.growths[0].hparams is not None:
+            self.attribute, self.is_found = attribute, True
+
+    def check_found(self, module: LightningModule) -> None:
+        """Raise ValueError if growths by hyperparameters change nothing."""
+        if not self.is_found:
+            changes = ", ".join(str(growth.hparams) for growth in self.growths)
+            raise ValueError(
+                f"no parameter of {type(module).__name__} changes with the hyperparameters "
+                f"{changes}; change those that its network is made from"
+            )
+
     def __post_init__(self) -> None:
         if not self.growths:
             raise ValueError("GrowthCallback has no growths; give at least one")
+        by_hparams = {growth.hparams is not None for growth in self.growths}
+        if len(by_hparams) > 1:
+            raise ValueError(
+                "some growths have hparams and others have to; give all growths of a run hparams, "
+                "or none"
+            )
+        if by_hparams == {True} and self.attribute != "network":
+            raise ValueError(
+                f"growths by hparams find the network, got attribute={self.attribute!r}; leave it "
+                "out"
+            )
         if self.optimizer_state not in get_args(Policy):
             known = ", ".join(map(repr, get_args(Policy)))
             raise ValueError(

@@ -44,7 +44,8 @@ Networks of more than {REAL // 10**6} million parameters are planned on the meta
 no memory, and no axis is proved.
 
 --json prints {{"growths": [...]}}. Each growth has:
-  small, large    descriptions of the networks (class_path, init_args); small may be null
+  small, large    descriptions of the networks (class_path, init_args), or the hyperparameters that
+                  change (hparams); small may be null
   number, when    which growth of the run, and its trigger; null for two networks
   step            the optimizer step of the growth; null if the run decides it
   axes, stacks    axes that grow, and all stacks: name -> [small, large] length or depth

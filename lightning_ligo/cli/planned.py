@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ def _of_trained(pair: Pair, method: Method) -> Change | None:
     return compare(operator, pair.small, large, pair.calls)
 
 
-def sized(description: Mapping[str, Any]) -> nn.Module:
+def sized(description: Mapping[str, Any], build: Callable[..., nn.Module] = build) -> nn.Module:
     """Build the network of a description; a large one is built on the meta device."""
     network = build(description, "meta")
     if sum(parameter.numel() for parameter in network.parameters()) > REAL:

@@ -14,7 +14,8 @@ from lightning_ligo.callbacks.offline import at_first_batch, growing
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.cli.planned import Planned, cost_of, sized
 from lightning_ligo.operator.measure import measure
-from lightning_ligo.trainer.checkpoint import described
+from lightning_ligo.trainer.checkpoint import size_of, sizes_of
+from lightning_ligo.trainer.hparams import built
 from lightning_ligo.trainer.sandbox import sandboxed
 
 
@@ -33,8 +34,10 @@ def plan_run(trainer: Trainer, model: LightningModule, **options: Any) -> list[P
 
     def plan(trainer: Trainer, pl_module: LightningModule, *batch: Any) -> list[Planned]:
         planned, coming = [], planner.coming(pl_module)
-        small = described(settings.slot(pl_module))
-        larger = {number: functools.partial(sized, to) for number, to in coming.items()}
+        slot = settings.slot(pl_module)
+        small = sizes_of(pl_module, settings.growths)[size_of(pl_module)]
+        build = functools.partial(built, slot)
+        larger = {number: functools.partial(sized, to, build) for number, to in coming.items()}
         with sandboxed(trainer, pl_module, settings.seed):
             batches, calls = planner.first_batch(trainer, pl_module, *batch)
             for each in planner.pairings(trainer, pl_module, larger, batches, calls):

@@ -19,13 +19,12 @@ A third key, `weights`, says where the trained weights of the network are, see `
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,8 @@ from torch import Tensor, nn
 from lightning_ligo.networks.names import spelled_out
 from lightning_ligo.networks.pretrained import resolved, untrained
 from lightning_ligo.networks.weights import load
+
+M = TypeVar("M", bound=nn.Module)
 
 _KEYS = {"class_path", "init_args", "weights"}
 
@@ -134,21 +135,35 @@ def build(description: Mapping[str, Any], device: torch.device | str | None = No
             f"{constructor!r}"
         )
     package = class_path.partition(".")[0]
+
+    def call() -> nn.Module:
+        network = _call(constructor, description, package)
+        if not isinstance(network, nn.Module):
+            kind = type(network).__name__
+            raise ValueError(f"{class_path} returned {kind}, not a torch.nn.Module")
+        return network
+
+    network = on_device(call, device)
+    if description.get("weights") and not on_meta:
+        load(network, description["weights"])
+    return network
+
+
+def on_device(make: Callable[[], M], device: torch.device | str | None) -> M:
+    """Make a module on a device, if one is given; on `"meta"` its weights take no memory."""
+    if device is None:
+        return make()
+    on_meta = torch.device(device).type == "meta"
     try:
-        with torch.device(device) if device is not None else contextlib.nullcontext():
-            network = _call(constructor, description, package)
+        with torch.device(device):
+            module = make()
     except ValueError:
         if not on_meta:
             raise
-        # many constructors read values, such as drop rates, and "meta" has none
-        network = _call(constructor, description, package)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{class_path} returned {type(network).__name__}, not a torch.nn.Module")
+        module = make()  # many constructors read values, such as drop rates, and "meta" has none
     if on_meta:
-        _to_meta(network)
-    elif description.get("weights"):
-        load(network, description["weights"])
-    return network
+        _to_meta(module)
+    return module
 
 
 def _to_meta(network: nn.Module) -> None:

@@ -3,10 +3,10 @@
 The record is under the key `lightning_ligo` and has plain types only:
 
     version     1
-    attribute   where the network is in the LightningModule
+    attribute   where the network is in the LightningModule; empty if that is the network
     size        the number of growths so far
     networks    the descriptions of all sizes up to this one; None for a small network that the
-                user's own code builds
+                user's own code builds; see `hparams.py` for networks made from hyperparameters
     frozen      the parameters of the network that are not trained
     groups      the parameters in the groups of every optimizer (not in weights-only files)
 """
@@ -26,10 +26,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.nn.parameter import is_lazy
 
-from lightning_ligo.networks.description import build, is_description, merge
+from lightning_ligo.networks.description import is_description, merge
 from lightning_ligo.networks.pretrained import loads_weights, untrained
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
+from lightning_ligo.trainer.hparams import HPARAMS, built, described, note
 from lightning_ligo.trainer.integrity import METADATA
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
@@ -64,8 +65,8 @@ def rebuild(
     slot = Slot(module, attribute)
     network = slot.network
     if "state_dict" not in checkpoint:  # a sharded strategy has loaded what fits
-        built = None if description is None else build(description, device="meta")
-        if built is not None and _shapes(network.state_dict()) != _shapes(built.state_dict()):
+        whole = None if description is None else built(slot, description, "meta")
+        if whole is not None and _shapes(network.state_dict()) != _shapes(whole.state_dict()):
             raise ValueError(
                 f"the checkpoint holds a network {attribute!r} of another size than the module's, "
                 "and a sharded strategy would load a part only; give the Trainer the "
@@ -73,8 +74,8 @@ def rebuild(
             )
         set_record(module, record)
         return
-    wanted = _shapes(checkpoint["state_dict"], f"{slot.prefix}.")
-    entry = described(slot)
+    wanted = _shapes(checkpoint["state_dict"], slot.start)
+    entry = described(slot, description)
     if _shapes(network.state_dict()) != wanted or entry not in (None, description):
         if description is None:
             raise ValueError(
@@ -86,15 +87,14 @@ def rebuild(
             raise ValueError(
                 f"the checkpoint says that its network {attribute!r} is {description}, but this "
                 "does not build the parameters that it holds; has the code of "
-                f"{description['class_path']} changed?"
+                f"{description.get('class_path', type(module).__name__)} changed?"
             )
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in record["frozen"])
         stored = checkpoint["state_dict"]
         names = [n for n in copies_in(slot, slot.network) if _shapes(stored, f"{n}.") == wanted]
         replace_everywhere(slot, network, others, names)
-        if entry is not None:
-            module.hparams[attribute] = description
+        note(slot, description)
     set_record(module, record)
 
 
@@ -127,25 +127,16 @@ def load(kind: type[Module], path: str | Path, **options: Any) -> Module:
 def _built(description: dict[str, Any], slot: Slot, stored: dict[str, Tensor]) -> nn.Module:
     """Build a network for the weights of a checkpoint, which are loaded unrounded."""
     with isolated_random(0):
-        built = build(description).train(slot.network.training)
-    if any(map(is_lazy, built.parameters())):
-        start = f"{slot.prefix}."
+        network = built(slot, description).train(slot.network.training)
+    if any(map(is_lazy, network.parameters())):
+        start = slot.start
         weights = {n.removeprefix(start): w for n, w in stored.items() if n.startswith(start)}
-        built.load_state_dict(weights, strict=False)
+        network.load_state_dict(weights, strict=False)
     floats = {t.dtype for t in slot.network.state_dict().values() if t.is_floating_point()}
-    for tensor in (*built.parameters(), *built.buffers()) if len(floats) == 1 else ():
+    for tensor in (*network.parameters(), *network.buffers()) if len(floats) == 1 else ():
         if tensor.is_floating_point():  # `to` would make complex numbers real
             tensor.data = tensor.data.to(*floats)
-    return built
-
-
-def described(slot: Slot) -> dict[str, Any] | None:
-    """Return the description of a network in the hyperparameters of its module, or None.
-
-    It is without trained weights: a checkpoint holds its own.
-    """
-    entry = slot.module.hparams.get(slot.attribute)
-    return untrained(entry) if is_description(entry) else None
+    return network
 
 
 def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[str, Any] | None]:
@@ -157,22 +148,23 @@ def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[
     networks: list[dict[str, Any] | None] = [small and merge(untrained(small), {})]
     for number, growth in enumerate(growths, 1):
         before = networks[-1]
-        if not is_description(growth.to) and before is None:
+        is_other = before is None or (HPARAMS in before) != (HPARAMS in growth.changes)
+        if not is_description(growth.changes) and is_other:
             raise ValueError(
-                f"growth {number} is to {growth.to}, which are changes to the network before it, "
-                "and that has no description in the module's hyperparameters; give a whole "
+                f"growth {number} is to {growth.changes}, which are changes to the network before "
+                "it, and that has no description in the module's hyperparameters; give a whole "
                 "description {'class_path': ..., 'init_args': {...}}"
             )
-        after = merge(before or {}, growth.to)
+        after = merge(before or {}, growth.changes)
         if loads := loads_weights(after):
             raise ValueError(
-                f"growth {number} is to {growth.to}, which loads trained weights "
+                f"growth {number} is to {growth.changes}, which loads trained weights "
                 f"({', '.join(loads)}), and a large network gets the weights of the small one; "
                 "leave that out"
             )
         if after == before:
             raise ValueError(
-                f"growth {number} is to {growth.to}, which the network before it is already; "
+                f"growth {number} is to {growth.changes}, which the network before it is already; "
                 "change something"
             )
         networks.append(after)
@@ -291,8 +283,7 @@ def remember_growth(module: LightningModule, growths: Sequence[Growth]) -> None:
     assert record is not None
     size = record["size"] + 1
     networks = sizes_of(module, growths)[: size + 1]
-    if described(Slot(module, record["attribute"])) is not None:
-        module.hparams[record["attribute"]] = networks[size]
+    note(Slot(module, record["attribute"]), networks[size])
     set_record(module, {**record, "size": size, "networks": networks})
 
 

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.slot import Slot, layerless
+from lightning_ligo.trainer.whole import holds
 
 _CLOSED = (
     type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype,
@@ -136,7 +137,8 @@ class _Walk:
         self.shapes = shapes_of(network)
         self.trained = {p for p in parameters_in(optimizers) if p.requires_grad}
         self.orders = _orders(slot, optimizers)
-        self.seen: dict[int, object] = {}
+        own = holds(module) if slot.is_whole else []
+        self.seen: dict[int, object] = {id(each): each for each in own}
         self.is_average = False  # whether the walk is in a callback of Lightning that averages
         self.found = Held([], [], [], [])
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest.mock import patch
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.core.saving import _load_state
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
@@ -24,9 +26,12 @@ from lightning.pytorch.utilities.combined_loader import (
 )
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
+
+M = TypeVar("M", bound=LightningModule)
 
 LeaveFit = _TunerExitException
 """Raised in a callback, it ends `fit` without an error and without checkpoints."""
@@ -71,6 +76,32 @@ def is_resuming(trainer: Trainer) -> bool:
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Return the checkpoint that the Trainer would save now."""
     return trainer._checkpoint_connector.dump_checkpoint()
+
+
+def saved_hparams(module: LightningModule) -> dict[str, Any]:
+    """Return what a checkpoint of a module says of how to make it, with an empty state dict."""
+    kind = type(module)
+    saved: dict[str, Any] = {kind.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams)}
+    if hasattr(module, "_hparams_name"):
+        saved[kind.CHECKPOINT_HYPER_PARAMS_NAME] = module._hparams_name
+    if not isinstance(module.hparams, dict):
+        saved[kind.CHECKPOINT_HYPER_PARAMS_TYPE] = type(module.hparams)
+    names, saved["state_dict"] = [*saved], module.state_dict()
+    with suppress(Exception):  # it may add to the hyperparameters, and may need a run
+        kind.on_save_checkpoint(module, saved)
+    return {**{name: saved[name] for name in names}, "state_dict": {}}
+
+
+def made_again(kind: type[M], saved: dict[str, Any]) -> M:
+    """Make a module as `load_from_checkpoint` does, without weights."""
+    nothing = _IncompatibleKeys([], [])
+    with (
+        patch.object(kind, "on_load_checkpoint", lambda *_: None),
+        patch.object(kind, "load_state_dict", lambda *_, **__: nothing),
+    ):
+        made = _load_state(kind, saved)
+    assert isinstance(made, kind)
+    return made
 
 
 def default_config(cli: LightningCLI) -> str:

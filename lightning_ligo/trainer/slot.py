@@ -23,6 +23,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from lightning_ligo.trainer.lightning import is_compiled
+from lightning_ligo.trainer.whole import ROOT, fill, shell
 
 SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func")
 """Attributes by which modules of timm and Hugging Face recompute activations."""
@@ -33,7 +34,7 @@ class Slot:
     """Holds the place of a network in a LightningModule."""
 
     module: Any  # the LightningModule, or another module that holds a copy of the network
-    attribute: str  # where the network is in the module; may be dotted
+    attribute: str  # where the network is in it; may be dotted; empty if the module is the network
 
     @property
     def network(self) -> nn.Module:
@@ -42,6 +43,8 @@ class Slot:
         Raises:
             ValueError: if there is no module, or one that cannot be replaced.
         """
+        if self.is_whole:
+            return shell(self.module)
         network = self.find()
         if network is not None:
             return network
@@ -67,10 +70,31 @@ class Slot:
         return _unwrapped(modules[self.attribute]) if is_there else None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the module is the network itself."""
+        return self.attribute == ROOT
+
+    @property
+    def called(self) -> nn.Module:
+        """The module that steps call to call the network."""
+        called: nn.Module = self.module if self.is_whole else self.network
+        return called
+
+    @property
+    def words(self) -> str:
+        """The network in a message: `self.model`."""
+        return f"self.{self.attribute}".removesuffix(".")
+
+    @property
     def prefix(self) -> str:
         """The prefix of the names of the network's parameters in a state dict of the module."""
         wrapped = isinstance(self.module.get_submodule(self.attribute), OptimizedModule)
         return f"{self.attribute}._orig_mod" if wrapped else self.attribute
+
+    @property
+    def start(self) -> str:
+        """The prefix with its dot, if it has one."""
+        return f"{self.prefix}.".removeprefix(".")
 
     @property
     def is_compiled(self) -> bool:
@@ -86,9 +110,7 @@ class Slot:
         A module is compiled in place, or recomputes its activations, if a module of the same name
         does so in any layer.
         """
-        parent, _, name = self.attribute.rpartition(".")
-        owner = self.module.get_submodule(parent)
-        standing = owner.get_submodule(name)
+        standing = self.network if self.is_whole else self.module.get_submodule(self.attribute)
         in_place: dict[str, Callable[[Any], Any]] = {}
         switched: dict[str, dict[str, Any]] = {}
         for each, part in _unwrapped(standing).named_modules():
@@ -100,9 +122,13 @@ class Slot:
             vars(part).update(switched.get(layerless(each), {}))
             if layerless(each) in in_place and part._compiled_call_impl is None:
                 part._compiled_call_impl = in_place[layerless(each)](part._call_impl)
+        parent, _, name = self.attribute.rpartition(".")
         if isinstance(standing, OptimizedModule):
             network = standing.dynamo_ctx(network)
-        setattr(owner, name, network)
+        if self.is_whole:
+            fill(self.module, network)
+        else:
+            setattr(self.module.get_submodule(parent), name, network)
         with suppress(RuntimeError, AttributeError):  # outside a run, or of a plain module
             attached(network, self.module.trainer)
 

@@ -22,6 +22,7 @@ from lightning_ligo.trainer.lightning import (
     stop_workers,
     training_loader,
     training_output,
+    unwrapped,
     validation_names,
 )
 from lightning_ligo.trainer.slot import Slot
@@ -50,8 +51,8 @@ def watch_steps(
     Use it inside `sandboxed`. The steps of optimizers and schedulers do nothing, and gradients are
     left as they are.
     """
-    recorder, outputs, validated = Recorder(slot.network), list[Any](), _FirstBatch()
-    with _not_training(trainer):
+    recorder, outputs, validated = Recorder(slot.network, slot.called), list[Any](), _FirstBatch()
+    with _not_training(trainer), unwrapped(trainer):
         for number, batch in enumerate(itertools.islice(batches, MOST)):
             with recorder.recording():
                 outputs.append(training_output(trainer, batch, batch_idx + number))

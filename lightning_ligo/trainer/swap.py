@@ -71,8 +71,8 @@ def swap(
     put_others()
     grown = [name for name, it in copies.items() if pl_module.get_submodule(name) is not it]
     first = {
-        f"{at}.{name}": f"{at}.{names[0]}"
-        for at in (slot.prefix, *grown)
+        f"{start}{name}": f"{start}{names[0]}"
+        for start in (slot.start, *(f"{name}." for name in grown))
         for name, names in parents.items()
     }
     order = [name for name, _ in pl_module.named_parameters()]

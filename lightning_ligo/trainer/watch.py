@@ -52,11 +52,15 @@ class Recorder(TorchFunctionMode):
     """Records the outermost calls of a network and of its parts, within `recording`.
 
     Functions on what the calls returned are recorded too, as they may lead to the next call.
+
+    Args:
+        network: the network.
+        called: what steps call to call it; default: the network.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, called: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._called = network, called or network
         self.seen: list[Seen] = []
         self._names = {id(p): name for name, p in network.named_parameters()}
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
@@ -71,10 +75,11 @@ class Recorder(TorchFunctionMode):
     def recording(self) -> Iterator[None]:
         """Record the calls that are made within the context."""
         with ExitStack() as stack:
-            for path, module in self.network.named_modules():
+            for path, _ in self.network.named_modules():
+                module = self._part(path)
                 if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
                     continue
-                for name in _methods(module):
+                for name in _methods(module) if module is self.network or path else ["forward"]:
                     method = self._wrapped(path, name, getattr(module, name))
                     stack.enter_context(patch.object(module, name, method))
                 before = functools.partial(self._before, path)
@@ -85,6 +90,9 @@ class Recorder(TorchFunctionMode):
                     stack.callback(hook.remove)
             stack.enter_context(self)
             yield
+
+    def _part(self, path: str) -> nn.Module:
+        return self.network.get_submodule(path) if path else self._called
 
     def _before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._begin(path, "__call__", args, kwargs)
@@ -109,7 +117,7 @@ class Recorder(TorchFunctionMode):
         self._depth += 1
         if self._depth == 1:
             args, kwargs = self._given((args, kwargs))
-            training = self.network.get_submodule(path).training
+            training = self._part(path).training
             self._begun = self._of(Call(args, kwargs, path, method, training))
 
     def _of(self, call: Call) -> Seen:

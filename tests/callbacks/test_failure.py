@@ -60,7 +60,7 @@ class Worse(Plain):
 
 GROWING, SURGERY = lightning_ligo.callbacks.grower, lightning_ligo.trainer.swap
 FAILURES = {
-    "building": (Plain, (GROWING, "build"), "can't allocate memory: 9 bytes"),
+    "building": (Plain, (GROWING, "built"), "can't allocate memory: 9 bytes"),
     "learning": (Plain, (GROWING, "fit"), "can't allocate memory: 9 bytes"),
     "baking": (Plain, (GROWING.Operator, "bake"), "not enough memory .* use smaller batches"),
     "moments": (Plain, (GROWING.ByName, "states"), "can't allocate memory: 9 bytes"),
