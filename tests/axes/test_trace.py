@@ -233,3 +233,22 @@ def test_a_network_that_amplifies_rounding_can_be_proved():
     for name, error in ligo.prove(network, x).items():
         assert (error < TOLERANCE) == (axes[name].pinned is None), (name, error)
     assert (8, 12) in ligo.pair(network, _Chaotic(12).double(), x).axes.values()
+
+
+class _Empty(nn.Module):
+    """Joins tensors of which none has an entry."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.up(x))
+        nothing = torch.cat([x[:0], x[:0]])
+        return self.down(torch.cat([x, nothing]))
+
+
+def test_empty_tensors_may_be_joined():
+    small, large, x = _Empty(8), _Empty(20), torch.randn(3, 4)
+    ligo.grow(small, large, x, method="lemon")
+    torch.testing.assert_close(large(x), small(x), rtol=1e-5, atol=1e-6)

@@ -113,6 +113,7 @@ def pad(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) 
 def cat(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Tensor) -> Any:
     axis = position(args[1] if len(args) > 1 else kwargs.get("dim", 0), out.dim())
     parts = [part for part in args[0] if part.numel()]
+    parts = parts or [part for part in args[0] if part.dim() == out.dim()]
     graph.write(parts)
     dims = [list(graph.dims(part)) for part in parts]
     joined = concatenate([part[axis] for part in dims])
