@@ -79,6 +79,9 @@ class Even(Plain):
     def test_step(self, batch, batch_idx):
         self.log("test_loss", self.loss(batch)[1], sync_dist=True)
 
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.rate, momentum=0.9)
+
 
 class Itself(Even):
     """Is the network itself, made from its hyperparameters."""
@@ -95,9 +98,6 @@ class Itself(Even):
     def loss(self, batch):
         logits = self(batch[0])
         return logits, nn.functional.cross_entropy(logits, batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), self.rate, momentum=0.9)
 
 
 def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **options):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lightning_ligo.axes.axes import Use
 from lightning_ligo.axes.calls import outputs_of
@@ -83,7 +84,8 @@ def recording(network: nn.Module, names: Collection[str]) -> Iterator[Outputs]:
     outputs: Outputs = {}
 
     def record(_: nn.Module, __: Any, out: Any, name: str) -> None:
-        if tensors := outputs_of(out):
+        tensors = outputs_of(out)
+        if tensors and not is_functorch_wrapped_tensor(tensors[0]):  # as inside of vmap
             out, length = tensors[0].detach(), tensors[0].shape[:1]
             outputs.setdefault(name, []).append(((out[:ROWS] if length else out).clone(), length))
 
