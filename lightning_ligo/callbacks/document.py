@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from lightning_ligo.networks.saving import placed
 from lightning_ligo.operator.cost import short
 
 if TYPE_CHECKING:
@@ -46,13 +46,8 @@ footer {{ color: #666; font-size: .85rem; margin-top: 2rem; }}
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write atomically: into a temporary file, then rename it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with placed(path) as part:
         write(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lightning_ligo.networks.weights import Source
+from lightning_ligo.networks.weights import Source, sha256_of
 from lightning_ligo.operator.measure import Change
 
 PACKAGES = ("lightning-ligo", "torch", "timm", "transformers")
@@ -62,7 +61,7 @@ def card(record: dict[str, Any]) -> str:
 
 def sums(weights: object) -> dict[str, str]:
     """Return the SHA-256 of every file of trained weights, by its name."""
-    return {file.name: _hash(file) for file in Source.of(weights).files} if weights else {}
+    return {file.name: sha256_of([file]) for file in Source.of(weights).files} if weights else {}
 
 
 def versions() -> dict[str, str]:
@@ -74,11 +73,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _hash(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(2**20):
-            found.update(part)
-    return found.hexdigest()

@@ -34,7 +34,7 @@ from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.networks.description import build, is_description
 from lightning_ligo.networks.pretrained import loads_weights, resolved, untrained
-from lightning_ligo.networks.weights import Source
+from lightning_ligo.networks.weights import Source, sha256_of
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import sizes
 from lightning_ligo.trainer.lightning import callbacks_of
@@ -130,15 +130,11 @@ class Start:
     def of(cls, description: Mapping[str, Any]) -> Start:
         """Read the trained weights of a network; raise ValueError if they do not fit it."""
         build(description)
-        weights, digest = resolved(description).get("weights"), hashlib.sha256()
+        weights = resolved(description).get("weights")
         if weights is None:
             return cls(description["class_path"], "")
         source = Source.of(weights)
-        for file in source.files:
-            with file.open("rb") as content:
-                for part in iter(functools.partial(content.read, 1 << 20), b""):
-                    digest.update(part)
-        return cls(str(source.path), digest.hexdigest())
+        return cls(str(source.path), sha256_of(source.files))
 
 
 class Recipe:

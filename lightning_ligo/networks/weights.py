@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import json
 import pickle
@@ -85,6 +86,16 @@ class Source:
         if lacking := [name for name in shards if not (path.parent / name).is_file()]:
             raise ValueError(f"{path} lists shards that are not there: {_some(lacking)}")
         return [path.parent / name for name in shards]
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the contents of files, one after the other."""
+    found = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while part := content.read(2**20):
+                found.update(part)
+    return found.hexdigest()
 
 
 class Weights(Mapping[str, Tensor]):
