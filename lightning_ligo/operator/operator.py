@@ -135,17 +135,19 @@ class Operator(nn.Module):
         parameters that write the residual stream, which are zero. ``large`` gives the fresh
         weights, if the method keeps any.
         """
-        return dict(self._by_row(_tensors(large) if large is not None else {}))
+        fresh = _tensors(large) if large is not None else {}
+        grown = {
+            name: layer
+            for row in (self._grown if not self.method.takes_nothing else ())
+            for name, layer in zip(row.large_names, self._layers(row, fresh), strict=True)
+        }
+        return grown | dict(self._silent())
 
-    def _by_row(self, fresh: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Grow the parameters row by row: one row at a time need be in memory."""
-        silent = [row for row in self.plan.rows if row.writes and not row.small_names]
-        for row in self._grown if not self.method.takes_nothing else ():
-            layers = self._layers(row, fresh)
-            yield from zip(row.large_names, layers, strict=True)
-            like = layers[0]
-        for row in silent if not self.method.takes_nothing else ():
-            yield from ((name, like.new_zeros(row.large)) for name in row.large_names)
+    def _silent(self) -> Iterator[tuple[str, Tensor]]:
+        """Make what writes the residual stream in layers without a match: zeros."""
+        for row in self.plan.rows if not self.method.takes_nothing else ():
+            if row.writes and not row.small_names:
+                yield from ((name, self._like.new_zeros(row.large)) for name in row.large_names)
 
     @torch.no_grad()
     def tensors(self, large: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -163,9 +165,7 @@ class Operator(nn.Module):
             for layer, name in enumerate(row.large_names):
                 yield name, self._grow(row, fresh, small, layer)[0].to(small.dtype)
             del small  # before the next row is read
-        for row in self.plan.rows if not self.method.takes_nothing else ():
-            if row.writes and not row.small_names:
-                yield from ((name, self._like.new_zeros(row.large)) for name in row.large_names)
+        yield from self._silent()
 
     def buffers_of(self, large: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Grow the persistent buffers, such as the statistics of batch norms."""
