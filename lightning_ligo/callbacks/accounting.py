@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
 
 from lightning_ligo.callbacks.averaging import averaged_validation
 from lightning_ligo.operator.flops import StepFlops
@@ -29,11 +32,73 @@ class Point(NamedTuple):
     training: int  # FLOPs of training, and of learning operators
     evaluation: int  # FLOPs of all validations, including this one
     seconds: float
-    learning_rate: float | None = None  # largest of all groups, without the factors of growths
+
+
+class Window(NamedTuple):
+    """Training steps in a row."""
+
+    step: int  # of the optimizer, at their end
+    loss: float | None  # mean training loss on this process; None if `training_step` returns none
+    spent: int  # FLOPs of all that the run has done until then
+    learning_rate: float  # largest of all groups, without the factors of growths
+
+
+MOST_WINDOWS = 400
+"""Windows of a run; when there are so many, two in a row become one."""
+
+
+class Windows:
+    """The training loss and the learning rate of a run, in windows of equally many batches."""
+
+    def __init__(self) -> None:
+        self.done: list[Window] = []
+        self._length = 1  # batches
+        self._losses: list[Tensor] = []  # of the present window
+        self._batches = 0
+
+    def note(self, trainer: Trainer, outputs: Any, spent: int) -> None:
+        """Note what a training step has returned."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, Tensor):
+            automatic = trainer.lightning_module.automatic_optimization
+            parts = trainer.accumulate_grad_batches if automatic else 1  # Lightning has divided
+            self._losses.append(loss.detach().float() * parts)
+        self._batches += 1
+        if self._batches >= self._length:
+            self.end(trainer, spent)
+
+    def end(self, trainer: Trainer, spent: int) -> None:
+        """End the present window."""
+        if not self._batches:
+            return
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        loss = torch.stack(self._losses).mean().item() if self._losses else None
+        rate = max((float(group["lr"]) for group in groups), default=0.0)
+        self.done.append(Window(trainer.global_step, loss, spent, rate))
+        self._losses, self._batches = [], 0
+        if len(self.done) >= MOST_WINDOWS:
+            evens, odds = self.done[::2], self.done[1::2]
+            self.done = [_joined(*pair) for pair in zip(evens, odds, strict=True)]
+            self._length *= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": [list(window) for window in self.done], "length": self._length}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = [Window(*window) for window in state["done"]]
+        self._length, self._losses, self._batches = state["length"], [], 0
+
+
+def _joined(first: Window, second: Window) -> Window:
+    losses = [window.loss for window in (first, second) if window.loss is not None]
+    return second._replace(loss=fmean(losses) if losses else None)
 
 
 class Accounting:
-    """FLOPs that a run has spent on every size of its network, and its curve of validations."""
+    """FLOPs that a run has spent on every size of its network, and its curves.
+
+    `curve` is that of its validations, `windows` those of its training.
+    """
 
     def __init__(self) -> None:
         self.training = StepFlops()
@@ -41,6 +106,7 @@ class Accounting:
         self.operator = 0  # FLOPs of learning
         self.grew_at: list[int] = []  # optimizer steps
         self.curve: list[Point] = []
+        self.windows = Windows()
         self._began: float | None = None
 
     @property
@@ -48,23 +114,26 @@ class Accounting:
         """Total FLOPs: training, learning operators, and validations."""
         return sum(self.training.totals) + self.operator + sum(self.evaluation.totals)
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, of a resumed run from its last validation on."""
+        return time.monotonic() - self._began if self._began is not None else 0.0
+
     def begin(self, shares: int) -> None:
         """Start or resume training, where every batch has this many shares, one per rank."""
         self.training.ranks = self.evaluation.ranks = shares
         self._began = time.monotonic() - (self.curve[-1].seconds if self.curve else 0.0)
 
-    def grew(self, step: int) -> None:
-        """Note a growth at this optimizer step."""
-        self.grew_at.append(step)
+    def grew(self, trainer: Trainer) -> None:
+        """Note a growth at the present optimizer step."""
+        self.grew_at.append(trainer.global_step)
+        self.windows.end(trainer, self.total)
 
     def note(self, trainer: Trainer, metric: float | None) -> None:
         """Note the metric of a validation at the present optimizer step."""
-        seconds = time.monotonic() - self._began if self._began is not None else 0.0
         training, evaluation = sum(self.training.totals), sum(self.evaluation.totals)
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        rate = max((float(group["lr"]) for group in groups), default=None)
         self.curve.append(
-            Point(trainer.global_step, metric, training + self.operator, evaluation, seconds, rate)
+            Point(trainer.global_step, metric, training + self.operator, evaluation, self.seconds)
         )
 
     def of_evaluation(self, size: int) -> Callback:
@@ -83,6 +152,7 @@ class Accounting:
             "operator": self.operator,
             "grew_at": list(self.grew_at),
             "curve": [list(point) for point in self.curve],
+            "windows": self.windows.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -90,7 +160,9 @@ class Accounting:
         self.evaluation.load_state_dict(state["evaluation"])
         self.operator = state["operator"]
         self.grew_at = list(state["grew_at"])
-        self.curve = [Point(*point) for point in state["curve"]]
+        self.curve = [Point(*point[:5]) for point in state["curve"]]  # older ones have a rate
+        if "windows" in state:
+            self.windows.load_state_dict(state["windows"])
 
 
 class Counting(Callback):
@@ -108,8 +180,11 @@ class Counting(Callback):
         if pl_module.automatic_optimization:  # else the step goes on after it
             self.accounting.training.stop()
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
+    ) -> None:
         self.accounting.training.stop()
+        self.accounting.windows.note(trainer, outputs, self.accounting.total)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any

@@ -126,6 +126,11 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
+def code(text: str) -> str:
+    """Return preformatted text in HTML."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
 def heading(text: str) -> str:
     """Return a heading in HTML."""
     return f"<h2>{html.escape(text)}</h2>"

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_ligo.callbacks.accounting import Accounting, Counting, Validations, best_checkpoint
+from lightning_ligo.callbacks.accounting import Accounting, Counting, Validations
 from lightning_ligo.callbacks.after_growth import Ramping, Rates, check_ramp_goes_on, check_room
 from lightning_ligo.callbacks.averaging import check_averages
 from lightning_ligo.callbacks.checks import check_imports, check_run, warn_of_script
@@ -31,7 +31,7 @@ from lightning_ligo.callbacks.record import (
     log_parameters,
 )
 from lightning_ligo.callbacks.rehearsal import Rehearsal
-from lightning_ligo.callbacks.report import growth_report, report_folder, show_report
+from lightning_ligo.callbacks.report import facts_of_run, growth_report, report_folder, show_report
 from lightning_ligo.callbacks.resume import Resume
 from lightning_ligo.callbacks.settings import Settings, check_choices, learning
 from lightning_ligo.callbacks.triggers import Triggers, run_of
@@ -323,9 +323,10 @@ class GrowthCallback(Counting):
         if not (self._records or self._failed) or not trainer.is_global_zero:
             return
         records = [record.to_dict() for record in self._records]
-        totals, metrics = self.accounting.training.totals, self._validations.metrics
-        report = growth_report(records, self._failed, totals, metrics, best_checkpoint(trainer))
-        show_report(report, self.accounting.curve, folder)
+        networks = self._sizes(pl_module)[: len(records) + 1]
+        run = facts_of_run(trainer, self.accounting, self._validations.metrics, self.settings.seed)
+        report = growth_report(records, self._failed, {"networks": networks, **run})
+        show_report(report, self.accounting, folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
@@ -404,11 +405,11 @@ class GrowthCallback(Counting):
         )  # fmt: skip
         self.triggers.grew(trainer)
         self._records.append(record)
-        self.accounting.grew(step)
+        self.accounting.grew(trainer)
         validations.note(trainer, grown.metrics)
         rank_zero_info(
             f"Growth {size + 1} of {len(self.settings.growths)} at step {step}: "
-            + log_line(trainer, record, grown.losses, self._rates.factor)
+            + log_line(trainer, record, self._rates.factor)
         )
         restart_stopping(trainer, self.early_stopping)
         restart_compression(trainer)

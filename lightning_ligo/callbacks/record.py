@@ -43,7 +43,7 @@ class GrowthRecord:
     parameters: dict[str, int]  # parameter counts of the networks, `small` and `large`
     axes: dict[str, list[int]]  # both lengths of every axis that has grown
     stacks: dict[str, list[int]]  # both depths of every stack that has grown
-    operator: dict[str, Any]  # `coefficients`, and the `steps` and `learning_rate` of learning them
+    operator: dict[str, Any]  # `coefficients`; `steps`, `learning_rate` and `losses` of learning
     optimizer_state: dict[str, Any]  # the `policy`; `carried` of all `parameters` have a state
     rate: Rate  # learning rate after the growth
     change: Change  # of the function, on the batch before which it grew
@@ -100,6 +100,7 @@ def growth_record(
             "coefficients": operator.coefficients,
             "steps": steps,
             "learning_rate": operator.method.learning_rate if steps else None,
+            "losses": [grown.losses[0], grown.losses[-1]] if steps else None,
         },
         optimizer_state={
             "policy": optimizer_state,
@@ -115,15 +116,14 @@ def growth_record(
     )
 
 
-def log_line(
-    trainer: Trainer, record: GrowthRecord, losses: tuple[float, ...], factor: float
-) -> str:
+def log_line(trainer: Trainer, record: GrowthRecord, factor: float) -> str:
     """Return the line of the log after a growth; `factor` is that of all growths so far."""
-    learned = "nothing learned"
-    if losses:
+    learned, operator = "nothing learned", record.operator
+    if operator["steps"]:
+        first, last = operator["losses"]
         learned = (
-            f"operator: {record.operator['coefficients']:,} coefficients, {len(losses)} steps, "
-            f"loss {losses[0]:.4g} -> {losses[-1]:.4g}"
+            f"operator: {operator['coefficients']:,} coefficients, {operator['steps']} steps, "
+            f"loss {first:.4g} -> {last:.4g}"
         )
     scheduled = {group["lr"] for o in trainer.optimizers for group in o.param_groups}
     rates = ", ".join(f"{lr * factor:.3g}" for lr in sorted(scheduled))

@@ -10,21 +10,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_ligo import GrowthCallback, Operator, pair
-from lightning_ligo.callbacks.accounting import Point
+from lightning_ligo.callbacks import accounting
+from lightning_ligo.callbacks.accounting import Accounting, CurveCallback, Point, Window, Windows
 from lightning_ligo.callbacks.document import write_whole
+from lightning_ligo.callbacks.plot import heat_maps, plot
 from lightning_ligo.callbacks.record import MOST, GrowthRecord, learned
 from lightning_ligo.callbacks.report import (
     growth_report,
-    heat_maps,
     html_page,
     markdown,
-    plot,
     rows,
     write_report,
 )
 from lightning_ligo.networks.description import build
 from lightning_ligo.schedule import Growth
-from runs import LARGE, MIDDLE, fit, plain
+from runs import LARGE, MIDDLE, STEPS_PER_EPOCH, Plain, fit, plain
 
 LEARNED = {
     "depth mix of blocks": {"shape": [4, 2], "values": [[1, 0], [0.5, 0.5], [0.1, 0.9], [0, 1]]},
@@ -39,7 +39,12 @@ RECORDS = [
         "parameters": {"small": 1000 * number, "large": 4000 * number},
         "axes": {"embed": [32, 64]},
         "stacks": {"blocks": [2, 4]},
-        "operator": {"coefficients": 123, "steps": 50, "learning_rate": 1e-3},
+        "operator": {
+            "coefficients": 123,
+            "steps": 50,
+            "learning_rate": 1e-3,
+            "losses": [0.5, 0.25],
+        },
         "moments": {"policy": "map", "carried": 55 * number, "parameters": 110},
         "rate": {"factor": 0.5, "rewarm": 0, "peak": 1.0},
         "metric": {"name": "val_loss", "before": 1.5 / number, "after": 1.4 / number},
@@ -51,13 +56,28 @@ RECORDS = [
     for number in (1, 2)
 ]
 CURVE = [
-    Point(50, 2.0, 5, 1, 0.1), Point(100, 1.5, 10, 2, 0.2, 8.0),
-    Point(100, 1.4, 17, 3, 0.3, 8.0), Point(200, None, 40, 4, 0.4, 4.0),
+    Point(50, 2.0, 5, 1, 0.1), Point(100, 1.5, 10, 2, 0.2),
+    Point(100, 1.4, 17, 3, 0.3), Point(200, None, 40, 4, 0.4),
 ]  # fmt: skip
+WINDOWS = [Window(100, 1.9, 12, 8.0), Window(101, 1.7, 20, 8.0), Window(201, 1.3, 44, 4.0)]
+NETWORKS = [{"class_path": "a.Net", "init_args": {"width": 8}}, None]
+
+
+def report_of(records, failed=None, training=(), validation=None, checkpoint=None):
+    return growth_report(records, failed, {
+        "networks": NETWORKS, "training": list(training), "validation": validation or {},
+        "checkpoint": checkpoint, "seeds": {"run": "5", "growths": 3}, "seconds": 3661.4,
+    })  # fmt: skip
+
+
+def accounting_of(curve, windows):
+    made = Accounting()
+    made.curve, made.windows.done = curve, windows
+    return made
 
 
 def test_the_report_is_the_records_with_what_came_after():
-    report = growth_report(RECORDS, None, [10, 20, 30], {"val_loss": 0.5, "val_acc": 0.9}, "a.ckpt")
+    report = report_of(RECORDS, None, [10, 20, 30], {"val_loss": 0.5, "val_acc": 0.9}, "a.ckpt")
     first, second = report["growths"]
     assert first["metric"] == {"name": "val_loss", "before": 1.5, "after": 1.4, "final": 0.75}
     assert second["metric"] == {"name": "val_loss", "before": 0.75, "after": 0.7, "final": 0.5}
@@ -65,19 +85,25 @@ def test_the_report_is_the_records_with_what_came_after():
     assert second["flops"] == {"small": 20, "operator": 7, "large": 30}
     assert report["checkpoint"] == "a.ckpt"
     assert report["validation"] == {"val_loss": 0.5, "val_acc": 0.9}
-    assert set(report) == {"growths", "failed", "checkpoint", "validation", "versions"}
+    assert set(report) == {
+        "growths", "failed", "checkpoint", "validation", "versions", "networks", "seeds", "seconds",
+    }  # fmt: skip
 
 
 def test_a_size_that_was_not_trained_cost_nothing():
-    report = growth_report(RECORDS, None, [10], {}, None)
+    report = report_of(RECORDS, None, [10], {}, None)
     assert [g["flops"]["large"] for g in report["growths"]] == [0, 0]
 
 
 def test_the_table_says_everything_for_every_growth():
-    table = {row[0].strip(): row[1:] for row in rows(growth_report(RECORDS, None, [], {}, None))}
+    table = {row[0].strip(): row[1:] for row in rows(report_of(RECORDS))}
     assert table["parameters"] == ["1,000 → 4,000", "2,000 → 8,000"]
     assert table["depth of blocks"] == ["2 → 4"] * 2 and table["axis embed"] == ["32 → 64"] * 2
-    assert table["operator"] == ["123 coefficients, 50 steps at 0.001"] * 2
+    assert table["operator"] == ["123 coefficients, 50 steps at 0.001, loss 0.5 → 0.25"] * 2
+    assert table["the function"] == [
+        "kept, to 3e-7, first at a <norm>",
+        "changes by 12 %, first at a <norm>",
+    ]
     assert table["learning rate"] == ["0.5 times the schedule's"] * 2
     assert table["optimizer state"] == [
         "mapped for 55 of 110 parameters, fresh for the others",
@@ -85,36 +111,104 @@ def test_the_table_says_everything_for_every_growth():
     ]
     assert table["before growth"] == ["1.5000", "0.7500"]
     assert table["at the end"] == ["0.7500", "none"]
-    text = markdown(growth_report(RECORDS, None, [], {}, None))
+    text = markdown(report_of(RECORDS))
     assert "| parameters | 1,000 → 4,000 | 2,000 → 8,000 |" in text
 
 
-def test_the_plot_shows_the_metric_and_the_rate_over_flops_and_marks_the_growths():
-    figure = plot(growth_report(RECORDS, None, [], {}, None), CURVE)
-    left, right = figure.axes
-    assert left.lines[0].get_xydata().tolist() == [[6, 2.0], [12, 1.5], [20, 1.4]]
-    assert (left.get_xscale(), left.get_yscale(), left.get_ylabel()) == ("log", "log", "val_loss")
-    rates = [[12, 8.0], [20, 0.5 * 8.0], [44, 0.5 * 4.0]]  # of the schedule, times the factors
-    assert right.lines[0].get_xydata().tolist() == rates
-    ends = [line.get_xydata().tolist() for line in left.lines if line.get_marker() == "o"]
+def test_the_plot_shows_the_metric_over_steps_and_flops_and_marks_the_growths():
+    figure = plot(report_of(RECORDS), CURVE, WINDOWS)
+    by_step, by_flops, rate = figure.axes
+    assert by_step.lines[0].get_xydata().tolist() == [[50, 2.0], [100, 1.5], [100, 1.4]]
+    assert by_flops.lines[0].get_xydata().tolist() == [[6, 2.0], [12, 1.5], [20, 1.4]]
+    assert (by_flops.get_xscale(), by_step.get_yscale(), by_step.get_ylabel()) == (
+        "log", "log", "val_loss"
+    )  # fmt: skip
+    rates = [[100, 8.0], [101, 0.5 * 8.0], [201, 0.25 * 4.0]]  # the schedule's, times the factors
+    assert rate.lines[0].get_xydata().tolist() == rates
+    ends = [line.get_xydata().tolist() for line in by_flops.lines if line.get_marker() == "o"]
     assert ends == [[[12, 1.5], [20, 1.4]], [[44, 0.75], [44, 0.7]]]  # before and after
-    assert [line.get_xdata()[0] for line in right.lines[1:]] == [12, 44]
-    assert [text.get_text() for text in left.texts] == [
-        "growth 1: 1 k → 4 k parameters\nval_loss 1.5000 → 1.4000",
-        "growth 2: 2 k → 8 k parameters\nval_loss 0.7500 → 0.7000",
+    assert [line.get_xdata()[0] for line in rate.lines[1:]] == [100, 200]
+    assert [text.get_text() for text in by_step.texts] == [
+        "growth 1: 1 k → 4 k parameters\nthe function is kept, to 3e-7\nval_loss 1.5000 → 1.4000",
+        "growth 2: 2 k → 8 k parameters\nthe function changes by 12 %\nval_loss 0.7500 → 0.7000",
     ]
+    assert figure.get_suptitle() == "Net, grown by ligo"
+
+
+def test_a_run_without_a_validation_draws_its_training_loss():
+    unknown = {"name": None, "before": None, "after": None}
+    records = [{**RECORDS[0], "metric": unknown}]
+    by_step, by_flops, _ = plot(report_of(records), [Point(100, None, 12, 0, 0.1)], WINDOWS).axes
+    assert by_step.get_ylabel() == "training loss"
+    assert by_step.lines[0].get_xydata().tolist() == [[100, 1.9], [101, 1.7], [201, 1.3]]
+    assert by_flops.lines[0].get_xydata().tolist() == [[12, 1.9], [20, 1.7], [44, 1.3]]
+    assert by_flops.lines[1].get_xdata()[0] == 12  # the mark of the growth
+    assert "metric" not in markdown(report_of(records)).replace("A metric at the end", "")
 
 
 def test_a_metric_that_is_not_above_zero_has_a_linear_axis_and_no_curve_is_said():
-    report = growth_report(RECORDS, None, [], {}, None)
-    assert plot(report, [CURVE[0], Point(60, -1.0, 6, 1, 0.1)]).axes[0].get_yscale() == "linear"
-    left, right = plot(report, []).axes
-    assert left.texts[0].get_text() == "no validation"
-    assert right.texts[0].get_text() == "not recorded"
+    report = report_of(RECORDS)
+    below = [CURVE[0], Point(60, -1.0, 6, 1, 0.1)]
+    assert plot(report, below, []).axes[0].get_yscale() == "linear"
+    for panel in plot(report, [], []).axes:
+        assert panel.texts[0].get_text() == "not recorded"
+
+
+def test_the_report_names_networks_seeds_and_the_time_that_it_took():
+    text = markdown(report_of(RECORDS))
+    assert "class_path: a.Net\ninit_args:\n  width: 8\n" in text and "not described" in text
+    assert "Seed: 5; that of growths: 3." in text
+    assert "Training took 1:01:01 (hours, minutes, seconds)." in text
+    assert "Growth 1 at step 100 (step 100) by ligo: 1,000 → 4,000 parameters" in text
+
+
+def test_what_does_not_grow_is_no_row():
+    records = [{**RECORDS[0], "stacks": {"blocks": [2, 4], "taps": [3, 3]}}]
+    names = [row[0] for row in rows(report_of(records))]
+    assert "depth of blocks" in names and "depth of taps" not in names
+
+
+def test_windows_hold_the_mean_loss_and_stay_few(tmp_path):
+    class Manual(Plain):
+        """Returns no loss."""
+
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    noting, module = CurveCallback("val_loss"), plain()
+    fit(module, tmp_path, noting, epochs=2, accumulate_grad_batches=2)
+    losses = [float(loss) for loss in module.outputs]
+    windows = noting.accounting.windows.done
+    assert [window.loss for window in windows] == pytest.approx(losses)
+    assert [window.step for window in windows] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
+    assert windows[-1].spent < noting.accounting.total  # a validation follows
+    assert windows[-1].learning_rate == pytest.approx(1e-2 * 0.95**6)
+
+    noting = CurveCallback("val_loss")
+    fit(Manual(), tmp_path, noting, epochs=1)
+    assert [window.loss for window in noting.accounting.windows.done] == [None] * STEPS_PER_EPOCH
+
+
+def test_two_windows_become_one_where_there_are_many(monkeypatch, tmp_path):
+    monkeypatch.setattr(accounting, "MOST_WINDOWS", 4)
+    noting, module = CurveCallback("val_loss"), plain()
+    fit(module, tmp_path, noting, epochs=2)
+    losses, windows = [float(loss) for loss in module.outputs], noting.accounting.windows
+    assert [window.step for window in windows.done] == [4, 8, 12]
+    means = [sum(losses[start : start + 4]) / 4 for start in (0, 4, 8)]
+    assert [window.loss for window in windows.done] == pytest.approx(means)
+    again = Windows()
+    again.load_state_dict(json.loads(json.dumps(windows.state_dict())))
+    assert again.done == windows.done
 
 
 def test_the_page_holds_all_in_one_file():
-    report = growth_report(RECORDS, None, [10, 20, 30], {"val_loss": 0.5}, "a.ckpt")
+    report = report_of(RECORDS, None, [10, 20, 30], {"val_loss": 0.5}, "a.ckpt")
     text = html_page(report, b"picture")
     tags = re.findall(r"<(?:script|link|img|iframe)[^>]*>", text)
     assert len(tags) == 2 and all('src="data:image/png;base64,' in tag for tag in tags)
@@ -129,10 +223,10 @@ def test_the_page_holds_all_in_one_file():
         in text
     )
     assert "What the operator learned" in text
-    bare = html_page(growth_report(RECORDS[1:], None, [], {}, None), b"")
+    bare = html_page(report_of(RECORDS[1:]), b"")
     assert "What the operator learned" not in bare
     failed = {"growth": 1, "method": "ligo", "reason": "step 3", "step": 3, "why": "a reason"}
-    assert "failed at step 3: a reason." in html_page(growth_report([], failed, [], {}, None), b"")
+    assert "failed at step 3: a reason." in html_page(report_of([], failed, [], {}, None), b"")
 
 
 def test_heat_maps_show_what_was_learned():
@@ -185,7 +279,7 @@ NAMES = ["growth_report.json", "growth_report.md", "growth_report.html", "growth
 @pytest.mark.parametrize("moment", ["in the middle of a file", "at the end of a file"])
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, name, moment):
     def written(folder, records):
-        folder = write_report(growth_report(records, None, [], {}, None), CURVE, tmp_path / folder)
+        folder = write_report(report_of(records), accounting_of(CURVE, WINDOWS), tmp_path / folder)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def write(path, write):
@@ -233,7 +327,7 @@ def test_a_run_reports_itself_where_it_logs(tmp_path, capsys):
         }  # fmt: skip
         small, large = counts[number], counts[number + 1]
         assert growth["parameters"] == {"small": small, "large": large}
-        assert set(growth["operator"]) == {"coefficients", "steps", "learning_rate"}
+        assert set(growth["operator"]) == {"coefficients", "steps", "learning_rate", "losses"}
         assert set(growth["metric"]) == {"name", "before", "after", "final"}
         assert set(growth["flops"]) == {"small", "operator", "large"}
         assert all(value > 0 for value in growth["flops"].values())
