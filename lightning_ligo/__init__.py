@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_ligo.tasks.images import ImageFolderDataModule
     from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
     from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
+    from lightning_ligo.tasks.text_dataset import TextDatasetDataModule
     from lightning_ligo.trainer.checkpoint import load, rebuild
 
 __version__ = version("lightning-ligo")
@@ -49,6 +50,7 @@ _LAZY = {
     "LanguageModel": "tasks.modules",
     "PythonSourceDataModule": "tasks.text",
     "TextDataModule": "tasks.text",
+    "TextDatasetDataModule": "tasks.text_dataset",
     "grow_checkpoint": "callbacks.offline",
     "load": "trainer.checkpoint",
     "rebuild": "trainer.checkpoint",
@@ -79,6 +81,7 @@ __all__ = [
     "Rate",
     "Slope",
     "TextDataModule",
+    "TextDatasetDataModule",
     "Width",
     "__version__",
     "build",

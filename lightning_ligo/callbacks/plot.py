@@ -53,8 +53,8 @@ def plot(report: dict[str, Any], curve: Sequence[Point], windows: Sequence[Windo
 
 
 def _title(report: dict[str, Any]) -> str:
-    network = next((each for each in report["networks"] if each), {"class_path": ""})
-    kind = network["class_path"].rpartition(".")[-1] or "a network"
+    paths = [each["class_path"] for each in report["networks"] if each and "class_path" in each]
+    kind = paths[0].rpartition(".")[-1] if paths else "a network"
     methods = dict.fromkeys(growth["method"] for growth in report["growths"])
     return f"{kind}, grown by {' and '.join(methods)}" if methods else kind
 

@@ -22,6 +22,7 @@ from lightning_ligo.tasks.digits import DigitsDataModule
 from lightning_ligo.tasks.images import ImageFolderDataModule
 from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
 from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
+from lightning_ligo.tasks.text_dataset import TextDatasetDataModule
 from lightning_ligo.trainer.integrity import intact
 
 SHORT_NAMES = (
@@ -32,6 +33,7 @@ SHORT_NAMES = (
     PythonSourceDataModule,
     ImageFolderDataModule,
     TextDataModule,
+    TextDatasetDataModule,
 )
 PATHS = {f"lightning_ligo.{known.__name__}" for known in SHORT_NAMES}
 

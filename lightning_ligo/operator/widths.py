@@ -214,14 +214,35 @@ class Widths(nn.Module):
         return {use.axis: use.flow for use in reversed(writers)}
 
     def _tied(self, product: Product[Use]) -> Iterator[Span]:
-        """One map for a flow, over all of a dimension from its first axis that grows."""
+        """One map for a flow, over all of a dimension from its first axis that grows.
+
+        Where a flow is read by a part of it alone, as attention weights are by their heads, every
+        axis has its own map.
+        """
         uses = uses_of(product)
-        first = next((i for i, use in enumerate(uses) if self.plan.grows((use,))), len(uses))
-        for use in uses[:first]:
-            yield Span(*self.plan.lengths[use.axis], use.axis, use.form, 0, use.axis, use.role)
-        if first < len(uses):
-            use, lengths = uses[first], self.plan.length(product[first:])
+        first = self._first_that_grows(product)
+        lengths = self.plan.length(product[first:])
+        whole = first < len(uses) and self._written.get(uses[first].flow, lengths) == lengths
+        for use in uses[:first] if whole else uses:
+            form = "produces" if self.plan.grows((use,)) else use.form
+            yield Span(*self.plan.lengths[use.axis], use.axis, form, 0, use.axis, use.role)
+        if whole:
+            use = uses[first]
             yield Span(*lengths, use.flow, "produces", 0, use.axis, use.role)
+
+    def _first_that_grows(self, product: Product[Use]) -> int:
+        uses = uses_of(product)
+        return next((i for i, use in enumerate(uses) if self.plan.grows((use,))), len(uses))
+
+    @functools.cached_property
+    def _written(self) -> dict[str, tuple[int, int]]:
+        """By flow, the lengths over which it is written."""
+        found: dict[str, tuple[int, int]] = {}
+        for product in (dim for row in self.plan.rows for dim in row.dims):
+            uses, first = uses_of(product), self._first_that_grows(product)
+            if first < len(uses) and uses[first].role != "consumes":
+                found.setdefault(uses[first].flow, self.plan.length(product[first:]))
+        return found
 
     def lengths(self, span: Span | Sum[Span]) -> tuple[int, int]:
         return length((span,), _small), length((span,), _large)

@@ -6,7 +6,7 @@ holds. Neither knows that its network may be replaced by a larger one during `fi
 
 import inspect
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,9 +18,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_ligo.networks.description import build
 from lightning_ligo.networks.pretrained import untrained
 
+Shape = Literal["cosine", "linear"]
+
 
 class _Task(LightningModule):
-    """A module with hyperparameters `learning_rate`, `weight_decay`, `warmup` and `decay`."""
+    """A module with hyperparameters `learning_rate`, `weight_decay`, `warmup`, `decay`, `shape`."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluate("val", batch)
@@ -33,7 +35,7 @@ class _Task(LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with a linear warm-up and a cosine decay to zero at the end.
+        """Return AdamW with a linear warm-up and a decay to zero at the end.
 
         Weights of one dimension (biases and the gains of norms) are not decayed.
 
@@ -42,6 +44,8 @@ class _Task(LightningModule):
         """
         warmup, decay = self.hparams["warmup"], self.hparams["decay"]
         decay = 1 - warmup if decay is None else decay
+        if self.hparams["shape"] not in get_args(Shape):
+            raise ValueError(f"shape must be 'cosine' or 'linear', got {self.hparams['shape']!r}")
         if not (warmup >= 0 and decay >= 0 and warmup + decay <= 1 + 1e-9):
             raise ValueError(
                 f"got warmup={warmup} and decay={decay}; both are shares of the run: give 0 or "
@@ -61,16 +65,17 @@ class _Task(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise ValueError(
-                "the cosine decay needs the length of the run, and this Trainer has neither "
-                "max_steps nor max_epochs; set one of them"
+                "the decay needs the length of the run, and this Trainer has neither max_steps nor "
+                "max_epochs; set one of them"
             )
         warmup_steps, decay_steps = warmup * steps, decay * steps
+        is_linear = self.hparams["shape"] == "linear"
 
         def scale(step: int) -> float:
             if step < warmup_steps:
                 return (step + 1) / (warmup_steps + 1)
             decayed = max(0.0, step - (steps - decay_steps)) / max(1, decay_steps)
-            return 0.5 + 0.5 * math.cos(math.pi * decayed)
+            return 1 - decayed if is_linear else 0.5 + 0.5 * math.cos(math.pi * decayed)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -90,6 +95,7 @@ class ImageClassifier(_Task):
         weight_decay: of AdamW, for matrices only.
         warmup: the share of all optimizer steps in which the learning rate rises from zero.
         decay: the share at the end in which it falls to zero; by default all after the warm-up.
+        shape: the curve by which it falls.
         label_smoothing: the share of a label that is spread over all classes, in training.
     """
 
@@ -100,6 +106,7 @@ class ImageClassifier(_Task):
         weight_decay: float = 0.05,
         warmup: float = 0.05,
         decay: float | None = None,
+        shape: Shape = "cosine",
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -153,6 +160,7 @@ class LanguageModel(_Task):
         weight_decay: of AdamW, for matrices only.
         warmup: the share of all optimizer steps in which the learning rate rises from zero.
         decay: the share at the end in which it falls to zero; by default all after the warm-up.
+        shape: the curve by which it falls.
         bytes_per_token: the average length of a token; 1 for the byte-level data of this package.
     """
 
@@ -164,6 +172,7 @@ class LanguageModel(_Task):
         weight_decay: float = 0.1,
         warmup: float = 0.05,
         decay: float | None = None,
+        shape: Shape = "cosine",
         bytes_per_token: float = 1.0,
     ) -> None:
         super().__init__()

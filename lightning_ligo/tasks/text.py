@@ -18,7 +18,7 @@ TESTS = {"test", "tests", "idle_test"}
 
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
-    """Tokens cut into windows of `length`, without the rest.
+    """Windows of tokens, all of one length: a tensor (windows, length), or a sequence of tensors.
 
     An item is (window, epoch), and gives `input_ids` and `labels`, both (length) int64. For a
     causal model (`mask` 0) both are the tokens. For a masked model a share `mask` of the tokens,
@@ -26,20 +26,19 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, tokens: Tensor, length: int, mask: float = 0.0, seed: int = 0, mask_token: int = MASK
+        self, windows: Any, mask: float = 0.0, seed: int = 0, mask_token: int = MASK
     ) -> None:
-        windows = len(tokens) // length
-        self.tokens = tokens[: windows * length].view(windows, length)
+        self.windows = windows
         self.mask = mask
         self.seed = seed
         self.mask_token = mask_token
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.windows)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         window, epoch = key
-        tokens = self.tokens[window].long()
+        tokens = self.windows[window].long()
         if self.mask == 0:
             return {"input_ids": tokens, "labels": tokens}
         random = generator(self.seed, epoch, window)
@@ -119,21 +118,16 @@ class TextDataModule(OrderedDataModule):
         if self.tokenizer is None:
             text = b"".join(file.read_bytes() for file in files)
             return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0)
-        tokenizer = _tokenizer(self.tokenizer)
+        tokenizer = tokenizer_named(self.tokenizer)
         if self.mask:
-            if tokenizer.mask_token_id is None:
-                raise ValueError(
-                    f"the tokenizer {self.tokenizer} has no mask token, so it is not one of a "
-                    f"masked model; give mask=0, got {self.mask}"
-                )
-            self._mask_token = tokenizer.mask_token_id
+            self._mask_token = mask_of(tokenizer, self.tokenizer, self.mask)
         texts = [file.read_text(errors="replace") for file in files]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return torch.tensor([token for text in ids for token in text], dtype=torch.int32)
 
     def _windows(self, part: str) -> TokenWindows:
         tokens = self._tokens[part]
-        windows = TokenWindows(tokens, self.window, self.mask, self.seed, self._mask_token)
+        windows = TokenWindows(cut(tokens, self.window), self.mask, self.seed, self._mask_token)
         if not len(windows) and (len(tokens) or part == "training"):
             unit = "bytes" if self.tokenizer is None else "tokens"
             raise ValueError(
@@ -185,7 +179,24 @@ class PythonSourceDataModule(TextDataModule):
         return found
 
 
-def _tokenizer(name: str) -> Any:
+def cut(tokens: Tensor, length: int) -> Tensor:
+    """Cut tokens into windows (windows, length), without the rest."""
+    windows = len(tokens) // length
+    return tokens[: windows * length].view(windows, length)
+
+
+def mask_of(tokenizer: Any, name: str, mask: float) -> int:
+    """Return the token that masks others; raise ValueError if there is none."""
+    token: int | None = tokenizer.mask_token_id
+    if token is None:
+        raise ValueError(
+            f"the tokenizer {name} has no mask token, so it is not one of a masked model; give "
+            f"mask=0, got {mask}"
+        )
+    return token
+
+
+def tokenizer_named(name: str) -> Any:
     """Return a tokenizer of transformers; raise ValueError if there is none."""
     try:
         from transformers import AutoTokenizer, logging

@@ -500,3 +500,23 @@ def test_a_wider_gemma_keeps_the_function(depth):
     ligo.grow(small, large, method="lemon", **TOKENS)
     before, after = output(small, TOKENS), output(large, TOKENS)
     assert (after - before).norm() <= 1e-4 * before.norm()
+
+
+@pytest.mark.parametrize("method", ["ligo", "ligo-paper", "ligo-low-rank", "lemon"])
+def test_what_reads_heads_alone_has_a_map_of_the_heads(method):
+    """CaiT's talking heads: (heads, heads) beside queries of (3, heads, head size)."""
+    sizes = [("cait_xs24_384", 32, 2), ("cait_s24_224", 48, 3)]
+    small, large = (
+        timm.create_model(
+            name, embed_dim=width, depth=2, num_heads=heads, img_size=32, num_classes=2
+        )
+        for name, width, heads in sizes
+    )
+    operator = ligo.Operator(ligo.pair(small, large, torch.randn(2, 3, 32, 32)), small, method)
+    grown = dict(operator.tensors())
+    shapes = {name: parameter.shape for name, parameter in large.named_parameters()}
+    assert {name: tensor.shape for name, tensor in grown.items() if name in shapes} == shapes
+    if method == "ligo-paper":  # tied over all of a dimension, and so over (heads, head size)
+        maps = operator.widths.maps
+        assert maps["blocks/*/attn/qkv/weight:0:produces"].shape == (2, 48 - 32, 32)
+        assert maps["blocks/*/attn/heads:produces"].shape == (2, 3 - 2, 2)

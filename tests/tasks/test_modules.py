@@ -260,27 +260,35 @@ def test_biases_and_norms_are_not_decayed_and_every_weight_is_in_one_group(tmp_p
 
 
 FALLING = {  # of 20 steps, after 4 of warm-up
-    None: [0.5 + 0.5 * math.cos(math.pi * step / 16) for step in range(16)],
-    0.4: [1.0] * 8 + [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)],
-    0.0: [1.0] * 16,
+    (None, "cosine"): [0.5 + 0.5 * math.cos(math.pi * step / 16) for step in range(16)],
+    (0.4, "cosine"): [1.0] * 8 + [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)],
+    (0.0, "cosine"): [1.0] * 16,
+    (None, "linear"): [1 - step / 16 for step in range(16)],
+    (0.4, "linear"): [1.0] * 8 + [1 - step / 8 for step in range(8)],
 }
 
 
-@pytest.mark.parametrize("decay", FALLING)
-def test_the_learning_rate_rises_over_the_warm_up_and_falls_as_a_cosine_to_zero(decay, tmp_path):
+@pytest.mark.parametrize(("decay", "shape"), FALLING)
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero(decay, shape, tmp_path):
     rates = []
 
     class Recorded(ImageClassifier):
         def on_before_optimizer_step(self, optimizer):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    module = Recorded(VIT, learning_rate=0.1, warmup=0.2, decay=decay)
+    module = Recorded(VIT, learning_rate=0.1, warmup=0.2, decay=decay, shape=shape)
     run = trainer(tmp_path, max_epochs=4, accumulate_grad_batches=2)
     loader = DataLoader(images(10), batch_size=1)
     run.fit(module, loader, loader)
     assert rates == pytest.approx(
-        [0.02, 0.04, 0.06, 0.08, *(0.1 * each for each in FALLING[decay])]
+        [0.02, 0.04, 0.06, 0.08, *(0.1 * each for each in FALLING[decay, shape])]
     )
+
+
+def test_a_shape_that_is_not_known_is_refused(tmp_path):
+    loader = DataLoader(images(), batch_size=2)
+    with pytest.raises(ValueError, match="shape must be 'cosine' or 'linear', got 'step'"):
+        trainer(tmp_path).fit(ImageClassifier(VIT, shape="step"), loader, loader)
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0.5, 0.6), (-0.1, 0.5), (0.1, -0.5)])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_ligo.tasks.text import TextDataModule
+from tokens import a_tokenizer
 
 
 @pytest.fixture
@@ -86,18 +87,6 @@ def test_another_window_is_that_of_the_loaders_made_from_then_on(folder):
     data.window = 16
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert next(iter(loader))["input_ids"].shape[-1] == 16
-
-
-def a_tokenizer(folder, **special):
-    """A tokenizer of words, made here."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"[UNK]": 0, "[MASK]": 1, "one": 2, "two": 3, "three": 4}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return str(folder)
 
 
 def test_a_tokenizer_of_transformers_makes_the_tokens(tmp_path):

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_ligo.tasks.text import MASK, TokenWindows, split_files
+from lightning_ligo.tasks.text import MASK, TokenWindows, cut, split_files
 
 TEXT = torch.tensor([*range(100, 256), 10], dtype=torch.uint8)
 
 
 def test_windows_are_the_text_cut_in_order_without_the_rest():
-    windows = TokenWindows(TEXT, length=10)
+    windows = TokenWindows(cut(TEXT, 10))
     assert len(windows) == 15
     items = [windows[item, 0] for item in range(15)]
     assert torch.equal(torch.cat([item["input_ids"] for item in items]), TEXT[:150].long())
@@ -18,8 +18,8 @@ def test_windows_are_the_text_cut_in_order_without_the_rest():
 
 
 def test_masked_bytes_are_the_labels_and_the_others_stay():
-    windows = TokenWindows(TEXT.repeat(20), length=100, mask=0.25, seed=3)
-    plain = TokenWindows(TEXT.repeat(20), length=100)
+    windows = TokenWindows(cut(TEXT.repeat(20), 100), mask=0.25, seed=3)
+    plain = TokenWindows(cut(TEXT.repeat(20), 100))
     shares = []
     for item in range(len(windows)):
         inputs, labels = windows[item, 1]["input_ids"], windows[item, 1]["labels"]
@@ -32,12 +32,12 @@ def test_masked_bytes_are_the_labels_and_the_others_stay():
 
 
 def test_a_mask_depends_on_seed_epoch_and_window_alone():
-    windows = TokenWindows(TEXT, length=50, mask=0.5)
+    windows = TokenWindows(cut(TEXT, 50), mask=0.5)
     first = windows[1, 2]["labels"]
     torch.manual_seed(9)
     assert torch.equal(windows[1, 2]["labels"], first)
     assert not torch.equal(windows[1, 3]["labels"] == -100, first == -100)
-    other = TokenWindows(TEXT, length=50, mask=0.5, seed=1)[1, 2]["labels"]
+    other = TokenWindows(cut(TEXT, 50), mask=0.5, seed=1)[1, 2]["labels"]
     assert not torch.equal(other == -100, first == -100)
 
 
