@@ -117,7 +117,13 @@ def parameters(function: ast.FunctionDef) -> int:
     return len([name for name in names if name not in ("self", "cls")])
 
 
-MANY = {"GrowthCallback.__init__", "TextDataModule.__init__", "fit", "grow"}
+MANY = {
+    "GrowthCallback.__init__",
+    "LanguageModel.__init__",
+    "TextDataModule.__init__",
+    "fit",
+    "grow",
+}
 """Public functions whose options are what a user writes."""
 
 

@@ -6,21 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lightning_ligo.tasks.order import OrderedDataModule
-from lightning_ligo.tasks.text import TokenWindows, mask_of, tokenizer_named
+from lightning_ligo.tasks.text import TextDataModule, TokenWindows, mask_of, tokenizer_named
 
 PARTS = {"training": "train", "validation": "validation", "test": "test"}
 
 
-class TextDatasetDataModule(OrderedDataModule):
+class TextDatasetDataModule(TextDataModule):
     """Windows of tokens from the texts of a dataset, on the hub or on the disk.
 
     Texts are tokenized once, a thousand at a time, and cut into windows without the rest; the
     windows stay on the disk, in the cache of `datasets`. The splits `validation` and `test` are
-    taken from `train`, always the same way, where the dataset has none. A batch is that of
-    TextDataModule.
+    taken from `train`, always the same way, where the dataset has none. Batches and options are
+    those of TextDataModule; `num_workers` is also the number of processes that tokenize.
 
     Args:
         dataset: a name on the hub, or a folder that `Dataset.save_to_disk` or
@@ -28,15 +26,7 @@ class TextDatasetDataModule(OrderedDataModule):
         tokenizer: a folder, or a name on the hub, of a tokenizer of transformers.
         name: of a configuration of the dataset on the hub, such as `20231101.en`.
         column: the column that holds the texts.
-        window: tokens in a window.
-        batch_size: windows in a batch.
-        validation: the share of `train` to validate on, where there is no split for it.
-        test: the share of `train` to test on, where there is no split for it.
-        validation_windows: most windows to validate on, evenly spaced.
-        mask: 0 for a causal model; for a masked one the share of tokens that the tokenizer's mask
-            replaces.
-        num_workers: processes that tokenize, and processes that load windows.
-        seed: of the order and the masks.
+        options: the options of TextDataModule, without its files.
     """
 
     def __init__(
@@ -45,41 +35,28 @@ class TextDatasetDataModule(OrderedDataModule):
         tokenizer: str,
         name: str | None = None,
         column: str = "text",
-        window: int = 128,
-        batch_size: int = 32,
-        validation: float = 0.01,
-        test: float = 0.01,
-        validation_windows: int | None = None,
-        mask: float = 0.0,
-        num_workers: int = 4,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.dataset = dataset
-        self.tokenizer = tokenizer
+        super().__init__(files=dataset, tokenizer=tokenizer, **options)
         self.name = name
         self.column = column
-        self.window = window
-        self.validation = validation
-        self.test_share = test
-        self.validation_windows = validation_windows
-        self.mask = mask
-        self._parts: dict[str, Any] = {}
+        self._texts: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Download and tokenize the dataset, so that other ranks find it in the cache."""
         for part in PARTS:
-            self._windows(self._split(part))
+            self._texts[part] = self._split(part)
+            self._windows(part)
 
     def setup(self, stage: str) -> None:
-        self._parts = {part: self._split(part) for part in PARTS}
+        self._texts = {part: self._split(part) for part in PARTS}
 
     def _split(self, part: str) -> Any:
         """Return the texts of a part; None if there are none."""
-        splits = _loaded(self.dataset, self.name)
+        splits = _loaded(self.files, self.name)
         if self.column not in splits["train"].column_names:
             raise ValueError(
-                f"the dataset {self.dataset} has no column {self.column!r}; it has: "
+                f"the dataset {self.files} has no column {self.column!r}; it has: "
                 f"{', '.join(splits['train'].column_names)}"
             )
         rest, shares = splits["train"], {"validation": self.validation, "test": self.test_share}
@@ -90,10 +67,10 @@ class TextDatasetDataModule(OrderedDataModule):
             rest, splits[each] = both["train"], both["test"]
         return rest if part == "training" else splits.get(PARTS[part])
 
-    def _windows(self, texts: Any) -> TokenWindows:
-        tokenizer, mask_token = tokenizer_named(self.tokenizer), 0
-        if self.mask:
-            mask_token = mask_of(tokenizer, self.tokenizer, self.mask)
+    def _windows(self, part: str) -> TokenWindows:
+        texts, name = self._texts[part], str(self.tokenizer)
+        tokenizer = tokenizer_named(name)
+        mask_token = mask_of(tokenizer, name, self.mask) if self.mask else 0
         cut: Any = [] if texts is None else texts.map(
             _cut,
             batched=True,
@@ -104,20 +81,10 @@ class TextDatasetDataModule(OrderedDataModule):
         )  # fmt: skip
         if texts is not None and not len(cut):
             raise ValueError(
-                f"{len(texts)} texts of {self.dataset} hold less than one window of {self.window} "
+                f"{len(texts)} texts of {self.files} hold less than one window of {self.window} "
                 "tokens; give more text or a smaller window"
             )
         return TokenWindows(_Rows(cut), self.mask, self.seed, mask_token)
-
-    def train_dataloader(self) -> DataLoader:
-        windows = self._windows(self._parts["training"])
-        return self.shuffled(windows, persistent_workers=self.num_workers > 0)
-
-    def val_dataloader(self) -> DataLoader:
-        return self.in_order(self._windows(self._parts["validation"]), self.validation_windows)
-
-    def test_dataloader(self) -> DataLoader:
-        return self.in_order(self._windows(self._parts["test"]))
 
 
 class _Rows:

@@ -43,7 +43,7 @@ def test_texts_are_tokenized_joined_and_cut_into_windows(tmp_path, tokenizer):
     assert 110 - 3 * 3 <= len(tokens) <= 110  # a rest of up to 3 tokens a part is left out
     assert set(tokens) == {0, 2, 3, 4} and tokens.count(4) >= 70 - 9
     assert [len(part) > 0 for part in parts] == [True, True, True]
-    again = list(map(rows, loaders(module(data.dataset, tokenizer, validation=0.2, test=0.1,
+    again = list(map(rows, loaders(module(data.files, tokenizer, validation=0.2, test=0.1,
                                           batch_size=1))))  # fmt: skip
     assert parts == again
 
