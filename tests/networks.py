@@ -1,5 +1,7 @@
 """Small networks of the families that the tests grow."""
 
+from dataclasses import replace
+
 import torch
 from timm.models import VisionTransformer
 from timm.models.mlp_mixer import MlpMixer
@@ -144,3 +146,16 @@ class Recurrent(nn.Module):
             state = states[0] if isinstance(states, tuple) else states
             outputs = torch.cat([*state[-2:]], -1) if self.rnn.bidirectional else state[-1]
         return self.head(outputs)
+
+
+_LEMON = ligo.METHODS["lemon"]
+LEARNED = replace(
+    _LEMON,
+    name="learned",
+    width=replace(_LEMON.width, learns="both"),
+    depth=replace(_LEMON.depth, learned=True),
+    steps=100,
+    learning_rate=1e-3,
+    warmup=10,
+)
+"""Maps and mixes learned from the start of lemon, which keeps the function."""

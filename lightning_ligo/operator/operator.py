@@ -113,6 +113,13 @@ class Operator(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @property
+    def _adds(self) -> bool:
+        """Whether maps are learned beside fresh parts."""
+        width, depth = self.method.width, self.method.depth
+        whole = depth is not None and depth.new == "fresh"
+        return width is not None and width.learns != "nothing" and not whole
+
+    @property
     def uses_built(self) -> bool:
         """Whether some weights stay as the large network was built."""
         width, depth, rows = self.method.width, self.method.depth, (*self._grown, *self._moved)
@@ -290,7 +297,10 @@ class Operator(nn.Module):
     def _beside_fresh(
         self, row: Row, fresh: Mapping[str, Tensor], grown: Tensor, layer: int | None
     ) -> Tensor:
-        """Keep the entries of (g, *large shape) that stay as the large network was built."""
+        """Keep the entries of (g, *large shape) that stay as the large network was built.
+
+        A learned map adds to them: it starts from zero there.
+        """
         is_fresh = self._is_fresh(row, layer)
         if is_fresh is None:
             return grown
@@ -301,6 +311,8 @@ class Operator(nn.Module):
             )
         names = row.large_names if layer is None else row.large_names[layer : layer + 1]
         built = [fresh[name].detach() for name in names]
+        if self._adds:
+            return grown + is_fresh * torch.stack(built).to(grown)
         if torch.is_grad_enabled() or len(names) > 1:
             return torch.where(is_fresh, torch.stack(built).to(grown), grown)
         parts = (

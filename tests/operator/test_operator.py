@@ -12,6 +12,7 @@ import lightning_ligo as ligo
 from networks import (
     IMAGES,
     IMAGES64,
+    LEARNED,
     TOKENS,
     bert,
     cast,
@@ -43,7 +44,7 @@ OTHERS = {
     "resnet to 12": (resnet, IMAGES, 12, 3),
 }
 FAMILIES = {**MULTIPLES, **OTHERS}
-KEEPS = ["ligo", "ligo-low-rank", "lemon", "net2net", "llama-pro+lemon"]
+KEEPS = [LEARNED, "ligo-low-rank", "lemon", "net2net", "llama-pro+lemon"]
 TILES = ["llama-pro+hypercloning", "lemon+hypercloning-noisy", "staged", "lemon+sparkling"]
 KEPT = [(name, method) for name in FAMILIES for method in KEEPS]
 KEPT += [(name, method) for name in MULTIPLES for method in TILES]
@@ -68,7 +69,7 @@ def test_the_start_keeps_the_function(name, method, dtype, bound):
     assert told.kept
 
 
-@pytest.mark.parametrize("method", ["ligo", "lemon", "net2net", "staged"])
+@pytest.mark.parametrize("method", [LEARNED, "lemon", "net2net", "staged"])
 def test_where_no_method_can_keep_the_function_all_say_so(method):
     class Bounded(Toy):
         def forward(self, x):
@@ -129,7 +130,7 @@ def test_new_layers_pass_a_stream_that_goes_through_norms(norm, order):
     for width, depth in ((16, 4), (16, 3), (32, 5)):  # one or several behind one, and wider
         large = PostNorm(width, depth, norm, order).double().eval()
         plan = ligo.pair(small, large, X)
-        for method in ("lemon", "ligo", "net2net", "hypercloning", "llama-pro", "staged", "zero"):
+        for method in ("lemon", LEARNED, "net2net", "hypercloning", "llama-pro", "staged", "zero"):
             if (width, method) == (32, "zero"):
                 continue
             told = measured(plan, small, large, {"x": X}, method)
@@ -139,7 +140,7 @@ def test_new_layers_pass_a_stream_that_goes_through_norms(norm, order):
             assert changed < 1e-4, (method, width, depth, changed)
 
 
-@pytest.mark.parametrize("method", ["lemon", "ligo", "net2net", "hypercloning", "llama-pro"])
+@pytest.mark.parametrize("method", ["lemon", LEARNED, "net2net", "hypercloning", "llama-pro"])
 def test_a_deeper_and_wider_bert_keeps_the_function(method):
     small, large = randomised(bert(), torch.float64), bert(64, 5).double().eval()
     ligo.Operator(ligo.pair(small, large, **TOKENS), small, method).bake(large)
@@ -163,7 +164,7 @@ def test_layer_scale_and_an_untied_head_keep_the_function():
         torch.testing.assert_close(output(small, inputs), output(large, inputs))
 
 
-@pytest.mark.parametrize("method", ["lemon", "ligo"])
+@pytest.mark.parametrize("method", ["lemon", LEARNED])
 @pytest.mark.parametrize(
     ("small", "large", "inputs"),
     [
@@ -301,18 +302,36 @@ def test_a_tied_head_stays_tied():
     assert large.lm_head.weight is large.transformer.wte.weight
 
 
-def test_a_weight_grows_by_the_kronecker_product_of_its_maps():
+@pytest.mark.parametrize("method", [LEARNED, "ligo"])
+def test_a_weight_grows_by_the_kronecker_product_of_its_maps(method):
     small, large = randomised(vit(), torch.float64), vit(64, 2).double()
-    operator = ligo.Operator(ligo.pair(small, large, **IMAGES64), small, "ligo", seed=3)
+    plan = ligo.pair(small, large, **IMAGES64)
+    operator = ligo.Operator(plan, small, method, seed=3)
+    name = "blocks.1.attn.qkv.weight"
+
+    def product():
+        maps = {name: p.detach() for name, p in operator.widths.maps.items()}
+        heads = maps["blocks/*/attn/heads:produces"][1]  # (4, 2), of layer 1
+        eye = torch.eye(3, dtype=torch.float64), torch.eye(16, dtype=torch.float64)
+        out = torch.kron(torch.kron(eye[0], heads), eye[1])
+        return out @ small.get_parameter(name) @ maps["embed:consumes"].T
+
+    fresh = 0.0
+    if method == "ligo":  # what stack+fresh has beside its own product
+        fresh = ligo.Operator(plan, small, "stack+fresh")(large)[name] - product()
+        assert (fresh != 0).double().mean() == 0.75  # all but the upper left quarter
     with torch.no_grad():
         for coefficients in operator.parameters():
             coefficients += torch.randn(coefficients.shape, dtype=torch.float64)
-    maps = {name: p.detach() for name, p in operator.widths.maps.items()}
-    heads = maps["blocks/*/attn/heads:produces"][1]  # (4, 2), of layer 1
-    eye = torch.eye(3, dtype=torch.float64), torch.eye(16, dtype=torch.float64)
-    out = torch.kron(torch.kron(eye[0], heads), eye[1])
-    expected = out @ small.blocks[1].attn.qkv.weight @ maps["embed:consumes"].T
-    torch.testing.assert_close(operator()["blocks.1.attn.qkv.weight"], expected)
+    torch.testing.assert_close(operator(large)[name], product() + fresh)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ligo_starts_as_stack_with_fresh_parts(name):
+    small, large, plan, _ = paired(name, torch.float64)
+    started = ligo.Operator(plan, small, "ligo")(large)
+    for name, tensor in ligo.Operator(plan, small, "stack+fresh")(large).items():
+        torch.testing.assert_close(started[name], tensor, msg=name)
 
 
 def test_depth_is_mixed_before_width():
@@ -429,7 +448,7 @@ def test_an_unknown_method_lists_the_known_ones():
         ligo.grow(small, large, method="lego", **IMAGES)
 
 
-@pytest.mark.parametrize("method", ["ligo", "ligo-paper", "stack+lemon", "lemon+sparkling"])
+@pytest.mark.parametrize("method", [LEARNED, "ligo-paper", "stack+lemon", "lemon+sparkling"])
 def test_an_operator_of_other_weights_is_one_built_on_them_with_its_coefficients(method):
     small, large, plan, _ = paired("gpt2", torch.float64)
     other = copy.deepcopy(small)
@@ -480,7 +499,7 @@ class Constants(nn.Module):
 def test_constants_of_the_width_are_folded_into_what_they_scale(tied, plus, width):
     small = randomised(Constants(16, tied, plus), torch.float64)
     large = Constants(width, tied, plus).double().eval()
-    for method in ("lemon", "ligo", "ligo-low-rank"):
+    for method in ("lemon", LEARNED, "ligo-low-rank"):
         ligo.Operator(ligo.pair(small, large, **TOKENS), small, method).bake(large)
         before, after = output(small, TOKENS), output(large, TOKENS)
         assert (after - before).norm() <= 1e-10 * before.norm(), method
@@ -513,7 +532,7 @@ def test_what_reads_heads_alone_has_a_map_of_the_heads(method):
         for name, width, heads in sizes
     )
     operator = ligo.Operator(ligo.pair(small, large, torch.randn(2, 3, 32, 32)), small, method)
-    grown = dict(operator.tensors())
+    grown = dict(operator.tensors(large))
     shapes = {name: parameter.shape for name, parameter in large.named_parameters()}
     assert {name: tensor.shape for name, tensor in grown.items() if name in shapes} == shapes
     if method == "ligo-paper":  # tied over all of a dimension, and so over (heads, head size)
