@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_ligo as ligo
-from networks import IMAGES, IMAGES64, TOKENS, gpt2, randomised, vit
+from networks import IMAGES, IMAGES64, LEARNED, TOKENS, gpt2, randomised, vit
 from operations import affine, fourier
 
 
@@ -53,7 +53,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("method", ["lemon", "ligo"])
+@pytest.mark.parametrize("method", ["lemon", LEARNED])
 @pytest.mark.parametrize(("width", "depth"), [(16, 2), (16, 4), (24, 3)])
 def test_a_network_that_cannot_be_read_is_grown_by_names_and_keeps_its_function(
     width, depth, method

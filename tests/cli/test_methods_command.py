@@ -22,8 +22,8 @@ def test_every_method_is_listed_with_what_it_does(capsys):
     rows = {name: [" ".join(part) for part in parts] for name, parts in rows.items()}
     assert rows.keys() == METHODS.keys()
     assert rows["ligo"] == [
-        "uneven copies", "interpolated, new layers zero output",
-        "both forms of every map, depth mix", "yes", "LiGO (ICLR 2023)",
+        "old and mean, rest one-sided", "stacked",
+        "both forms of every map, depth mix", "no", "LiGO (ICLR 2023)",
     ]  # fmt: skip
     assert rows["stack"][:4] == ["uneven copies", "stacked", "", "no"]
     assert rows["lemon"][4] == "LEMON (ICLR 2024)"

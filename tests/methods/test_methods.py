@@ -287,7 +287,7 @@ def test_two_methods_combine_with_depth_first():
 def test_a_combined_method_learns_what_its_parts_learn():
     both, depth = method_named("ligo-paper+ligo"), method_named("ligo+lemon")
     assert (both.steps, both.learning_rate) == (100, 1e-3) and both.learns
-    assert depth.learns and depth.steps == 100 and method_named("stack+ligo").learns
+    assert depth.learns and depth.steps == 25 and method_named("stack+ligo").learns
     assert not method_named("stack+lemon").learns and method_named("stack+lemon").steps == 0
 
 

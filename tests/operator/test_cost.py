@@ -216,7 +216,7 @@ def test_an_unknown_method_is_refused():
 
 def test_it_prints_what_it_costs_and_of_which_batch():
     text = str(cost(*images()))
-    assert "learned for 100 steps on batches of 3 x 1 x 8 x 8" in text
+    assert "learned for 25 steps on batches of 3 x 1 x 8 x 8" in text
     assert "whatever the batch" in text
 
 

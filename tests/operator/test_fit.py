@@ -105,7 +105,7 @@ def test_batches_that_end_are_an_error(pair):
 
 def test_a_learned_method_needs_a_loss(pair):
     small, large = pair
-    with pytest.raises(ValueError, match="'ligo' learns its operator for 100 steps and needs"):
+    with pytest.raises(ValueError, match="'ligo' learns its operator for 25 steps and needs"):
         ligo.grow(small, large, method="ligo", **TOKENS)
 
 

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo import Growth, GrowthCallback, describe
-from networks import IMAGES, IMAGES64, randomised, vit
+from networks import IMAGES, IMAGES64, LEARNED, randomised, vit
 from runs import FEATURES, Plain, fit, train_loader
 
 GATED = {"mlp_layer": SwiGLUPacked}
 
 
-@pytest.mark.parametrize("method", ["lemon", "net2net", "llama-pro+lemon", "ligo", "msg"])
+@pytest.mark.parametrize("method", ["lemon", "net2net", "llama-pro+lemon", LEARNED, "msg"])
 def test_a_feed_forward_part_with_a_gate_stays_as_it_was_built_and_adds_nothing(method):
     small, large = (randomised(network, torch.float64) for network in (vit(), vit(64, 4, **GATED)))
     built = {name: weight.clone() for name, weight in large.named_parameters()}
