@@ -14,6 +14,7 @@ from lightning_ligo.axes.trace import trace
 from lightning_ligo.methods.catalog import METHODS
 from lightning_ligo.methods.method import Depth, Method, Width
 from lightning_ligo.networks.description import build, describe
+from lightning_ligo.networks.libraries import check_extra
 from lightning_ligo.networks.names import named
 from lightning_ligo.networks.saving import save
 from lightning_ligo.operator.cost import Cost, estimate
@@ -107,6 +108,7 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_extra(f"lightning_ligo.{name}")
     value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value
     return value

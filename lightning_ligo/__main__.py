@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from lightning_ligo.networks.libraries import LIGHTNING, check_extra
+
 COMMANDS = {
     "plan": "cli.plan:plan",
     "grow": "cli.grow:grow_command",
@@ -11,6 +13,9 @@ COMMANDS = {
     "compare": "compare.command:compare",
 }
 """Commands of this package."""
+
+PLAIN = ("plan", "grow", "methods")
+"""Commands that need Lightning for runs alone."""
 
 RUNS = ("fit", "validate", "test", "predict")
 """Commands of LightningCLI."""
@@ -70,7 +75,14 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
     command = COMMANDS[words.pop(0)] if words and words[0] in COMMANDS else "cli.base:train"
     module, function = command.split(":")
-    getattr(importlib.import_module(f"lightning_ligo.{module}"), function)(words)
+    try:
+        if command not in map(COMMANDS.get, PLAIN):
+            check_extra("this command")
+        getattr(importlib.import_module(f"lightning_ligo.{module}"), function)(words)
+    except ModuleNotFoundError as error:
+        if error.name not in LIGHTNING:
+            raise
+        sys.exit(f"lightning-ligo: {error}")
 
 
 if __name__ == "__main__":

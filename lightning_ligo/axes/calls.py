@@ -89,7 +89,7 @@ def plain_attention() -> Iterator[None]:
 def uncompiled_flex() -> AbstractContextManager[Any]:
     """Let flex_attention, which otherwise compiles a part of itself, run where nothing compiles."""
     flex = sys.modules.get(FLEX)
-    return patch.object(flex, UNCOMPILED, True) if flex else nullcontext()
+    return patch.object(flex, UNCOMPILED, True, create=True) if flex else nullcontext()
 
 
 def without_gradients(run: Callable[[], list[list[Tensor]]]) -> list[list[Tensor]]:

@@ -52,6 +52,9 @@ QUIET = {
 }
 """Arguments of a Trainer that writes nothing and uses one device."""
 
+_REASON = re.compile(r"^  - (?!Expected a |Not a valid )(.*(?:\n    .*)*)", re.MULTILINE)
+"""What a constructor said, among what jsonargparse says of the types that an argument may have."""
+
 
 class Parser(LightningArgumentParser):
     """Names the new class path where a configuration has one of an earlier version."""
@@ -109,6 +112,8 @@ class GrowthCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
+            if words := _REASON.search(str(error)):
+                raise RefusedError(words[1]) from error
             if isinstance(error.__cause__, ValueError):
                 raise RefusedError(str(error.__cause__)) from error
             raise

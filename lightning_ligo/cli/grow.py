@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping
 
-from lightning_ligo.callbacks.averaging import AVERAGING
-from lightning_ligo.callbacks.failure import GrowthFailedError
-from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.offline import grow_checkpoint
 from lightning_ligo.cli.growing import Request, grow_weights
-from lightning_ligo.cli.learning import KINDS, learning
 from lightning_ligo.cli.parser import CommandParser, fit_words
-from lightning_ligo.cli.run import PlanCLI
 from lightning_ligo.cli.sources import NETWORKS, add_networks, described, read_settings
 from lightning_ligo.methods.catalog import DEFAULT, method_named
+from lightning_ligo.networks.libraries import check_extra
 from lightning_ligo.operator.measure import Change
 
 USAGE = """\
@@ -84,30 +76,33 @@ def grow_command(words: Sequence[str]) -> None:
         parser.error("give --small, or --config and --ckpt_path")
     if options.config and not options.ckpt_path:
         parser.error("give the checkpoint of the run: --ckpt_path FILE")
-    kinds = (ValueError, FileExistsError, GrowthFailedError, MisconfigurationException)
     if options.small:
         names = ("small", "large", "weights", "data")
         settings = read_settings(parser, rest, names)
         if not options.large and not settings["large"]:
             parser.error("give --large, or what is larger, such as --large.depth 12")
-        with parser.refusing((*kinds, FloatingPointError)):
+        with parser.refusing((ValueError, FileExistsError, FloatingPointError)):
             _grow_weights(options, settings)
         return
+    check_extra("--config")
+    from lightning_ligo.cli.run import grow_configuration
+
     rest += ["--data", options.data] if options.data else []
     run = fit_words(options.config, ["--ckpt_path", options.ckpt_path, *rest])
-    with parser.refusing(kinds):
-        command = GrowCLI(run, str(options.out))
-    small, large = (command.record["parameters"][name] for name in ("small", "large"))
-    print(f"{options.out}: {small:,} -> {large:,} parameters, at step {command.record['step']}")
+    with parser.refusing((ValueError, FileExistsError)):
+        record = grow_configuration(run, str(options.out))
+    small, large = (record["parameters"][name] for name in ("small", "large"))
+    print(f"{options.out}: {small:,} -> {large:,} parameters, at step {record['step']}")
 
 
 def _grow_weights(options: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
     method = method_named(options.method or DEFAULT)
     small, large = described(options, settings)
     data = None
-    if options.data not in KINDS and (options.data or settings["data"]):
-        raise ValueError(f"--data is one of {', '.join(KINDS)}, got {options.data}")
-    if options.data:
+    if options.data or settings["data"]:
+        check_extra("--data")
+        from lightning_ligo.cli.learning import learning
+
         given = settings["data"], small, method, options.steps, options.learning_rate
         data = learning(options.data, *given)
     with contextlib.redirect_stdout(sys.stderr):
@@ -141,18 +136,3 @@ def _parser() -> CommandParser:
     parser.add_config("configuration of the run, as for fit")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint of the run")
     return parser
-
-
-class GrowCLI(PlanCLI):
-    """Builds a run on one device, without loggers and most callbacks, and grows its checkpoint."""
-
-    kept = (GrowthCallback, *AVERAGING, EarlyStopping, BaseFinetuning)
-
-    def __init__(self, args: list[str], out: str) -> None:
-        self.out = out
-        super().__init__(args)
-
-    def fit(self, model: LightningModule, **options: Any) -> None:
-        """Grow instead of training."""
-        path = options.pop("ckpt_path")
-        self.record = grow_checkpoint(self.trainer, model, path, self.out, **options)

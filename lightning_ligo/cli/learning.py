@@ -28,7 +28,7 @@ MASK = 0.15
 
 
 def learning(
-    kind: str,
+    kind: str | None,
     settings: Mapping[str, Any],
     small: Mapping[str, Any],
     method: Method,
@@ -41,8 +41,11 @@ def learning(
     is of masked language modelling learns from masked texts.
 
     Raises:
-        ValueError: for settings that the data does not have, and for data that is not there.
+        ValueError: for an unknown kind, settings that the data does not have, and data that is not
+            there.
     """
+    if kind not in KINDS:
+        raise ValueError(f"--data is one of {', '.join(KINDS)}, got {kind}")
     options = dict(settings)
     is_masked = "ForMaskedLM" in str(small["class_path"])
     if kind == "text":

@@ -11,6 +11,7 @@ from lightning_ligo.cli.parser import CommandParser, fit_words, show
 from lightning_ligo.cli.planned import REAL, Planned, plan_pair
 from lightning_ligo.cli.sources import NETWORKS, add_networks, described, read_settings
 from lightning_ligo.methods.catalog import DEFAULT
+from lightning_ligo.networks.libraries import check_extra
 
 USAGE = """\
 lightning-ligo plan --small NAME [--small.SETTING VALUE] [--weights FILE]
@@ -82,7 +83,8 @@ def plan(words: Sequence[str]) -> None:
         parser.error("give --small and --large, or --config")
     with parser.refusing(), contextlib.redirect_stdout(sys.stderr):  # only the plan goes to stdout
         if options.config:
-            from lightning_ligo.cli.run import plan_configuration  # imports Lightning
+            check_extra("--config")
+            from lightning_ligo.cli.run import plan_configuration
 
             planned = plan_configuration(fit_words(options.config, rest))
         else:

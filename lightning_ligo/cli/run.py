@@ -7,10 +7,13 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from lightning_ligo.callbacks.averaging import AVERAGING
+from lightning_ligo.callbacks.failure import GrowthFailedError
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.callbacks.offline import at_first_batch, growing
+from lightning_ligo.callbacks.offline import at_first_batch, grow_checkpoint, growing
 from lightning_ligo.cli.base import QUIET, GrowthCLI, is_kind
 from lightning_ligo.cli.planned import Planned, cost_of, sized
 from lightning_ligo.operator.measure import measure
@@ -85,9 +88,32 @@ class PlanCLI(GrowthCLI):
         self.planned = plan_run(self.trainer, model, **options)
 
 
+class GrowCLI(PlanCLI):
+    """Builds a run on one device, without loggers and most callbacks, and grows its checkpoint."""
+
+    kept = (GrowthCallback, *AVERAGING, EarlyStopping, BaseFinetuning)
+
+    def __init__(self, args: list[str], out: str) -> None:
+        self.out = out
+        super().__init__(args)
+
+    def fit(self, model: LightningModule, **options: Any) -> None:
+        """Grow instead of training."""
+        path = options.pop("ckpt_path")
+        self.record = grow_checkpoint(self.trainer, model, path, self.out, **options)
+
+
 def plan_configuration(words: list[str]) -> list[Planned]:
     """Plan all growths of `lightning-ligo WORDS`; raise ValueError for what it would refuse."""
     try:
         return PlanCLI(words).planned
     except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def grow_configuration(words: list[str], out: str) -> dict[str, Any]:
+    """Grow the checkpoint of `lightning-ligo WORDS`; raise ValueError if that is not possible."""
+    try:
+        return GrowCLI(words, out).record
+    except (MisconfigurationException, GrowthFailedError) as error:
         raise ValueError(str(error)) from error

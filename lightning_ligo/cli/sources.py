@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import get_loader
-from yaml import YAMLError
+import yaml
 
 from lightning_ligo.cli.parser import CommandParser
 from lightning_ligo.methods.catalog import DEFAULT, METHODS
@@ -119,9 +119,18 @@ def read_settings(
     return settings
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as Python writes them: 1e-5 needs no point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def read_yaml(text: str) -> Any:
     """Read a word of the command line as YAML."""
     try:
-        return get_loader("yaml")(text)
-    except YAMLError as error:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"a value that is not YAML, {text!r}: {error}") from None

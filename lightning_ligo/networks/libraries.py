@@ -1,12 +1,27 @@
-"""Libraries of networks: import one, and name what it knows that is near to what was asked for."""
+"""Libraries that are not required: import one, and name what it knows that is near to a name."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+LIGHTNING = ("lightning", "torchmetrics", "jsonargparse", "matplotlib", "rich")
+"""What the extra `lightning` installs."""
+
+
+def check_extra(what: str) -> None:
+    """Raise ModuleNotFoundError if a package of the extra `lightning` is not installed."""
+    lacking = [package for package in LIGHTNING if find_spec(package) is None]
+    if lacking:
+        raise ModuleNotFoundError(
+            f"{what} needs {lacking[0]}, which is not installed; "
+            'run: pip install "lightning-ligo[lightning]"',
+            name=lacking[0],
+        )
 
 
 def installed(package: str) -> ModuleType:
