@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from lightning_ligo.axes.dims import Product, replaced, uses_of
 from lightning_ligo.axes.factors import CONSTANT
 from lightning_ligo.axes.notation import hole, labels, last_word, match, split, write
-from lightning_ligo.axes.stacks import Stacks, place_of
+from lightning_ligo.axes.stacks import Stacks, inside, place_of
 
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
@@ -116,15 +116,13 @@ class Axes:
         title, rest = place_of(pattern, self.stacks)
         if title is None:
             return pattern
-        path, layers, *_ = self.stacks[title]
-        every = split(f"{path}.*{rest}")
+        stack = self.stacks[title]
+        every = split(inside(stack.path, rest))
         others = [
             layer
-            for other, stack in self.stacks.items()
-            if other != title and stack.path == path and f"{other}.*{rest}" in self.dims
-            for layer in stack.layers
+            for other, each in self.stacks.items()
+            if other != title and each.path == stack.path and f"{other}.{rest}" in self.dims
+            for layer in each.layers
         ]
-        others += [
-            found[0] for name in self.dims if name.endswith(rest) and (found := match(every, name))
-        ]
-        return f"{path}.{hole(layers, others)}{rest}"
+        others += [found[0] for name in self.dims if (found := match(every, name))]
+        return inside(stack.path, rest.replace("*", hole(stack.layers, others), 1))

@@ -339,7 +339,7 @@ def _name(
     modules = [member.place.pattern.split(".")[:-1] for member in members]
     scope: list[str] = []
     for parts in zip(*modules, strict=False):
-        if len(set(parts)) > 1 or (parts[0] == "*" and not local):
+        if len(set(parts)) > 1 or ("*" in parts[0] and not local):
             break
         scope.append(parts[0])
     pinned, role = factor.facts.pinned, "hidden"

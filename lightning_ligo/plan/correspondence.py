@@ -47,8 +47,7 @@ class Side:
         stack, rest = place_of(pattern, self.axes.stacks)
         if stack is None:
             return (rest,)
-        path, layers, *_ = self.axes.stacks[stack]
-        return tuple(f"{path}.{layer}{rest}" for layer in layers)
+        return self.axes.stacks[stack].names(rest)
 
 
 @dataclass(frozen=True)
@@ -259,19 +258,17 @@ def _replaced(
     """
     found: dict[str, tuple[str, str]] = {}
     for stack in filter(small.axes.stacks.__contains__, large.axes.stacks):
-        layer = f"{stack}.*."
-        first = [
-            (side.network, f"{side.axes.stacks[stack].path}.{side.axes.stacks[stack].layers[0]}")
-            for side in (small, large)
-        ]
         for pattern in filter(small.shapes.__contains__, large.shapes):
-            if not pattern.startswith(layer) or not mismatch(pattern, small, large, counterparts):
+            inside, rest = place_of(pattern, large.axes.stacks)
+            if inside != stack or not mismatch(pattern, small, large, counterparts):
                 continue
-            *inside, _ = pattern.removeprefix(layer).split(".")
-            for name in itertools.accumulate(inside, "{}.{}".format):
-                before, after = (type(net.get_submodule(f"{path}.{name}")) for net, path in first)
-                start = f"{layer}{name}."
-                if before is not after and any(one.startswith(start) for one in writes):
+            for name in itertools.accumulate(rest.split(".")[:-1], "{}.{}".format):
+                before, after = (
+                    type(side.network.get_submodule(side.axes.stacks[stack].names(name)[0]))
+                    for side in (small, large)
+                )
+                start = f"{stack}.{name}."
+                if "." in name and before is not after and any(w.startswith(start) for w in writes):
                     found[start] = before.__name__, after.__name__
                     break
     return found
