@@ -1,5 +1,7 @@
 """Layers whose numbers stand inside of names, or in the names of parameters."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -175,3 +177,42 @@ def test_a_recurrent_network_grows_in_width_and_depth_as_in_one_after_the_other(
 def test_a_single_recurrent_layer_becomes_several_if_it_reads_its_own_width():
     plan = ligo.pair(Recurrent(nn.LSTM, 6, 1), Recurrent(nn.LSTM, 6, 3), **SEQUENCES)
     assert plan.stacks == {"rnn": (1, 3)}
+
+
+# What changes, or cannot grow --------------------------------------------------------------------
+
+
+class Unit(nn.Module):
+    """A residual unit as of monai: convolutions ``unit0``, ``unit1`` in a row, and a shortcut."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, width, 1), nn.Sequential()
+        for number in range(depth):
+            unit = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.PReLU())
+            self.conv.add_module(f"unit{number}", unit)
+        self.out = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.out(x + self.conv(x))
+
+
+def test_units_in_a_row_widen_and_deepen_and_the_change_is_told():
+    assert changed(Unit(4, 2), Unit(8, 2), IMAGES)[0] <= KEPT
+    change, plan = changed(Unit(4, 2), Unit(4, 4), IMAGES)
+    assert change > KEPT and plan.stacks == {"conv": (2, 4)}
+
+
+def test_a_list_whose_outputs_are_all_joined_does_not_become_longer():
+    with pytest.raises(ValueError, match=r"dimension 0 of features\.norm5\.weight is 20 long"):
+        ligo.pair(densenet(4), densenet(4, (2, 5)), **IMAGES)
+
+
+def test_names_in_words_cannot_be_counted():
+    def build(*names):
+        return nn.Sequential(OrderedDict((name, Residual(6)) for name in ("first", *names)))
+
+    with pytest.raises(ValueError, match=r"the small network lacks third\.norm\.weight"):
+        inputs = torch.zeros(2, 6)
+        ligo.pair(build("second"), build("second", "third"), inputs)
