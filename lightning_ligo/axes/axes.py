@@ -26,6 +26,13 @@ class Use(NamedTuple):
     flow: str  # which values it writes or reads, across norms: the paper ties their maps
 
 
+class Output(NamedTuple):
+    """How a tensor that the network returns is read."""
+
+    dims: tuple[Product[Use] | None, ...] = ()  # None where parameters have no such axis
+    layer: int = 0  # of a stack that its axes are inside of
+
+
 @dataclass(frozen=True)
 class Axis:
     """A length that means one thing across the network.
@@ -77,8 +84,7 @@ class Axes:
         dims: for every pattern and dimension, the uses of its axes, slowest first.
         stacks: the runs of repeated modules by their names.
         sequential: lists of equal modules that are no stack, and why.
-        outputs: for every tensor that the network returns and each of its dimensions, how its axes
-            are read; None where parameters have no such axis.
+        outputs: for every tensor that the network returns, how it is read.
         tried: the operations without a rule whose inputs were permuted to find one.
     """
 
@@ -86,7 +92,7 @@ class Axes:
     dims: dict[str, tuple[Product[Use], ...]]
     stacks: Stacks
     sequential: dict[str, str] = field(default_factory=dict)
-    outputs: tuple[tuple[Product[Use] | None, ...], ...] = ()
+    outputs: tuple[Output, ...] = ()
     tried: tuple[str, ...] = ()
 
     def uses(self, pattern: str) -> list[Use]:

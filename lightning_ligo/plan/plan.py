@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Size
 
-from lightning_ligo.axes.axes import UNUSED, Axis, Use
+from lightning_ligo.axes.axes import UNUSED, Axis, Output, Use
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.dims import length as length_of
@@ -69,7 +69,7 @@ class Plan:
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
         tried: operations without a rule, of which permuting their inputs has told one.
         scalars_read: the values that the large network read from its tensors, in order.
-        outputs: how the axes of its outputs are read, see `Axes`.
+        outputs: how its outputs are read.
         lazy: calls that give the large network its shapes, if it has lazy modules.
     """
 
@@ -85,9 +85,7 @@ class Plan:
     shared: dict[str, int] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     scalars_read: tuple[Any, ...] = field(default=(), repr=False, compare=False)
-    outputs: tuple[tuple[Product[Use] | None, ...], ...] = field(
-        default=(), repr=False, compare=False
-    )
+    outputs: tuple[Output, ...] = field(default=(), repr=False, compare=False)
     lazy: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     @property
