@@ -117,6 +117,26 @@ def test_outputs_that_carry_a_grown_axis_are_read_in_their_own_terms():
     assert not changed.kept
 
 
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_the_keys_and_values_of_every_layer_are_read_by_its_own_maps(build):
+    options = {"n_head": 2} if build is gpt2 else {}  # Llama gets more heads
+    small, large = randomised(build(32, **options)), build(64, **options)
+    plan = ligo.pair(small, large, **TOKENS)
+    change = measure(plan, small, large, [Call(kwargs=TOKENS)], method="lemon")
+    assert change.kept and not change.why  # keys and values are outputs of the network
+
+
+def test_a_scale_that_depends_on_the_layer_is_measured():
+    small, wide, deep = (
+        gpt2(width, depth, n_head=2, scale_attn_by_inverse_layer_idx=True, use_cache=False)
+        for width, depth in ((32, 2), (64, 2), (32, 4))
+    )
+    call = [Call(kwargs=TOKENS)]
+    for large, kept in ((wide, True), (deep, False)):
+        plan = ligo.pair(small, large, **TOKENS)
+        assert measure(plan, small, large, call, method="lemon").kept == kept
+
+
 def test_of_more_classes_the_old_ones_are_compared():
     assert measured(Tower(4), Tower(8, classes=9), X).kept
 

@@ -209,6 +209,37 @@ def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple(norm):
     assert error > KEPT or norm is nn.RMSNorm  # which may change more where more is joined
 
 
+def put(z, rows, values):
+    z[rows] = values
+    return z
+
+
+def added(z, rows, values):
+    z[rows] += values
+    return z
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("into", [torch.zeros_like, torch.clone], ids=["zeros", "the stream"])
+@pytest.mark.parametrize(
+    "written",
+    [put, added, lambda z, rows, values: z.index_add(0, rows, values)],
+    ids=["put", "added", "index_add"],
+)
+def test_what_is_written_at_rows_is_read_by_the_norm_behind_them(written, into, norm):
+    class Rows(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.inside = nn.Linear(4, width), nn.Linear(width, width)
+            self.norm, self.two = norm(width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            x, rows = self.one(x), torch.tensor([2, 0])
+            return self.two(self.norm(x + written(into(x), rows, self.inside(x[rows]))))
+
+    assert grown(Rows, 3, 5) == (pytest.approx(0, abs=1e-12), None)
+
+
 def test_a_mean_over_heads_that_attend_needs_a_multiple():
     class Averaged(nn.Module):
         def __init__(self, heads):
