@@ -139,8 +139,9 @@ def _visit(nodes: Sequence[_Tree], path: str, stacks: Sequence[Stacks]) -> None:
 def _lists(nodes: Sequence[_Tree]) -> Iterator[tuple[tuple[str, ...], list[_List]]]:
     """Yield the lists among the children of a module of all networks, each with its stems.
 
-    Names with the same numbers in every network are of one list. A single number is none, and
-    parameters are only if their numbers differ, as those of recurrent layers do.
+    Names with the same numbers in every network are of one list. Where the numbers agree, names
+    with a word are a list if they are three modules or more: ``norm1`` and ``norm2`` are not, nor
+    are parameters, such as those of recurrent layers.
     """
     found: dict[str, list[dict[int, Any]]] = {}
     for side, node in enumerate(nodes):
@@ -152,7 +153,7 @@ def _lists(nodes: Sequence[_Tree]) -> Iterator[tuple[tuple[str, ...], list[_List
     for stem, sides in found.items():
         numbers = tuple(map(frozenset, sides))
         bare = not all(isinstance(child, dict) for side in sides for child in side.values())
-        several = len({*numbers}) > 1 or (max(map(len, sides)) > 1 and not bare)
+        several = len({*numbers}) > 1 or (len(sides[0]) > 2 and not bare)
         if all(sides) and (several or stem == "*"):
             lists.setdefault(numbers, []).append(stem)
     for stems in lists.values():

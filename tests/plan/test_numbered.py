@@ -121,8 +121,8 @@ def test_their_axes_are_named_by_what_is_printed():
     assert axes.notation[line] == "hidden embed"
     named = ligo.pair(vit(8, 2), vit(12, 3), **IMAGES, override={line: "inside embed"})
     assert named.axes["encoder.layers.encoder_layer_*.mlp.inside"] == (16, 24)
-    chosen = {"encoder.layers.encoder_layer_{0,1}.mlp.0.weight": "inside embed"}
-    plan = ligo.pair(vit(8, 2), vit(12, 2), **IMAGES, override=chosen)
+    chosen = {"encoder.layers.encoder_layer_{0..2}.mlp.0.weight": "inside embed"}
+    plan = ligo.pair(vit(8, 3), vit(12, 3), **IMAGES, override=chosen)
     assert plan.axes == named.axes
 
 
