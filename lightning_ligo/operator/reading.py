@@ -129,7 +129,8 @@ def _readings(
 ) -> list[Tensor]:
     """Read an output of a module that holds the parameter of a row.
 
-    A gain alone does not tell the scale of what comes out of its norm, which is read in two ways.
+    A gain alone does not tell the scale of what comes out of its norm, nor a table whether the
+    module takes out the factor that it has: these are read in two ways.
     """
     if small.shape == large.shape:
         return [large]
@@ -142,8 +143,9 @@ def _readings(
         if "consumes" not in roles and operator.plan.length(product) == lengths:
             try:
                 return [
-                    _read(operator, large, differing[0], _reader(product, more), layer)
+                    _read(operator, large, differing[0], _reader(product, more), layer) / factor
                     for more in ((0, 1) if "gain" in roles else (0,))
+                    for factor in {1.0, row.factor}
                 ]
             except Unreadable:
                 return []

@@ -209,6 +209,48 @@ def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple(norm):
     assert error > KEPT or norm is nn.RMSNorm  # which may change more where more is joined
 
 
+class Centered(nn.Module):
+    """A layer norm in steps, as of Cohere."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - mean).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - mean) * torch.rsqrt(variance + 1e-5))
+
+
+@pytest.mark.parametrize("width", [6, 5])
+def test_a_layer_norm_in_steps_keeps_the_function_behind_a_tied_table(width):
+    class Tied(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.table, self.inside = nn.Linear(4, width, bias=False), nn.Linear(width, width)
+            self.one, self.two = Centered(width), Centered(width)
+
+        def forward(self, x):
+            x = self.table(x)
+            return self.two(x + self.inside(self.one(x))) @ self.table.weight
+
+    assert grown(Tied, 3, width) == (pytest.approx(0, abs=1e-12), None)
+
+
+STEPS = {
+    "a mean that multiplies": lambda x, mean: x * mean,
+    "another mean": lambda x, mean: x - x.relu().mean(-1, keepdim=True),
+    "a mean that is subtracted elsewhere": lambda x, mean: x.relu() - mean,
+    "an activation of what is centered": lambda x, mean: (x - mean).relu(),
+}
+
+
+@pytest.mark.parametrize("of", STEPS.values(), ids=STEPS.keys())
+def test_a_mean_that_is_no_step_of_a_norm_is_read_as_before(of):
+    around = function(lambda x: F.layer_norm(of(x, x.mean(-1, keepdim=True)), x.shape[-1:]))
+    assert grown(around, 3, 6) == (pytest.approx(0, abs=1e-12), None)
+
+
 def put(z, rows, values):
     z[rows] = values
     return z
