@@ -85,6 +85,8 @@ class Axes:
         stacks: the runs of repeated modules by their names.
         sequential: lists of equal modules that are no stack, and why.
         outputs: for every tensor that the network returns, how it is read.
+        closing: the parameters of the last norm of a stack, if a tied table alone reads what it
+            writes.
         tried: the operations without a rule whose inputs were permuted to find one.
     """
 
@@ -93,6 +95,7 @@ class Axes:
     stacks: Stacks
     sequential: dict[str, str] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
+    closing: frozenset[str] = frozenset()
     tried: tuple[str, ...] = ()
 
     def uses(self, pattern: str) -> list[Use]:

@@ -250,7 +250,9 @@ def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
         layer = tuple(replaced(axes_of(items), use) for items in parameter)
         dims.setdefault(pattern_of(name, stacks)[0], layer)
     outputs = tuple(Output(tuple(map(read, out)), _layer(out, places)) for out in graph.outputs)
-    return Axes(axes, dims, stacks, outputs=outputs, tried=tuple(graph.tried))
+    return Axes(
+        axes, dims, stacks, outputs=outputs, closing=flows.closing, tried=tuple(graph.tried)
+    )
 
 
 def _layer(dims: Sequence[Dim], places: _Places) -> int:

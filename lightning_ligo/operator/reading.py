@@ -138,6 +138,7 @@ def _readings(
         return []
     differing = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
     lengths = (small.shape[differing[0]], large.shape[differing[0]])
+    factors = operator.widths.factor(row)
     for product in row.dims if len(differing) == 1 else ():
         roles = {use.role for use in uses_of(product)}
         if "consumes" not in roles and operator.plan.length(product) == lengths:
@@ -145,7 +146,7 @@ def _readings(
                 return [
                     _read(operator, large, differing[0], _reader(product, more), layer) / factor
                     for more in ((0, 1) if "gain" in roles else (0,))
-                    for factor in {1.0, row.factor}
+                    for factor in {1.0, 1.0 if factors is None else float(factors[layer])}
                 ]
             except Unreadable:
                 return []

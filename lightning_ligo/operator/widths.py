@@ -259,6 +259,22 @@ class Widths(nn.Module):
         """The maps of a dimension, also those inside its sums."""
         yield from filter(self.has_map, uses_of(self.factors(product)))
 
+    def factor(self, row: Row) -> Tensor | None:
+        """(g): what multiplies a parameter beside its maps, if anything does.
+
+        A tied table reads by the form that writes it, and so sums up the copies of an entry. What
+        it alone reads is written smaller by their number.
+        """
+        if self.width is not None and not self.width.rescales:
+            return None
+        factor = torch.full((len(row.large_names),), row.factor, dtype=torch.float64)
+        for span in () if row.tied is None or self.width is None else self.spans(row.dims[0]):
+            form = dense(self.starts[span.key].layers[0].produces, span.small).double()
+            copies = form.T @ form
+            if torch.allclose(copies, copies[0, 0] * torch.eye(span.small).to(copies)):
+                factor[row.tied] /= copies[0, 0]
+        return factor if bool((factor != 1).any()) else None
+
     # Starting a map -----------------------------------------------------------------------------
 
     def _start(

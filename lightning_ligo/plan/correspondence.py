@@ -102,6 +102,11 @@ class Correspondence:
         parameters = {pattern_of(name, axes.stacks)[0] for name in names}
         small, large = (Traced(s.network, s.graph, s.axes) for s in (self.small, self.large))
         scaled, shifted = factors(small, large), offsets(large)
+
+        def tied(pattern: str) -> int | None:
+            names = enumerate(self.large.names(pattern))
+            return next((layer for layer, name in names if name in axes.closing), None)
+
         return tuple(
             Row(
                 pattern,
@@ -114,6 +119,7 @@ class Correspondence:
                 writes=pattern in self.stream.writes,
                 passes=pattern in self.stream.passes,
                 moves=pattern in self.stream.moves,
+                tied=tied(pattern),
                 factor=scaled.get(pattern, 1.0),
                 offset=shifted.get(pattern, 0.0),
             )

@@ -36,6 +36,7 @@ class Row:
     writes: bool = False  # into the residual stream, so zero makes a layer add nothing
     passes: bool = False  # multiplies the residual stream, so one makes a layer pass it on
     moves: bool = False  # of the norm that ends a layer, to the last new layer behind it
+    tied: int | None = None  # the layer of which a tied table alone reads what it writes
     factor: float = 1.0  # multiplies it, as the large network scales what it writes otherwise
     offset: float = 0.0  # is added to it before it is used, as to a gain of ``1 + weight``
 
