@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo.operator.measure import KEPT
-from networks import changed, measured
+from networks import TOKENS, TiedPostNorm, changed, measured
 
 
 class Around(nn.Module):
@@ -677,3 +677,24 @@ def test_what_is_added_where_a_layer_is_called_need_not_be_returned_by_it():
 
     change, place = grown(Net, 1, 3)
     assert change < 1e-12 and place is None
+
+
+@pytest.mark.parametrize(("width", "depth"), [(12, 2), (18, 3), (6, 4)])
+def test_a_tied_table_that_reads_the_last_norm_of_a_stack_keeps_its_function(width, depth):
+    assert changed(TiedPostNorm(6), TiedPostNorm(width, depth), TOKENS)[0] <= KEPT
+
+
+def test_what_a_tied_table_does_not_read_alone_is_written_as_before():
+    class Read(TiedPostNorm):
+        def __init__(self, width):
+            super().__init__(width)
+            self.head = nn.Linear(width, 50)
+
+        def forward(self, input_ids):
+            x = self.table(input_ids)
+            for layer in self.layers:
+                x = layer["norm"](x + layer["inside"](x).tanh())
+            return x @ self.table.weight.T + self.head(x)
+
+    change, plan = changed(Read(6), Read(12), TOKENS)
+    assert change > KEPT and not any(row.tied for row in plan.rows)
