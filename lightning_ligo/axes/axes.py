@@ -13,7 +13,7 @@ from lightning_ligo.axes.stacks import Stacks, inside, place_of
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
 LOST = "nothing sums over it"
-Resize = Literal["append", "interpolate", "copy"]
+Resize = Literal["append", "interpolate", "copy", "join"]
 
 
 class Use(NamedTuple):
@@ -47,7 +47,8 @@ class Axis:
         contracted: whether a product of two activations (queries with keys) sums over it.
         scales: for every such product, the number that multiplies it, usually one over the root of
             the length.
-        resize: how a pinned axis can still become longer, if it can.
+        resize: how a pinned axis can still become longer, if it can; "join" of what new layers
+            write and others read beside what they have read before.
         named: whether the user named it; it may then grow though it is pinned.
     """
 

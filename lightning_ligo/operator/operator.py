@@ -16,7 +16,7 @@ from lightning_ligo.methods.method import Method, Width
 from lightning_ligo.operator.depths import Depths
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.low_rank import add_low_rank, is_low_rank
-from lightning_ligo.operator.masks import diagonal, is_fresh, is_new, noise
+from lightning_ligo.operator.masks import diagonal, is_fresh, is_joined, is_new, noise
 from lightning_ligo.operator.widths import Widths
 from lightning_ligo.plan.plan import Plan, Row
 
@@ -348,6 +348,8 @@ class Operator(nn.Module):
             fresh = (new if layer is None else new[layer]).view(-1, *[1] * len(row.large))
         if width is not None and width.rest != "zero" and self.widths.grows(row):
             fresh = fresh | is_fresh(self.widths, row)
+        if self.widths.grows(row):
+            fresh = fresh | is_joined(self.widths, row)
         found = fresh.to(self._like.device) if bool(fresh.any()) else None
         if layer is None:
             self._fresh[row.pattern] = found

@@ -20,7 +20,7 @@ from lightning_ligo.methods.maps import Map
 from lightning_ligo.methods.method import Width
 from lightning_ligo.operator.depths import key_of, one_of
 from lightning_ligo.plan.plan import Plan, Row
-from lightning_ligo.plan.resize import append, copy, interpolate
+from lightning_ligo.plan.resize import append, copy, interpolate, join
 
 Widen = Callable[[Tensor, int, "Span"], Tensor]  # one dimension of (g, ..., S, ...)
 
@@ -130,9 +130,8 @@ class Widths(nn.Module):
         resize = self.plan.all_axes[span.axis].resize
         if resize is None:
             return widen(x, dim, span)
-        return {"append": append, "copy": copy, "interpolate": interpolate}[resize](
-            x, dim, span.large
-        )
+        by = {"append": append, "copy": copy, "interpolate": interpolate, "join": join}[resize]
+        return by(x, dim, span.large)
 
     def _repeat(self, x: Tensor, dim: int, product: Product[Use], repeats: int) -> Tensor:
         """Give every query its own of the heads that keys and values share."""

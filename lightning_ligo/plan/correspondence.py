@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import Size, nn
 
 from lightning_ligo.axes.axes import UNUSED, Axes, Use
-from lightning_ligo.axes.dims import uses_of
+from lightning_ligo.axes.dims import Sum, uses_of
 from lightning_ligo.axes.graph import Graph
 from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import Tracer
@@ -35,6 +35,12 @@ class Side:
     @property
     def graph(self) -> Graph:
         return self.tracer.graph
+
+    def joining(self, names: Iterable[str]) -> Side:
+        """The same network, with axes that only new layers write and that others read beside."""
+        joined = {name: dataclasses.replace(self.axes.axes[name], resize="join") for name in names}
+        axes = dataclasses.replace(self.axes, axes=self.axes.axes | joined)
+        return dataclasses.replace(self, axes=axes)
 
     def without(self, starts: Iterable[str]) -> Side:
         """The same network, less the patterns with one of these starts."""
@@ -135,6 +141,7 @@ def correspond(small: Side, large: Side) -> Correspondence:
     replaced = _replaced(small, large, counterparts, stream.writes)
     small, kept = small.without(replaced), large.without(replaced)
     lengths, shared = _lengths(small, kept, counterparts)
+    large = large.joining(name for name, pair in lengths.items() if pair[0] == 0)
     fresh = added_layers(small.graph.shapes, small.shapes, large.shapes, large.graph)
     fresh.update({name: name in stream.writes for name in large.shapes if name not in kept.shapes})
     fresh.update(dict.fromkeys(_unused(small, large), False))
@@ -179,8 +186,8 @@ def _lengths(
 ) -> tuple[Lengths, dict[str, int]]:
     """Find the (small, large) length of every axis, and which heads of the small one are shared.
 
-    An axis that the small network lacks has the length 1 there, as of a single head, unless all
-    dimensions that carry it are as long as in the large one. An axis that only unsaved buffers
+    An axis that the small network lacks has the length 1 there, as of a single head, or 0 if it is
+    joined to others, unless all dimensions that carry it are as long as in the large one. An axis that only unsaved buffers
     carry, such as the windows of a mask, has the length of the large network in both.
 
     Keys and values of grouped-query attention have fewer heads than queries. Where the large
@@ -229,7 +236,13 @@ def _length_in_small(name: str, small: Side, large: Side, counterparts: Counterp
         for pattern, dim in places
         if pattern in small.shapes
     )
-    return 1 if differs else large.axes.axes[name].length
+    joined = any(
+        isinstance(node, Sum)
+        and any([use.axis for use in uses_of(segment)] == [name] for segment in node.segments)
+        for pattern, dim in places
+        for node in large.axes.dims[pattern][dim]
+    )
+    return int(not joined) if differs else large.axes.axes[name].length
 
 
 def _heads(name: str, group: str, small: Side, large: Side, lengths: Lengths) -> set[int]:
