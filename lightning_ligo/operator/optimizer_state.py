@@ -132,7 +132,9 @@ def _grown(
 def _is_resized(plan: Plan, row: Row) -> bool:
     """Whether a dimension grows that is resized, such as positions, and has no map."""
     uses = [use for product in row.dims for use in uses_of(product)]
-    return any(plan.all_axes[use.axis].resize and plan.grows((use,)) for use in uses)
+    return any(
+        plan.all_axes[use.axis].resize not in (None, "join") and plan.grows((use,)) for use in uses
+    )
 
 
 def _grow_gradient(widths: Widths, x: Tensor, row: Row, power: int = 1) -> Tensor:

@@ -141,11 +141,16 @@ def correspond(small: Side, large: Side) -> Correspondence:
     replaced = _replaced(small, large, counterparts, stream.writes)
     small, kept = small.without(replaced), large.without(replaced)
     lengths, shared = _lengths(small, kept, counterparts)
-    large = large.joining(name for name, pair in lengths.items() if pair[0] == 0)
+    joined = {name for name, pair in lengths.items() if pair[0] == 0}
+    large = large.joining(joined)
     fresh = added_layers(small.graph.shapes, small.shapes, large.shapes, large.graph)
     fresh.update({name: name in stream.writes for name in large.shapes if name not in kept.shapes})
     fresh.update(dict.fromkeys(_unused(small, large), False))
-    stream.writes.update(name for name in fresh if fresh[name])
+    joins = {
+        name for name in fresh for use in large.axes.uses(name)
+        if use.axis in joined and use.role != "consumes"
+    }  # fmt: skip
+    stream.writes.update(name for name in fresh if fresh[name] and name not in joins)
     return Correspondence(
         small, large, counterparts, lengths, shared, frozenset(fresh), stream, replaced
     )
@@ -187,8 +192,9 @@ def _lengths(
     """Find the (small, large) length of every axis, and which heads of the small one are shared.
 
     An axis that the small network lacks has the length 1 there, as of a single head, or 0 if it is
-    joined to others, unless all dimensions that carry it are as long as in the large one. An axis that only unsaved buffers
-    carry, such as the windows of a mask, has the length of the large network in both.
+    joined to others, unless all dimensions that carry it are as long as in the large one. An axis
+    that only unsaved buffers carry, such as the windows of a mask, has the length of the large
+    network in both.
 
     Keys and values of grouped-query attention have fewer heads than queries. Where the large
     network groups fewer queries, the small one is first read as one whose shared heads are

@@ -182,6 +182,8 @@ class Plan:
         if name in self.proofs:
             holds = "holds, to" if self.proofs[name] <= TOLERANCE else "fails, by"
             return f"{holds} {self.proofs[name]:.0e}"
+        if self.all_axes[name].resize == "join":
+            return "not needed, only new layers write it"
         if self.all_axes[name].resize:
             return "not needed, its entries stay in order"
         if self.lengths[name][0] == 1:

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import VisionTransformer
+from torchvision.models import DenseNet, VisionTransformer
 
 from lightning_ligo import Growth, GrowthCallback, describe
 from runs import trainer
@@ -44,7 +44,7 @@ class Moments(Callback):
     def keep(self, module):
         state = module.trainer.optimizers[0].state
         return {name: (p.detach().clone(), state[p]["exp_avg"].clone(), state[p]["step"].clone())
-                for name, p in module.network.named_parameters()}  # fmt: skip
+                for name, p in module.network.named_parameters() if state[p]}  # fmt: skip
 
     def on_train_batch_end(self, trainer, module, *_):
         if trainer.global_step == STEP:
@@ -55,11 +55,11 @@ class Moments(Callback):
             self.after = self.keep(module)
 
 
-def grown(folder, network, large, x):
+def grown(folder, network, large, x, method="stack"):
     torch.manual_seed(0)
     data = TensorDataset(x, (x.flatten(1)[:, 0] > 0).long())
     module, moments = Module(network), Moments()
-    growing = GrowthCallback([Growth(large, step=STEP)], method="stack")
+    growing = GrowthCallback([Growth(large, step=STEP)], method=method)
     run = trainer(folder, growing, moments, max_steps=10)
     run.fit(module, DataLoader(data, 8))
     assert run.global_step == 10
@@ -90,3 +90,16 @@ def test_a_run_grows_its_layers_and_carries_their_moments(tmp_path, name):
         before = moments.before[source]
         assert torch.equal(weight, before[0]) and step == before[2]
         torch.testing.assert_close(moment, before[1])
+
+
+def test_a_run_adds_layers_whose_outputs_are_joined(tmp_path):
+    sizes = {"growth_rate": 4, "num_init_features": 8, "bn_size": 2, "num_classes": 3}
+    small = DenseNet(block_config=(2, 2), **sizes)
+    large = describe(DenseNet, block_config=(2, 4), **sizes)
+    module, moments = grown(tmp_path, small, large, torch.randn(32, 3, 16, 16), "lemon")
+    name = "classifier.weight"
+    width = moments.before[name][0].shape[1]
+    for before, after in zip(moments.before[name][:2], moments.after[name][:2], strict=True):
+        torch.testing.assert_close(after[:, :width], before)
+        assert not after[:, width:].any()
+    assert module.network.classifier.weight[:, width:].abs().max() > 0

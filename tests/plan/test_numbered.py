@@ -97,6 +97,7 @@ class Attributes(nn.Module):
             {"trunk_output.block1[1]": (1, 2), "trunk_output.block2[1]": (1, 3)},
         ),
         (densenet, (4,), (8,), IMAGES, {}),
+        (densenet, (4,), (4, (2, 5)), IMAGES, {}),
         (
             Translator, (8, 2, True), (16, 4, True), SEQUENCES,
             {"transformer.encoder.layers": (2, 4), "transformer.decoder.layers": (2, 4)},
@@ -204,9 +205,33 @@ def test_units_in_a_row_widen_and_deepen_and_the_change_is_told():
     assert change > KEPT and plan.stacks == {"conv": (2, 4)}
 
 
-def test_a_list_whose_outputs_are_all_joined_does_not_become_longer():
-    with pytest.raises(ValueError, match=r"dimension 0 of features\.norm5\.weight is 20 long"):
-        ligo.pair(densenet(4), densenet(4, (2, 5)), **IMAGES)
+@pytest.mark.parametrize("large", [(4, (2, 5)), (4, (4, 3)), (8, (3, 5))])
+@pytest.mark.parametrize("method", ["lemon", "stack+fresh"])
+def test_what_new_layers_join_to_others_is_read_by_zeros(method, large):
+    small, large = randomised(densenet(4), torch.float64), densenet(*large).double().eval()
+    inputs = {"x": IMAGES["x"].double()}
+    built = {name: tensor.clone() for name, tensor in large.named_parameters()}
+    plan = ligo.pair(small, large, **inputs)
+    ligo.grow(small, large, **inputs, method=method)
+    before, after = output(small, inputs), output(large, inputs)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
+    new = [row for row in plan.rows if not row.small_names]
+    assert new
+    for row in new:
+        for name in row.large_names:
+            assert torch.equal(large.get_parameter(name), built[name])
+
+
+def test_a_network_with_joined_outputs_trains_on_through_its_new_layers():
+    small, large = densenet(4), densenet(4, (2, 5))
+    ligo.grow(small, large, **IMAGES, method="lemon")
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    for _ in range(2):  # the zeros that read the new layers move first
+        optimizer.zero_grad()
+        large(**IMAGES).square().mean().backward()
+        optimizer.step()
+    for part in large.features.denseblock2.denselayer5.parameters():
+        assert part.grad.abs().max() > 0
 
 
 def test_names_in_words_cannot_be_counted():
