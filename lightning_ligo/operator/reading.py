@@ -132,21 +132,22 @@ def _readings(
     A gain alone does not tell the scale of what comes out of its norm, nor a table whether the
     module takes out the factor that it has: these are read in two ways.
     """
+    factors = operator.widths.factor(row)
+    scales = {1.0, 1.0 if factors is None else float(factors[layer])}
     if small.shape == large.shape:
-        return [large]
+        return [large / scale for scale in scales]
     if small.dim() != large.dim():
         return []
     differing = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
     lengths = (small.shape[differing[0]], large.shape[differing[0]])
-    factors = operator.widths.factor(row)
     for product in row.dims if len(differing) == 1 else ():
         roles = {use.role for use in uses_of(product)}
         if "consumes" not in roles and operator.plan.length(product) == lengths:
             try:
                 return [
-                    _read(operator, large, differing[0], _reader(product, more), layer) / factor
+                    _read(operator, large, differing[0], _reader(product, more), layer) / scale
                     for more in ((0, 1) if "gain" in roles else (0,))
-                    for factor in {1.0, 1.0 if factors is None else float(factors[layer])}
+                    for scale in scales
                 ]
             except Unreadable:
                 return []
