@@ -17,6 +17,11 @@ X = torch.linspace(-3, 3, 60, dtype=torch.float64).sin().reshape(2, 5, 6)
 TOKENS = torch.arange(10).reshape(2, 5)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def strange(x: Tensor) -> Tensor:
     """An operation on positions that cannot be read, and leaves all axes where they are."""
     return fourier(x, 1)

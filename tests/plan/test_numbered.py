@@ -15,6 +15,11 @@ IMAGES = {"x": torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().mul(99).cos().reshap
 VECTORS = {"input": SEQUENCES["x"]}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def vit(width, depth):
     return VisionTransformer(32, 8, depth, 2, width, 2 * width, num_classes=5)
 
