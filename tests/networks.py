@@ -62,6 +62,24 @@ def resnet(width: int = 8, depth: int = 2) -> nn.Module:
     return ResNet(BasicBlock, (1, 1 + depth, 1, 1), 10, 1, channels=channels, stem_width=width)
 
 
+class TiedPostNorm(nn.Module):
+    """A table that reads what the last norm of a post-norm stack writes, as of GPT-1 or BART."""
+
+    def __init__(self, width: int, depth: int = 2) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, width)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"inside": nn.Linear(width, width), "norm": nn.LayerNorm(width)})
+            for _ in range(depth)
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.table(input_ids)
+        for layer in self.layers:
+            x = layer["norm"](x + layer["inside"](x).tanh())
+        return x @ self.table.weight.T
+
+
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 IMAGES = {"x": torch.linspace(-1, 1, 3 * 64).sin().mul(7).cos().reshape(3, 1, 8, 8)}
 IMAGES64 = {"x": IMAGES["x"].double()}

@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 from lightning_ligo.axes.dims import Product, replaced, uses_of
 from lightning_ligo.axes.factors import CONSTANT
 from lightning_ligo.axes.notation import hole, labels, last_word, match, split, write
-from lightning_ligo.axes.stacks import Stacks, place_of
+from lightning_ligo.axes.stacks import Stacks, inside, place_of
 
 UNUSED = "the forward does not use it"
 OUTPUT = "it is the network's output"
 LOST = "nothing sums over it"
-Resize = Literal["append", "interpolate", "copy"]
+Resize = Literal["append", "interpolate", "copy", "join"]
 
 
 class Use(NamedTuple):
@@ -24,6 +24,13 @@ class Use(NamedTuple):
     form: str  # "produces" or "consumes": which form of the axis's map it grows by
     power: int  # of the factor that keeps the variance under a norm (see maps.py)
     flow: str  # which values it writes or reads, across norms: the paper ties their maps
+
+
+class Output(NamedTuple):
+    """How a tensor that the network returns is read."""
+
+    dims: tuple[Product[Use] | None, ...] = ()  # None where parameters have no such axis
+    layer: int = 0  # of a stack that its axes are inside of
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Axis:
         contracted: whether a product of two activations (queries with keys) sums over it.
         scales: for every such product, the number that multiplies it, usually one over the root of
             the length.
-        resize: how a pinned axis can still become longer, if it can.
+        resize: how a pinned axis can still become longer, if it can; "join" of what new layers
+            write and others read beside what they have read before.
         named: whether the user named it; it may then grow though it is pinned.
     """
 
@@ -77,8 +85,9 @@ class Axes:
         dims: for every pattern and dimension, the uses of its axes, slowest first.
         stacks: the runs of repeated modules by their names.
         sequential: lists of equal modules that are no stack, and why.
-        outputs: for every tensor that the network returns and each of its dimensions, how its axes
-            are read; None where parameters have no such axis.
+        outputs: for every tensor that the network returns, how it is read.
+        closing: the parameters of the last norm of a stack, if a tied table alone reads what it
+            writes.
         tried: the operations without a rule whose inputs were permuted to find one.
     """
 
@@ -86,7 +95,8 @@ class Axes:
     dims: dict[str, tuple[Product[Use], ...]]
     stacks: Stacks
     sequential: dict[str, str] = field(default_factory=dict)
-    outputs: tuple[tuple[Product[Use] | None, ...], ...] = ()
+    outputs: tuple[Output, ...] = ()
+    closing: frozenset[str] = frozenset()
     tried: tuple[str, ...] = ()
 
     def uses(self, pattern: str) -> list[Use]:
@@ -116,15 +126,13 @@ class Axes:
         title, rest = place_of(pattern, self.stacks)
         if title is None:
             return pattern
-        path, layers, *_ = self.stacks[title]
-        every = split(f"{path}.*{rest}")
+        stack = self.stacks[title]
+        every = split(inside(stack.path, rest))
         others = [
             layer
-            for other, stack in self.stacks.items()
-            if other != title and stack.path == path and f"{other}.*{rest}" in self.dims
-            for layer in stack.layers
+            for other, each in self.stacks.items()
+            if other != title and each.path == stack.path and f"{other}.{rest}" in self.dims
+            for layer in each.layers
         ]
-        others += [
-            found[0] for name in self.dims if name.endswith(rest) and (found := match(every, name))
-        ]
-        return f"{path}.{hole(layers, others)}{rest}"
+        others += [found[0] for name in self.dims if (found := match(every, name))]
+        return inside(stack.path, rest.replace("*", hole(stack.layers, others), 1))

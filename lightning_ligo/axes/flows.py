@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import chain
 
 from lightning_ligo.axes.axes import Use
 from lightning_ligo.axes.dims import Product, uses_of
@@ -18,6 +20,8 @@ from lightning_ligo.axes.factors import (
 from lightning_ligo.axes.flow import Flow
 from lightning_ligo.axes.graph import Graph, Observed
 from lightning_ligo.axes.stacks import Stacks, pattern_of
+
+NORM = {"gain", "shift"}  # the roles of what a norm writes by
 
 
 def axes_of(items: Dim) -> Product[Item]:
@@ -107,6 +111,8 @@ class Flows:
         }
         writable = {flow for flow in plain - self._gainless if not flow.normed_into}
         self._flip(self._tables(writable - in_stacks.union(*together)))
+        #    What they alone read of the last layer of a stack, which has the forms of all layers.
+        self.closing = self._closing(self._tables(writable & in_stacks - set().union(*together)))
         # 5. One power for flows that one weight reads together.
         self._level(together, plain)
         # 6. The names of flows, and the flow that parameters write on every axis.
@@ -127,6 +133,19 @@ class Flows:
                     if roles == {"produces"} and read is not self.flow(leaf) and read in writable:
                         tables[read].add(self.flow(leaf))
         return tables
+
+    def _closing(self, tables: Iterable[Flow]) -> frozenset[str]:
+        """The parameters that write what tied tables read and nothing else does: of a last norm."""
+        reads = Counter(
+            use.reads.root() for uses in self._uses.values() for use in uses
+            if use.role == "consumes" and use.reads is not None
+        )  # fmt: skip
+        writers: dict[Flow, dict[str, set[str]]] = {flow: {} for flow in tables if reads[flow] == 1}
+        for leaf, uses in self._uses.items():
+            if (flow := self.flow(leaf)) in writers:
+                writers[flow][_owner(leaf).name] = {use.role for use in uses}
+        norms = (each for each in writers.values() if set().union(*each.values()) <= NORM)
+        return frozenset(chain(*norms))
 
     def flow(self, leaf: Item) -> Flow:
         assert leaf.flow is not None

@@ -44,7 +44,7 @@ class Observed(NamedTuple):
 class Mark(NamedTuple):
     """A step of a norm that is written as single operations."""
 
-    step: str  # square | mean square | inverse | root | normed
+    step: str  # mean | centered | square | mean square | inverse | root | normed
     of: Tensor  # the tensor that is normed
     reads: Flow | None = None
 
@@ -226,11 +226,14 @@ class Graph:
         owners = {owner for item in ends(side) for owner in item.owners}
         return {use.role for use in self.uses if use.owner in owners}
 
-    def reduce(self, kind: str, dims: Iterable[Dim]) -> None:
-        """Note that something, such as a norm, is taken over all of these dimensions at once."""
+    def reduce(self, kind: str, dims: Iterable[Dim], centers: bool = False) -> None:
+        """Note that something, such as a norm, is taken over all of these dimensions at once.
+
+        A mean that ``centers`` is subtracted from what it is taken of, or noted when it is not.
+        """
         items = [item for dim in dims for item in dim]
         self.reductions.append((kind, items))
-        if kind not in ("layer", "rms", "group", "mean square"):
+        if kind not in ("layer", "rms", "group", "mean square") and not centers:
             mark_nonlinear([items])
 
     def contracted(self, out: Tensor, over: Dim) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from lightning_ligo.axes.axes import LOST, OUTPUT, UNUSED, Axes, Axis, Resize, Use
+from lightning_ligo.axes.axes import LOST, OUTPUT, UNUSED, Axes, Axis, Output, Resize, Use
 from lightning_ligo.axes.dims import Product, replaced, uses_of
 from lightning_ligo.axes.factors import (
     CONSTANT,
@@ -232,7 +232,8 @@ def _local(members: list[_Member]) -> str | None:
 
 
 def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
-    names, axes = _axes(graph, _places(graph, stacks), shared)
+    places = _places(graph, stacks)
+    names, axes = _axes(graph, places, shared)
     flows = Flows(graph, stacks)
 
     def use(leaf: Item) -> Use:
@@ -248,8 +249,16 @@ def _named(graph: Graph, stacks: Stacks, shared: set[str]) -> Axes:
     for name, parameter in graph.parameters.items():
         layer = tuple(replaced(axes_of(items), use) for items in parameter)
         dims.setdefault(pattern_of(name, stacks)[0], layer)
-    outputs = tuple(tuple(map(read, out)) for out in graph.outputs)
-    return Axes(axes, dims, stacks, outputs=outputs, tried=tuple(graph.tried))
+    outputs = tuple(Output(tuple(map(read, out)), _layer(out, places)) for out in graph.outputs)
+    return Axes(
+        axes, dims, stacks, outputs=outputs, closing=flows.closing, tried=tuple(graph.tried)
+    )
+
+
+def _layer(dims: Sequence[Dim], places: _Places) -> int:
+    """The layer that an output comes from, as the keys and values of one do."""
+    found = (places.get(leaf.factor, []) for items in dims for leaf in uses_of(axes_of(items)))
+    return next((members[0].layer or 0 for members in found if _local(members)), 0)
 
 
 def _by_factor(words: Iterable[tuple[str, Dim]]) -> dict[Factor, set[str]]:
@@ -339,7 +348,7 @@ def _name(
     modules = [member.place.pattern.split(".")[:-1] for member in members]
     scope: list[str] = []
     for parts in zip(*modules, strict=False):
-        if len(set(parts)) > 1 or (parts[0] == "*" and not local):
+        if len(set(parts)) > 1 or ("*" in parts[0] and not local):
             break
         scope.append(parts[0])
     pinned, role = factor.facts.pinned, "hidden"

@@ -158,19 +158,20 @@ def split(pattern: str) -> tuple[str, ...]:
     >>> split("blocks.{0..2}.mlp.fc1.weight")
     ('blocks', '{0..2}', 'mlp', 'fc1', 'weight')
     """
-    parts = re.findall(r"\{[^}]*\}?|[^.{]+", pattern)
+    parts = re.findall(r"(?:\{[^}]*\}?|[^.{])+", pattern)
     for part in parts:
-        if part[0] == "{" and not re.fullmatch(r"\{\d+(\.\.\d*)?(,\d+(\.\.\d*)?)*\}", part):
+        choice = part[part.index("{") :] if "{" in part else ""
+        if choice and not re.fullmatch(r"\{\d+(\.\.\d*)?(,\d+(\.\.\d*)?)*\}[^{}]*", choice):
             raise Unreadable(
-                f"{part} is no choice of layers, as {{0,2}} or {{1..}} are; every layer is *",
-                pattern.index(part),
+                f"{choice} is no choice of layers, as {{0,2}} or {{1..}} are; every layer is *",
+                pattern.index(choice),
             )
     return tuple(parts)
 
 
 def is_hole(part: str) -> bool:
     """Whether a part of a pattern stands for the number of a layer."""
-    return part[0] in "*{"
+    return "*" in part or "{" in part
 
 
 def match(parts: tuple[str, ...], name: str) -> tuple[int, ...] | None:
@@ -184,17 +185,24 @@ def match(parts: tuple[str, ...], name: str) -> tuple[int, ...] | None:
     if len(given) != len(parts):
         return None
     for part, actual in zip(parts, given, strict=True):
-        if is_hole(part) and actual.isdecimal() and _allows(part, int(actual)):
-            numbers.append(int(actual))
-        elif part != actual:
+        if part == actual:
+            continue
+        if not is_hole(part):
             return None
+        before, choices, after = re.split(r"(\*|\{.*\})", part, maxsplit=1)
+        number = actual.removeprefix(before).removesuffix(after)
+        if f"{before}{number}{after}" != actual or not number.isdecimal():
+            return None
+        if not _allows(choices, int(number)):
+            return None
+        numbers.append(int(number))
     return tuple(numbers)
 
 
-def _allows(part: str, number: int) -> bool:
-    if part == "*":
+def _allows(choices: str, number: int) -> bool:
+    if choices == "*":
         return True
-    for choice in part.strip("{}").split(","):
+    for choice in choices.strip("{}").split(","):
         first, dots, last = choice.partition("..")
         if number == int(first) or (dots and int(first) <= number <= int(last or number)):
             return True

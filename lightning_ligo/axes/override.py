@@ -251,7 +251,7 @@ def _holes(patterns: Sequence[tuple[str, ...]]) -> int:
     """
     number = 0
     for parts in zip(*(pattern[:-1] for pattern in patterns), strict=False):
-        if len({"*" if is_hole(part) else part for part in parts}) > 1:
+        if len({re.sub(r"\{.*\}", "*", part) for part in parts}) > 1:
             break
         number += is_hole(parts[0])
     return number

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Size, nn
@@ -11,26 +13,59 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class Stack(NamedTuple):
-    """Equal modules that stand in one list: ``{path}.{layer}`` for each of ``layers``.
+    """Equal children of one module, which differ by a number in their names.
 
-    Where layers of several kinds take turns, ``period`` of them stand in every turn, and ``rest``
-    behind the last whole one.
+    Each of ``stems`` is such a name with ``*`` for the number: ``*`` of a list of modules,
+    ``encoder_layer_*``, or all of ``conv*`` and ``norm*``, or ``weight_ih_l*`` and the others of a
+    recurrent layer. Where layers of several kinds take turns, ``period`` of them stand in every
+    turn, and ``rest`` behind the last whole one.
     """
 
-    path: str
+    path: str  # of the module
     layers: tuple[int, ...]
     period: int = 1
     rest: int = 0
+    stems: tuple[str, ...] = ("*",)
 
     @property
     def depth(self) -> int:
         return len(self.layers)
 
+    def names(self, rest: str) -> tuple[str, ...]:
+        """The names of something in every layer, by its name with ``*`` for the number."""
+        return tuple(inside(self.path, rest.replace("*", f"{layer}")) for layer in self.layers)
+
+    def find(self, name: str) -> tuple[int, str] | None:
+        """Find the layer of a name, and the name in it with ``*`` for the number."""
+        if self.path and not name.startswith(f"{self.path}."):
+            return None
+        child, dot, rest = name.removeprefix(f"{self.path}.").partition(".")
+        stem, number = numbered(child)
+        if stem not in self.stems or number not in self.layers:
+            return None
+        return self.layers.index(number), f"{stem}{dot}{rest}"
+
 
 Stacks = dict[str, Stack]
 Traits = dict[str, dict[str, str]]  # of every module
 _Tree = dict[str, Any]
+_List = dict[int, _Tree]  # by number and stem
 _Class = tuple[int, ...]  # the children of one list that are equal, by their numbers
+
+
+def numbered(name: str) -> tuple[str, int | None]:
+    """Split the last number off a name without dots.
+
+    >>> numbered("encoder_layer_0"), numbered("weight_ih_l1_reverse"), numbered("3"), numbered("fc")
+    (('encoder_layer_*', 0), ('weight_ih_l*_reverse', 1), ('*', 3), ('fc', None))
+    """
+    found = re.fullmatch(r"(.*\D|)(0|[1-9]\d*)(\D*)", name)
+    return (f"{found[1]}*{found[3]}", int(found[2])) if found else (name, None)
+
+
+def inside(path: str, name: str) -> str:
+    """The name of something inside of a module, which may be the network itself."""
+    return f"{path}.{name}".removeprefix(".")
 
 
 def find_stacks(*networks: dict[str, Size]) -> list[Stacks]:
@@ -81,24 +116,54 @@ def _visit(nodes: Sequence[_Tree], path: str, stacks: Sequence[Stacks]) -> None:
     """Add the stacks below one module of all networks."""
     if not all(isinstance(node, dict) for node in nodes):
         return
-    if path and all(name.isdigit() for node in nodes for name in node):
-        matched = _matched(nodes)
-        for number, classes in enumerate(matched):
-            child = str(classes[0][0])
-            alone = len({*classes}) == 1 and (
-                len(classes[0]) == 1 or len({_names(node[child]) for node in nodes}) > 1
-            )
-            if alone:
-                for layer in map(str, classes[0]):
-                    _visit([node[layer] for node in nodes], f"{path}.{layer}", stacks)
-                continue
-            name = path if len(matched) == 1 else f"{path}[{number}]"
-            for found, layers in zip(stacks, classes, strict=True):
-                found[name] = Stack(path, layers)
-        return
+    lists = list(_lists(nodes))
+    matched = [(stems, sides, classes) for stems, sides in lists for classes in _matched(sides)]
+    listed = {*itertools.chain(*(stems for stems, _ in lists))}
+    for number, (stems, sides, classes) in enumerate(matched):
+        first = classes[0][0]
+        if len({*classes}) == 1 and (
+            len(classes[0]) == 1 or len({_names(side[first]) for side in sides}) > 1
+        ):
+            for layer, stem in itertools.product(classes[0], stems):
+                below = [side[layer][stem] for side in sides]
+                _visit(below, inside(path, stem.replace("*", f"{layer}")), stacks)
+            continue
+        name = path if path and len(matched) == 1 else f"{path}[{number}]"
+        for found, layers in zip(stacks, classes, strict=True):
+            found[name] = Stack(path, layers, stems=stems)
     for name in nodes[0]:
-        if all(name in node for node in nodes):
-            _visit([node[name] for node in nodes], f"{path}.{name}".lstrip("."), stacks)
+        if numbered(name)[0] not in listed and all(name in node for node in nodes):
+            _visit([node[name] for node in nodes], inside(path, name), stacks)
+
+
+def _lists(nodes: Sequence[_Tree]) -> Iterator[tuple[tuple[str, ...], list[_List]]]:
+    """Yield the lists among the children of a module of all networks, each with its stems.
+
+    Names with the same numbers in every network are of one list. Where the numbers agree, names
+    with a word are a list if they are three modules or more: ``norm1`` and ``norm2`` are not, nor
+    are parameters, such as those of recurrent layers.
+    """
+    found: dict[str, list[dict[int, Any]]] = {}
+    for side, node in enumerate(nodes):
+        for name, child in node.items():
+            stem, number = numbered(name)
+            if number is not None:
+                found.setdefault(stem, [{} for _ in nodes])[side][number] = child
+    lists: dict[Any, list[str]] = {}
+    for stem, sides in found.items():
+        numbers = tuple(map(frozenset, sides))
+        bare = not all(isinstance(child, dict) for side in sides for child in side.values())
+        several = len({*numbers}) > 1 or (len(sides[0]) > 2 and not bare)
+        if all(sides) and (several or stem == "*"):
+            lists.setdefault(numbers, []).append(stem)
+    for stems in lists.values():
+        yield (
+            tuple(stems),
+            [
+                {number: {stem: found[stem][side][number] for stem in stems} for number in numbers}
+                for side, numbers in enumerate(found[stems[0]])
+            ],
+        )
 
 
 def traits(network: nn.Module) -> Traits:
@@ -126,7 +191,7 @@ def split_kinds(stacks: Sequence[Stacks], networks: Sequence[Traits]) -> list[St
     ...            for i in range(depth)} for depth in (3, 6)]
     >>> stacks = [{"blocks": Stack("blocks", tuple(range(depth)))} for depth in (3, 6)]
     >>> split_kinds(stacks, layers)[1]["blocks[1]"]
-    Stack(path='blocks', layers=(1, 2, 4, 5), period=2, rest=0)
+    Stack(path='blocks', layers=(1, 2, 4, 5), period=2, rest=0, stems=('*',))
     """
     split: list[Stacks] = [{} for _ in stacks]
     for name in stacks[0]:
@@ -138,9 +203,11 @@ def split_kinds(stacks: Sequence[Stacks], networks: Sequence[Traits]) -> list[St
             for number, kind in enumerate(order[: 1 if alone else None]):
                 layers = [layer for layer, k in zip(stack.layers, each, strict=True) if k == kind]
                 title = name if alone else f"{name}[{number}]"
-                found[title] = stack if alone else Stack(stack.path, tuple(layers))
-    for path in {stack.path for stack in split[0].values()}:
-        _take_turns(split, [name for name, stack in split[0].items() if stack.path == path])
+                found[title] = stack if alone else stack._replace(layers=tuple(layers))
+    for path, stems in {(stack.path, stack.stems) for stack in split[0].values()}:
+        _take_turns(split, [
+            name for name, stack in split[0].items() if (stack.path, stack.stems) == (path, stems)
+        ])  # fmt: skip
     return split
 
 
@@ -150,13 +217,12 @@ def _kinds(stacks: Sequence[Stack], networks: Sequence[Traits]) -> list[list[tup
     if len({stack.depth for stack in stacks}) == 1:
         return kinds
     seen: list[list[dict[tuple[str, str], str]]] = []  # of every network and layer
-    for (path, layers, *_), known in zip(stacks, networks, strict=True):
-        seen.append([{} for _ in layers])
+    for stack, known in zip(stacks, networks, strict=True):
+        seen.append([{} for _ in stack.layers])
         for name, of_module in known.items():
-            number, _, rest = name.removeprefix(f"{path}.").partition(".")
-            if name.startswith(f"{path}.") and number.isdigit() and int(number) in layers:
-                layer = seen[-1][layers.index(int(number))]
-                layer.update({(rest, trait): value for trait, value in of_module.items()})
+            if found := stack.find(name):
+                layer, rest = found
+                seen[-1][layer].update({(rest, key): value for key, value in of_module.items()})
     deepest = max(seen, key=len)
     for trait in sorted({trait for layer in deepest for trait in layer}):
         values = [[layer.get(trait, "") for layer in layers] for layers in seen]
@@ -187,15 +253,17 @@ def _take_turns(networks: Sequence[Stacks], names: Sequence[str]) -> None:
         ):
             for stacks in networks:
                 for name in names:
-                    counts = turn.count(name), turn[:rest].count(name)
-                    stacks[name] = Stack(*stacks[name][:2], *counts)
+                    stacks[name] = stacks[name]._replace(
+                        period=turn.count(name), rest=turn[:rest].count(name)
+                    )
             return
 
 
 def divided(stacks: Stacks, name: str) -> Stacks:
     """Split the first layer off a stack: it only happens to be equal to the others."""
-    path, layers, *_ = stacks[name]
-    parts = {f"{name}[0]": Stack(path, layers[:1]), name: Stack(path, layers[1:])}
+    stack = stacks[name]
+    first, others = stack.layers[:1], stack.layers[1:]
+    parts = {f"{name}[0]": stack._replace(layers=first), name: stack._replace(layers=others)}
     result: Stacks = {}
     for other, stack in stacks.items():
         result.update(parts if other == name else {other: stack})
@@ -209,22 +277,21 @@ def pattern_of(name: str, stacks: Stacks) -> tuple[str, str | None, int | None]:
     ('blocks.*.mlp.fc1.bias', 'blocks', 3)
     """
     for title, stack in stacks.items():
-        if name.startswith(f"{stack.path}."):
-            number, dot, rest = name.removeprefix(f"{stack.path}.").partition(".")
-            if number.isdigit() and int(number) in stack.layers:
-                return f"{title}.*{dot}{rest}", title, stack.layers.index(int(number))
+        if found := stack.find(name):
+            return f"{title}.{found[1]}", title, found[0]
     return name, None, None
 
 
 def place_of(pattern: str, stacks: Stacks) -> tuple[str | None, str]:
-    """Split a pattern into its stack and the rest behind the number of the layer, with its dot.
+    """Split a pattern into its stack and the name in its layers, with ``*`` for their number.
 
     >>> place_of("blocks.*.mlp.fc1.bias", {"blocks": Stack("blocks", tuple(range(12)))})
-    ('blocks', '.mlp.fc1.bias')
+    ('blocks', '*.mlp.fc1.bias')
     """
-    for title in stacks:
-        if f"{pattern}.".startswith(f"{title}.*."):
-            return title, pattern.removeprefix(f"{title}.*")
+    for title, stack in stacks.items():
+        rest = pattern.removeprefix(f"{title}.")
+        if rest != pattern and rest.split(".")[0] in stack.stems:
+            return title, rest
     return None, pattern
 
 
@@ -255,12 +322,16 @@ def _names(node: Any, prefix: str = "") -> tuple[str, ...]:
     return tuple(name for child in node for name in _names(node[child], f"{prefix}.{child}"))
 
 
-def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
+def _matched(nodes: Sequence[_List]) -> list[tuple[_Class, ...]]:
     """The classes of equal children that all networks have, in order of their first child."""
-    if len({*map(tuple, nodes)}) == 1 and all(map(_grows_into, nodes, nodes[1:])):
+    if len({*map(frozenset, nodes)}) == 1 and all(
+        _grows_into(small[number], large[number])
+        for small, large in itertools.pairwise(nodes)
+        for number in small
+    ):
         equal: dict[str, list[int]] = {}
-        for number in sorted(map(int, nodes[0])):
-            equal.setdefault(str([node[str(number)] for node in nodes]), []).append(number)
+        for number in sorted(nodes[0]):
+            equal.setdefault(str([node[number] for node in nodes]), []).append(number)
         return [(tuple(numbers),) * len(nodes) for numbers in equal.values()]
     kinds = [_classes(node) for node in nodes]
     matched: list[tuple[_Class, ...]] = []
@@ -273,7 +344,7 @@ def _matched(nodes: Sequence[_Tree]) -> list[tuple[_Class, ...]]:
                 even = alike if len(alike) == len(classes) else even
             matched += even
     seen = [{number for classes in matched for number in classes[i]} for i in range(len(nodes))]
-    left = [{*map(int, node)} - those for node, those in zip(nodes, seen, strict=True)]
+    left = [{*node} - those for node, those in zip(nodes, seen, strict=True)]
     matched += [((number,),) * len(nodes) for number in set.intersection(*left)]
     return sorted(matched, key=lambda classes: classes[0][0])
 
@@ -293,23 +364,23 @@ def _grows_into(small: Any, large: Any) -> bool:
     return all(one <= other for one, other in zip(small, large, strict=True))
 
 
-def _classes(node: _Tree) -> dict[str, list[_Class]]:
+def _classes(node: _List) -> dict[str, list[_Class]]:
     """The classes of equal children of every kind."""
     kinds: dict[str, dict[str, list[int]]] = {}
-    for number in sorted(map(int, node)):
-        child = node[str(number)]
+    for number in sorted(node):
+        child = node[number]
         kinds.setdefault(_kind(child), {}).setdefault(str(child), []).append(number)
     return {kind: list(map(tuple, equal.values())) for kind, equal in kinds.items()}
 
 
-def _fits(nodes: Sequence[_Tree], classes: tuple[_Class, ...]) -> bool:
+def _fits(nodes: Sequence[_List], classes: tuple[_Class, ...]) -> bool:
     """Whether the children of the first network grow into those of the second."""
-    small, large = (node[str(layers[0])] for node, layers in zip(nodes, classes, strict=True))
+    small, large = (node[layers[0]] for node, layers in zip(nodes, classes, strict=True))
     return _grows_into(small, large)
 
 
 def _alike(
-    nodes: Sequence[_Tree], small: list[_Class], large: list[_Class]
+    nodes: Sequence[_List], small: list[_Class], large: list[_Class]
 ) -> list[tuple[_Class, ...]]:
     """The classes of the small network, each with the last one of the large that it fits."""
     found: list[tuple[_Class, ...]] = []

@@ -268,11 +268,11 @@ class Tracer(TorchDispatchMode):
         if not outputs:
             return
         self.graph.use(inputs)
-        if name != "mean":  # of squares, which is a step of a norm
-            for tensor in inputs:
-                mark_nonlinear(
-                    self.graph.dims(tensor) if self.graph.marked(tensor, "square") else []
-                )
+        for tensor in inputs:  # which are steps of a norm, followed by other steps
+            if name != "mean" and self.graph.marked(tensor, "square"):
+                mark_nonlinear(self.graph.dims(tensor))
+            if name != "sub" and (mean := self.graph.marked(tensor, "mean")):
+                mark_nonlinear(self.graph.dims(mean.of)[-1:])
         tags = getattr(func, "tags", ())
         drawn = torch.Tag.nondeterministic_seeded in tags
         uniform = name in UNIFORM or (drawn and (name[-1] == "_" or name.endswith("_like")))

@@ -29,6 +29,7 @@ from torch.utils._pytree import MappingKey, tree_flatten_with_path
 from lightning_ligo.axes.axes import OUTPUT
 from lightning_ligo.axes.notation import match, split
 from lightning_ligo.axes.override import Override
+from lightning_ligo.axes.stacks import inside, place_of
 from lightning_ligo.callbacks.averaging import AVERAGING
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.methods.method import Method
@@ -198,7 +199,9 @@ def check_used(plan: Plan, trained: Collection[str], override: Override | None) 
         and not any(match(split(n), each) is not None for n in fresh for each in row.large_names)
     ]
     if unused:
-        lines = ", ".join(f"{name!r}: None" for name in unused[:6])
+        places = (place_of(pattern, plan.layers) for pattern in unused[:6])
+        names = (inside(plan.layers[stack].path, rest) if stack else rest for stack, rest in places)
+        lines = ", ".join(f"{name!r}: None" for name in names)
         raise ValueError(
             f"an optimizer trains {listed(unused)}, and no step that was watched (training_step on "
             "up to 8 batches, validation_step on one) uses it in a call of the network or of its "

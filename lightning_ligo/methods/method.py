@@ -70,7 +70,7 @@ class Depth:
     =============  ===============================================  ==============================
 
     In a sequential stack, which has no residual stream, "zero_output" is "identity" if its layers
-    are mostly matrices, and "copied" if not.
+    are mostly matrices, and "copied" if not. A recurrent layer is copied in place of both.
 
     Args:
         mix: starts the mix ``w`` of one module of a stack.

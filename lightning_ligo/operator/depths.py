@@ -97,14 +97,15 @@ class Depths(nn.Module):
     def new_kind(self, stack: str) -> New:
         """The kind of a new layer of a stack, see `Depth`."""
         assert self.depth is not None
-        rows = self._rows[stack]
-        if self.depth.new == "identity" and any(row.norms_stream for row in rows):
+        rows, kind = self._rows[stack], self.depth.new
+        if kind == "identity" and any(row.norms_stream for row in rows):
             return "zero_output"  # what it adds is zero only if its output projection is
-        if self.depth.new != "zero_output" or any(row.writes or row.moves for row in rows):
-            return self.depth.new
+        if kind not in ("zero_output", "identity") or any(row.writes or row.moves for row in rows):
+            return kind
+        recurrent = any("weight_hh" in row.pattern for row in rows)  # of all of torch's
         vectors = sum(len(row.large) < 2 for row in rows)
-        plain = stack in self._bare and 2 * vectors <= len(rows)
-        return "identity" if plain else "copied"  # no weights make a norm the identity
+        plain = kind == "identity" or (stack in self._bare and 2 * vectors <= len(rows))
+        return "identity" if plain and not recurrent else "copied"  # no norm is the identity
 
     def grow(self, x: Tensor, row: Row, layer: int | None = None) -> Tensor:
         """Mix the layers of a parameter, still in the small space: (l, ...) to (g, ...).
@@ -222,7 +223,7 @@ class Depths(nn.Module):
             number: bool(new)
             for name, other in self.plan.layers.items()
             for number, new in zip(other.layers, self.new(name), strict=True)
-            if other.path == own.path
+            if (other.path, other.stems) == (own.path, own.stems)
         }
         following = dict(pairwise(sorted(new)))
         result, old = torch.zeros_like(mix), torch.zeros_like(mix[0])

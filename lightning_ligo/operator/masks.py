@@ -70,6 +70,19 @@ def _queries(widths: Widths, row: Row) -> Tensor:
     return total
 
 
+def is_joined(widths: Widths, row: Row) -> Tensor:
+    """Whether an entry multiplies what only new layers write, such as a gain."""
+
+    def joined(span: Span) -> Tensor:
+        return torch.full((span.large,), span.small == 0 and span.role != "consumes")
+
+    total = torch.tensor(False)
+    for dim in row.dims:
+        new = _over(widths, dim, joined, None, torch.logical_or) if dim else torch.tensor([False])
+        total = total.unsqueeze(-1) | new
+    return total
+
+
 def _new_if(counts: Callable[[Span], bool]) -> Callable[[Span], Tensor]:
     return lambda span: (torch.arange(span.large) >= span.small) & counts(span)
 

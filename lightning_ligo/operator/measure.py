@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ligo.axes.axes import Output
 from lightning_ligo.axes.calls import (
     Call,
     Steady,
@@ -333,14 +334,14 @@ def _largest(
     dims = iter(operator.plan.outputs)
     changes, left_out = [], []
     for call, (before, after) in enumerate(zip(small, large, strict=True)):
-        of_call = [next(dims, ()) for _ in after]
+        of_call = [next(dims, Output()) for _ in after]
         pairs = list(zip(before, after, of_call, strict=False))
         if len(before) != len(after):  # as with the states of all layers
             pairs = _first(pairs)
             left_out.append(f"all but the first of {len(before)} and {len(after)} outputs")
-        for leaf, (one, other, products) in enumerate(pairs):
+        for leaf, (one, other, read) in enumerate(pairs):
             try:
-                changes.append(relative(one, read_output(operator, one, other, products)))
+                changes.append(relative(one, read_output(operator, one, other, read)))
             except Unreadable as error:
                 left_out.append(f"output {leaf} of call {call}: {error}")
     finite = [change for change in changes if not math.isnan(change)]

@@ -16,7 +16,7 @@ from lightning_ligo.methods.method import Method, Width
 from lightning_ligo.operator.depths import Depths
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.low_rank import add_low_rank, is_low_rank
-from lightning_ligo.operator.masks import diagonal, is_fresh, is_new, noise
+from lightning_ligo.operator.masks import diagonal, is_fresh, is_joined, is_new, noise
 from lightning_ligo.operator.widths import Widths
 from lightning_ligo.plan.plan import Plan, Row
 
@@ -263,7 +263,7 @@ class Operator(nn.Module):
         like = torch.empty(len(row.large_names), *[1] * len(row.large))
         return (
             is_low_rank(self.widths, row)
-            and (row.factor, row.offset) == (1, 0)
+            and (row.factor, row.offset, row.tied) == (1, 0, None)
             and self._is_fresh(row) is None
             and self.depths.neutral(row, like) is None
         )
@@ -289,8 +289,9 @@ class Operator(nn.Module):
         del small  # it may be large
         if (neutral := self.depths.neutral(row, grown, layer)) is not None:
             grown = grown + neutral
-        if row.factor != 1 and (width is None or width.rescales):
-            grown = grown * row.factor
+        if (factor := self.widths.factor(row)) is not None:
+            factor = factor if layer is None else factor[layer : layer + 1]
+            grown = grown * factor.view(-1, *[1] * len(row.large)).to(grown)
         grown = grown - offset if offset else grown
         return self._beside_fresh(row, fresh, grown, layer)
 
@@ -347,6 +348,8 @@ class Operator(nn.Module):
             fresh = (new if layer is None else new[layer]).view(-1, *[1] * len(row.large))
         if width is not None and width.rest != "zero" and self.widths.grows(row):
             fresh = fresh | is_fresh(self.widths, row)
+        if self.widths.grows(row):
+            fresh = fresh | is_joined(self.widths, row)
         found = fresh.to(self._like.device) if bool(fresh.any()) else None
         if layer is None:
             self._fresh[row.pattern] = found

@@ -132,7 +132,9 @@ def _grown(
 def _is_resized(plan: Plan, row: Row) -> bool:
     """Whether a dimension grows that is resized, such as positions, and has no map."""
     uses = [use for product in row.dims for use in uses_of(product)]
-    return any(plan.all_axes[use.axis].resize and plan.grows((use,)) for use in uses)
+    return any(
+        plan.all_axes[use.axis].resize not in (None, "join") and plan.grows((use,)) for use in uses
+    )
 
 
 def _grow_gradient(widths: Widths, x: Tensor, row: Row, power: int = 1) -> Tensor:
@@ -146,8 +148,8 @@ def _grow_gradient(widths: Widths, x: Tensor, row: Row, power: int = 1) -> Tenso
     repeats = math.prod(widths.plan.length(dim)[0] for dim in row.dims) // math.prod(row.small)
     if repeats > 1:  # each copy of a shared head has a share of its gradient
         grown = grown / repeats**power
-    if row.factor != 1 and (widths.width is None or widths.width.rescales):
-        grown = grown / row.factor**power
+    if (factor := widths.factor(row)) is not None:
+        grown = grown / factor.view(-1, *[1] * len(row.large)).to(grown) ** power
     if widths.width is not None and widths.width.rest != "zero":
         grown = grown.masked_fill(is_new(widths, row).to(grown.device), 0)
     if widths.width is not None and widths.width.diagonal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from lightning_ligo.axes.axes import Use
+from lightning_ligo.axes.axes import Output, Use
 from lightning_ligo.axes.calls import outputs_of
 from lightning_ligo.axes.dims import Product, change_along, replaced, uses_of
 from lightning_ligo.axes.proof import relative
@@ -39,21 +39,17 @@ class Unreadable(ValueError):
     """A tensor of the large network has no counterpart in the small one."""
 
 
-def read_output(
-    operator: Operator, small: Tensor, large: Tensor, products: Sequence[Product[Use] | None]
-) -> Tensor:
+def read_output(operator: Operator, small: Tensor, large: Tensor, output: Output) -> Tensor:
     """Read an output of the large network in the shape of the small one's.
-
-    ``products`` are how the axes of every dimension are read; None if they are unknown.
 
     Raises:
         Unreadable: if it has another shape for another reason than a grown axis.
     """
     for dim in range(large.dim() if small.dim() == large.dim() else 0):
-        if small.shape[dim] != large.shape[dim] and dim < len(products):
-            product = products[dim]
+        if small.shape[dim] != large.shape[dim] and dim < len(output.dims):
+            product = output.dims[dim]
             if product and operator.plan.length(product) == (small.shape[dim], large.shape[dim]):
-                large = _read(operator, large, dim, product, None)
+                large = _read(operator, large, dim, product, output.layer)
     if small.shape != large.shape:
         raise Unreadable(f"got {tuple(small.shape)} and {tuple(large.shape)}")
     return large
@@ -133,10 +129,13 @@ def _readings(
 ) -> list[Tensor]:
     """Read an output of a module that holds the parameter of a row.
 
-    A gain alone does not tell the scale of what comes out of its norm, which is read in two ways.
+    A gain alone does not tell the scale of what comes out of its norm, nor a table whether the
+    module takes out the factor that it has: these are read in two ways.
     """
+    factors = operator.widths.factor(row)
+    scales = {1.0, 1.0 if factors is None else float(factors[layer])}
     if small.shape == large.shape:
-        return [large]
+        return [large / scale for scale in scales]
     if small.dim() != large.dim():
         return []
     differing = [dim for dim in range(small.dim()) if small.shape[dim] != large.shape[dim]]
@@ -146,8 +145,9 @@ def _readings(
         if "consumes" not in roles and operator.plan.length(product) == lengths:
             try:
                 return [
-                    _read(operator, large, differing[0], _reader(product, more), layer)
+                    _read(operator, large, differing[0], _reader(product, more), layer) / scale
                     for more in ((0, 1) if "gain" in roles else (0,))
+                    for scale in scales
                 ]
             except Unreadable:
                 return []
@@ -164,13 +164,11 @@ def _reader(product: Product[Use], more: int) -> Product[Use]:
     return replaced(product, reading)
 
 
-def _read(
-    operator: Operator, x: Tensor, dim: int, product: Product[Use], layer: int | None
-) -> Tensor:
+def _read(operator: Operator, x: Tensor, dim: int, product: Product[Use], layer: int) -> Tensor:
     """Read a dimension of a tensor of the large network, in a layer of a stack."""
     spans = operator.widths.factors(product)
     changes = {
-        span: functools.partial(_narrowed, operator=operator, span=span, layer=layer or 0)
+        span: functools.partial(_narrowed, operator=operator, span=span, layer=layer)
         for span in uses_of(spans)
         if span.small != span.large
     }

@@ -20,7 +20,7 @@ from lightning_ligo.methods.maps import Map
 from lightning_ligo.methods.method import Width
 from lightning_ligo.operator.depths import key_of, one_of
 from lightning_ligo.plan.plan import Plan, Row
-from lightning_ligo.plan.resize import append, copy, interpolate
+from lightning_ligo.plan.resize import append, copy, interpolate, join
 
 Widen = Callable[[Tensor, int, "Span"], Tensor]  # one dimension of (g, ..., S, ...)
 
@@ -130,9 +130,8 @@ class Widths(nn.Module):
         resize = self.plan.all_axes[span.axis].resize
         if resize is None:
             return widen(x, dim, span)
-        return {"append": append, "copy": copy, "interpolate": interpolate}[resize](
-            x, dim, span.large
-        )
+        by = {"append": append, "copy": copy, "interpolate": interpolate, "join": join}[resize]
+        return by(x, dim, span.large)
 
     def _repeat(self, x: Tensor, dim: int, product: Product[Use], repeats: int) -> Tensor:
         """Give every query its own of the heads that keys and values share."""
@@ -258,6 +257,22 @@ class Widths(nn.Module):
     def spans(self, product: Product[Use]) -> Iterator[Span]:
         """The maps of a dimension, also those inside its sums."""
         yield from filter(self.has_map, uses_of(self.factors(product)))
+
+    def factor(self, row: Row) -> Tensor | None:
+        """(g): what multiplies a parameter beside its maps, if anything does.
+
+        A tied table reads by the form that writes it, and so sums up the copies of an entry. What
+        it alone reads is written smaller by their number.
+        """
+        if self.width is not None and not self.width.rescales:
+            return None
+        factor = torch.full((len(row.large_names),), row.factor, dtype=torch.float64)
+        for span in () if row.tied is None or self.width is None else self.spans(row.dims[0]):
+            form = dense(self.starts[span.key].layers[0].produces, span.small).double()
+            copies = form.T @ form
+            if torch.allclose(copies, copies[0, 0] * torch.eye(span.small).to(copies)):
+                factor[row.tied] /= copies[0, 0]
+        return factor if bool((factor != 1).any()) else None
 
     # Starting a map -----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import Size, nn
 
 from lightning_ligo.axes.axes import UNUSED, Axes, Use
-from lightning_ligo.axes.dims import uses_of
+from lightning_ligo.axes.dims import Sum, uses_of
 from lightning_ligo.axes.graph import Graph
 from lightning_ligo.axes.stacks import pattern_of, place_of
 from lightning_ligo.axes.trace import Tracer
@@ -36,6 +36,12 @@ class Side:
     def graph(self) -> Graph:
         return self.tracer.graph
 
+    def joining(self, names: Iterable[str]) -> Side:
+        """The same network, with axes that only new layers write and that others read beside."""
+        joined = {name: dataclasses.replace(self.axes.axes[name], resize="join") for name in names}
+        axes = dataclasses.replace(self.axes, axes=self.axes.axes | joined)
+        return dataclasses.replace(self, axes=axes)
+
     def without(self, starts: Iterable[str]) -> Side:
         """The same network, less the patterns with one of these starts."""
         starts = tuple(starts)
@@ -47,8 +53,7 @@ class Side:
         stack, rest = place_of(pattern, self.axes.stacks)
         if stack is None:
             return (rest,)
-        path, layers, *_ = self.axes.stacks[stack]
-        return tuple(f"{path}.{layer}{rest}" for layer in layers)
+        return self.axes.stacks[stack].names(rest)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,11 @@ class Correspondence:
         parameters = {pattern_of(name, axes.stacks)[0] for name in names}
         small, large = (Traced(s.network, s.graph, s.axes) for s in (self.small, self.large))
         scaled, shifted = factors(small, large), offsets(large)
+
+        def tied(pattern: str) -> int | None:
+            names = enumerate(self.large.names(pattern))
+            return next((layer for layer, name in names if name in axes.closing), None)
+
         return tuple(
             Row(
                 pattern,
@@ -115,6 +125,7 @@ class Correspondence:
                 writes=pattern in self.stream.writes,
                 passes=pattern in self.stream.passes,
                 moves=pattern in self.stream.moves,
+                tied=tied(pattern),
                 factor=scaled.get(pattern, 1.0),
                 offset=shifted.get(pattern, 0.0),
             )
@@ -130,10 +141,16 @@ def correspond(small: Side, large: Side) -> Correspondence:
     replaced = _replaced(small, large, counterparts, stream.writes)
     small, kept = small.without(replaced), large.without(replaced)
     lengths, shared = _lengths(small, kept, counterparts)
+    joined = {name for name, pair in lengths.items() if pair[0] == 0}
+    large = large.joining(joined)
     fresh = added_layers(small.graph.shapes, small.shapes, large.shapes, large.graph)
     fresh.update({name: name in stream.writes for name in large.shapes if name not in kept.shapes})
     fresh.update(dict.fromkeys(_unused(small, large), False))
-    stream.writes.update(name for name in fresh if fresh[name])
+    joins = {
+        name for name in fresh for use in large.axes.uses(name)
+        if use.axis in joined and use.role != "consumes"
+    }  # fmt: skip
+    stream.writes.update(name for name in fresh if fresh[name] and name not in joins)
     return Correspondence(
         small, large, counterparts, lengths, shared, frozenset(fresh), stream, replaced
     )
@@ -174,9 +191,10 @@ def _lengths(
 ) -> tuple[Lengths, dict[str, int]]:
     """Find the (small, large) length of every axis, and which heads of the small one are shared.
 
-    An axis that the small network lacks has the length 1 there, as of a single head, unless all
-    dimensions that carry it are as long as in the large one. An axis that only unsaved buffers
-    carry, such as the windows of a mask, has the length of the large network in both.
+    An axis that the small network lacks has the length 1 there, as of a single head, or 0 if it is
+    joined to others, unless all dimensions that carry it are as long as in the large one. An axis
+    that only unsaved buffers carry, such as the windows of a mask, has the length of the large
+    network in both.
 
     Keys and values of grouped-query attention have fewer heads than queries. Where the large
     network groups fewer queries, the small one is first read as one whose shared heads are
@@ -224,7 +242,13 @@ def _length_in_small(name: str, small: Side, large: Side, counterparts: Counterp
         for pattern, dim in places
         if pattern in small.shapes
     )
-    return 1 if differs else large.axes.axes[name].length
+    joined = any(
+        isinstance(node, Sum)
+        and any([use.axis for use in uses_of(segment)] == [name] for segment in node.segments)
+        for pattern, dim in places
+        for node in large.axes.dims[pattern][dim]
+    )
+    return int(not joined) if differs else large.axes.axes[name].length
 
 
 def _heads(name: str, group: str, small: Side, large: Side, lengths: Lengths) -> set[int]:
@@ -259,19 +283,17 @@ def _replaced(
     """
     found: dict[str, tuple[str, str]] = {}
     for stack in filter(small.axes.stacks.__contains__, large.axes.stacks):
-        layer = f"{stack}.*."
-        first = [
-            (side.network, f"{side.axes.stacks[stack].path}.{side.axes.stacks[stack].layers[0]}")
-            for side in (small, large)
-        ]
         for pattern in filter(small.shapes.__contains__, large.shapes):
-            if not pattern.startswith(layer) or not mismatch(pattern, small, large, counterparts):
+            inside, rest = place_of(pattern, large.axes.stacks)
+            if inside != stack or not mismatch(pattern, small, large, counterparts):
                 continue
-            *inside, _ = pattern.removeprefix(layer).split(".")
-            for name in itertools.accumulate(inside, "{}.{}".format):
-                before, after = (type(net.get_submodule(f"{path}.{name}")) for net, path in first)
-                start = f"{layer}{name}."
-                if before is not after and any(one.startswith(start) for one in writes):
+            for name in itertools.accumulate(rest.split(".")[:-1], "{}.{}".format):
+                before, after = (
+                    type(side.network.get_submodule(side.axes.stacks[stack].names(name)[0]))
+                    for side in (small, large)
+                )
+                start = f"{stack}.{name}."
+                if "." in name and before is not after and any(w.startswith(start) for w in writes):
                     found[start] = before.__name__, after.__name__
                     break
     return found

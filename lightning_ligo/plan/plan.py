@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Size
 
-from lightning_ligo.axes.axes import UNUSED, Axis, Use
+from lightning_ligo.axes.axes import UNUSED, Axis, Output, Use
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.axes.dims import Product, uses_of
 from lightning_ligo.axes.dims import length as length_of
@@ -36,6 +36,7 @@ class Row:
     writes: bool = False  # into the residual stream, so zero makes a layer add nothing
     passes: bool = False  # multiplies the residual stream, so one makes a layer pass it on
     moves: bool = False  # of the norm that ends a layer, to the last new layer behind it
+    tied: int | None = None  # the layer of which a tied table alone reads what it writes
     factor: float = 1.0  # multiplies it, as the large network scales what it writes otherwise
     offset: float = 0.0  # is added to it before it is used, as to a gain of ``1 + weight``
 
@@ -69,7 +70,7 @@ class Plan:
         shared: axes of heads -> how many heads of the large network one of the small one becomes.
         tried: operations without a rule, of which permuting their inputs has told one.
         scalars_read: the values that the large network read from its tensors, in order.
-        outputs: how the axes of its outputs are read, see `Axes`.
+        outputs: how its outputs are read.
         lazy: calls that give the large network its shapes, if it has lazy modules.
     """
 
@@ -85,9 +86,7 @@ class Plan:
     shared: dict[str, int] = field(default_factory=dict)
     tried: tuple[str, ...] = ()
     scalars_read: tuple[Any, ...] = field(default=(), repr=False, compare=False)
-    outputs: tuple[tuple[Product[Use] | None, ...], ...] = field(
-        default=(), repr=False, compare=False
-    )
+    outputs: tuple[Output, ...] = field(default=(), repr=False, compare=False)
     lazy: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -183,6 +182,8 @@ class Plan:
         if name in self.proofs:
             holds = "holds, to" if self.proofs[name] <= TOLERANCE else "fails, by"
             return f"{holds} {self.proofs[name]:.0e}"
+        if self.all_axes[name].resize == "join":
+            return "not needed, only new layers write it"
         if self.all_axes[name].resize:
             return "not needed, its entries stay in order"
         if self.lengths[name][0] == 1:

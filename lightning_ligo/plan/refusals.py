@@ -151,7 +151,7 @@ def notes(both: Correspondence, proofs: Mapping[str, float]) -> Iterator[str]:
             yield f"{name} grows as you named it, against this: {against}"
         if axis.pinned == CONSTANT and not axis.named:
             yield f"{name} grows although {CONSTANT}: the large network has its own"
-        if large % small and axis.normed and not axis.resize:
+        if not axis.resize and large % small and axis.normed:
             yield f"{name} grows from {small} to {large}, no multiple, under a norm"
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
 from lightning_ligo.axes.axes import Axes
 from lightning_ligo.axes.graph import Graph, Term
-from lightning_ligo.axes.stacks import pattern_of
+from lightning_ligo.axes.stacks import inside, numbered, pattern_of
 
 Place = Callable[[str], Hashable]  # the layer that a parameter is in, or None
 
@@ -111,5 +110,9 @@ def added_layers(
 
 def children(name: str) -> Iterator[tuple[str, str]]:
     """Yield the lists that a parameter is in, each with the start of the names in its child."""
-    for match in re.finditer(r"\.\d+(?=\.)", name):
-        yield name[: match.start()], f"{name[: match.end()]}."
+    path = ""
+    for part in name.split(".")[:-1]:
+        stem, number = numbered(part)
+        if number is not None:
+            yield inside(path, stem), f"{inside(path, part)}."
+        path = inside(path, part)

@@ -14,6 +14,11 @@ def append(x: Tensor, dim: int, length: int) -> Tensor:
     return torch.cat([x, new], dim)
 
 
+def join(x: Tensor, dim: int, length: int) -> Tensor:
+    """Read what new layers write by zeros."""
+    return x.new_zeros(*x.shape[:dim], length, *x.shape[dim + 1 :])
+
+
 def copy(x: Tensor, dim: int, length: int) -> Tensor:
     """Copy experts: each new one is a copy, in the order in which layers are copied."""
     entry = torch.arange(length, device=x.device) * x.shape[dim] // length

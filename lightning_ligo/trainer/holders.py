@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_ligo.trainer.optimizers import parameters_in
-from lightning_ligo.trainer.slot import Slot, layerless
+from lightning_ligo.trainer.slot import Slot, in_layers
 from lightning_ligo.trainer.whole import holds
 
 _CLOSED = (
@@ -344,12 +344,9 @@ def move_hooks(small: nn.Module, large: nn.Module) -> list[str]:
     """
     moved = []
     for kind in (nn.Module.named_modules, nn.Module.named_parameters):
-        olds: dict[str, Any] = dict(kind(small))
-        alike: dict[str, list[Any]] = {}
-        for name, old in olds.items():
-            alike.setdefault(layerless(name), []).append(old)
+        standing_for = in_layers(dict(kind(small)))
         for name, new in kind(large):
-            sources = [olds[name]] if name in olds else alike.get(layerless(name), [])
+            sources: list[Any] = standing_for(name)
             own = {each: len(kept) for each, kept in _kept(new).items()}
             users = [_of_users(source, own) for source in sources]
             if users and users[0] and all(list(u) == list(users[0]) for u in users[1:]):

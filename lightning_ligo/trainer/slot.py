@@ -12,19 +12,20 @@ A growth works on the network without the wrapper of torch.compile.
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from lightning_ligo.axes.stacks import numbered
 from lightning_ligo.trainer.lightning import is_compiled
 from lightning_ligo.trainer.whole import ROOT, fill, shell
 
+T = TypeVar("T")
 SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func")
 """Attributes by which modules of timm and Hugging Face recompute activations."""
 
@@ -107,21 +108,17 @@ class Slot:
     def set(self, network: nn.Module) -> None:
         """Put a network into the place, and run it as the network that is there is run.
 
-        A module is compiled in place, or recomputes its activations, if a module of the same name
-        does so in any layer.
+        A module is compiled in place, or recomputes its activations, if the module of its name
+        does so, or for a new one that of any other layer.
         """
         standing = self.network if self.is_whole else self.module.get_submodule(self.attribute)
-        in_place: dict[str, Callable[[Any], Any]] = {}
-        switched: dict[str, dict[str, Any]] = {}
-        for each, part in _unwrapped(standing).named_modules():
-            if part._compiled_call_impl is not None:
-                in_place[layerless(each)] = _context(part._compiled_call_impl)
-            on = {switch: value for switch in SWITCHES if (value := vars(part).get(switch))}
-            switched.setdefault(layerless(each), {}).update(on)
+        standing_for = in_layers(dict(_unwrapped(standing).named_modules()))
         for each, part in network.named_modules():
-            vars(part).update(switched.get(layerless(each), {}))
-            if layerless(each) in in_place and part._compiled_call_impl is None:
-                part._compiled_call_impl = in_place[layerless(each)](part._call_impl)
+            for old in standing_for(each):
+                on = {switch: value for switch in SWITCHES if (value := vars(old).get(switch))}
+                vars(part).update(on)
+                if old._compiled_call_impl is not None and part._compiled_call_impl is None:
+                    part._compiled_call_impl = _context(old._compiled_call_impl)(part._call_impl)
         parent, _, name = self.attribute.rpartition(".")
         if isinstance(standing, OptimizedModule):
             network = standing.dynamo_ctx(network)
@@ -154,9 +151,36 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     return inner
 
 
-def layerless(name: str) -> str:
-    """Return the name of a module with a star for each number of a layer."""
-    return re.sub(r"\b\d+\b", "*", name)
+def in_layers(olds: Mapping[str, T]) -> Callable[[str], list[T]]:
+    """Return what finds the item under a name, or for a new layer those in the others.
+
+    >>> found = in_layers({"unit0.conv": 0, "unit1.conv": 1, "unit1.norm": 2})
+    >>> found("unit1.conv"), found("unit2.conv"), found("head")
+    ([1], [0, 1], [])
+    """
+    alike: dict[str, list[T]] = {}
+    for name, old in olds.items():
+        for key in _layerless(name):
+            alike.setdefault(key, []).append(old)
+
+    def found(name: str) -> list[T]:
+        others = (alike[key] for key in _layerless(name) if key in alike)
+        return [olds[name]] if name in olds else next(others, [])
+
+    return found
+
+
+def _layerless(name: str) -> list[str]:
+    """Write a star for one number in a name, the last one first, and then for those of lists."""
+    parts = name.split(".")
+    stems = [numbered(part)[0] for part in parts]
+    one = [
+        ".".join([*parts[:place], stem, *parts[place + 1 :]])
+        for place, stem in reversed([*enumerate(stems)])
+        if stem != parts[place]
+    ]
+    lists = ("*" if stem == "*" else part for stem, part in zip(stems, parts, strict=True))
+    return [*dict.fromkeys([*one, ".".join(lists)])]
 
 
 def _context(compiled: Any) -> Callable[[Any], Any]:

@@ -45,7 +45,7 @@ def test_transposed_linears_and_a_tied_head_are_read():
     assert notation["transformer.h.*.attn.c_proj.weight"] == f"{written} embed"
     assert notation["transformer.h.*.mlp.c_proj.weight"] == "hidden embed"
     assert "lm_head.weight" not in notation
-    assert axes.stacks == {"transformer.h": ("transformer.h", (0, 1), 1, 0)}
+    assert axes.stacks == {"transformer.h": ("transformer.h", (0, 1), 1, 0, ("*",))}
 
 
 def test_the_norm_before_a_tied_head_is_written_in_the_form_that_the_head_reads():

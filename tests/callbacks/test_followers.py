@@ -415,9 +415,9 @@ def test_a_hook_on_some_layers_only_stays_on_these(tmp_path):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, depth: int = 2) -> None:
         super().__init__()
-        self.rnn, self.head = nn.GRU(3, width, batch_first=True), nn.Linear(width, 3)
+        self.rnn, self.head = nn.GRU(3, width, depth, batch_first=True), nn.Linear(width, 3)
 
     def forward(self, x, state=None):
         out, state = self.rnn(x.unflatten(1, (2, 3)), state)
@@ -446,13 +446,15 @@ class Truncated(Plain):
         self.log("val_loss", nn.functional.cross_entropy(self.network(batch[0])[0], batch[1]))
 
 
-def test_a_state_between_batches_is_dropped_and_told(tmp_path, caplog):
+@pytest.mark.filterwarnings("ignore:method 'lemon' promises .* at rnn:UserWarning")  # deeper
+@pytest.mark.parametrize("sizes", [{"width": 16}, {"depth": 3}], ids=str)
+def test_a_state_between_batches_is_dropped_and_told(tmp_path, caplog, sizes):
     caplog.set_level("INFO")
     module = Truncated()
-    large = {"class_path": "test_followers.Recurrent", "init_args": {"width": 16}}
+    large = {"class_path": "test_followers.Recurrent", "init_args": sizes}
     fit(module, tmp_path, growing(large))
     assert module.dropped == 8  # and only then: what it holds of other shapes is kept
-    assert module.states["last"].shape[-1] == 16
+    assert module.states["last"].shape[::2] == (sizes.get("depth", 2), sizes.get("width", 8))
     assert "Dropped states of Truncated, which the steps keep between batches" in caplog.text
 
 

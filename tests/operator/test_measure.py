@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import GemmaConfig, GemmaForCausalLM
 
 import lightning_ligo as ligo
 from lightning_ligo.axes.calls import Call
@@ -115,6 +116,40 @@ def test_outputs_that_carry_a_grown_axis_are_read_in_their_own_terms():
     assert kept.kept and not kept.why
     changed = measured(Tower(4, features=True), Tower(8, 3, features=True), X, method="stack")
     assert not changed.kept
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_the_keys_and_values_of_every_layer_are_read_by_its_own_maps(build):
+    options = {"n_head": 2} if build is gpt2 else {}  # Llama gets more heads
+    small, large = randomised(build(32, **options)), build(64, **options)
+    plan = ligo.pair(small, large, **TOKENS)
+    change = measure(plan, small, large, [Call(kwargs=TOKENS)], method="lemon")
+    assert change.kept and not change.why  # keys and values are outputs of the network
+
+
+def test_a_norm_that_takes_the_factor_of_a_table_out_again_is_no_change():
+    def gemma(width):
+        return GemmaForCausalLM(GemmaConfig(
+            vocab_size=50, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+            num_attention_heads=width // 8, num_key_value_heads=width // 8, head_dim=8,
+            max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+            use_cache=False,
+        ))  # fmt: skip
+
+    small, large = randomised(gemma(16)), gemma(32)
+    plan = ligo.pair(small, large, **TOKENS)
+    assert measure(plan, small, large, [Call(kwargs=TOKENS)], method="lemon").kept
+
+
+def test_a_scale_that_depends_on_the_layer_is_measured():
+    small, wide, deep = (
+        gpt2(width, depth, n_head=2, scale_attn_by_inverse_layer_idx=True, use_cache=False)
+        for width, depth in ((32, 2), (64, 2), (32, 4))
+    )
+    call = [Call(kwargs=TOKENS)]
+    for large, kept in ((wide, True), (deep, False)):
+        plan = ligo.pair(small, large, **TOKENS)
+        assert measure(plan, small, large, call, method="lemon").kept == kept
 
 
 def test_of_more_classes_the_old_ones_are_compared():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo.operator.optimizer_state import grow_states
-from networks import IMAGES64, TOKENS, bert, gpt2, llama, randomised, resnet, vit
+from networks import IMAGES64, TOKENS, TiedPostNorm, bert, gpt2, llama, randomised, resnet, vit
 from runs import Net
 
 
@@ -73,6 +73,7 @@ def cosine(one, other):
         (llama(), llama(48), TOKENS, "lemon"),
         (vit(num_heads=2), vit(64, num_heads=2), IMAGES64, "hypercloning"),  # longer heads
         (resnet(), resnet(16), IMAGES64, "hypercloning"),
+        (TiedPostNorm(6), TiedPostNorm(18), TOKENS, "hypercloning"),
     ],
 )  # fmt: skip
 def test_first_moments_grow_as_the_true_gradient_does(small, large, inputs, method):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo.operator.measure import KEPT
-from networks import changed, measured
+from networks import TOKENS, TiedPostNorm, changed, measured
 
 
 class Around(nn.Module):
@@ -207,6 +207,79 @@ def test_a_norm_over_what_was_joined_with_itself_needs_a_multiple(norm):
     error, place = grown(doubled, 3, 5)
     assert (place == "inside.0") == (error > KEPT)
     assert error > KEPT or norm is nn.RMSNorm  # which may change more where more is joined
+
+
+class Centered(nn.Module):
+    """A layer norm in steps, as of Cohere."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - mean).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - mean) * torch.rsqrt(variance + 1e-5))
+
+
+@pytest.mark.parametrize("width", [6, 5])
+def test_a_layer_norm_in_steps_keeps_the_function_behind_a_tied_table(width):
+    class Tied(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.table, self.inside = nn.Linear(4, width, bias=False), nn.Linear(width, width)
+            self.one, self.two = Centered(width), Centered(width)
+
+        def forward(self, x):
+            x = self.table(x)
+            return self.two(x + self.inside(self.one(x))) @ self.table.weight
+
+    assert grown(Tied, 3, width) == (pytest.approx(0, abs=1e-12), None)
+
+
+STEPS = {
+    "a mean that multiplies": lambda x, mean: x * mean,
+    "another mean": lambda x, mean: x - x.relu().mean(-1, keepdim=True),
+    "a mean that is subtracted elsewhere": lambda x, mean: x.relu() - mean,
+    "an activation of what is centered": lambda x, mean: (x - mean).relu(),
+}
+
+
+@pytest.mark.parametrize("of", STEPS.values(), ids=STEPS.keys())
+def test_a_mean_that_is_no_step_of_a_norm_is_read_as_before(of):
+    around = function(lambda x: F.layer_norm(of(x, x.mean(-1, keepdim=True)), x.shape[-1:]))
+    assert grown(around, 3, 6) == (pytest.approx(0, abs=1e-12), None)
+
+
+def put(z, rows, values):
+    z[rows] = values
+    return z
+
+
+def added(z, rows, values):
+    z[rows] += values
+    return z
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("into", [torch.zeros_like, torch.clone], ids=["zeros", "the stream"])
+@pytest.mark.parametrize(
+    "written",
+    [put, added, lambda z, rows, values: z.index_add(0, rows, values)],
+    ids=["put", "added", "index_add"],
+)
+def test_what_is_written_at_rows_is_read_by_the_norm_behind_them(written, into, norm):
+    class Rows(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.inside = nn.Linear(4, width), nn.Linear(width, width)
+            self.norm, self.two = norm(width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            x, rows = self.one(x), torch.tensor([2, 0])
+            return self.two(self.norm(x + written(into(x), rows, self.inside(x[rows]))))
+
+    assert grown(Rows, 3, 5) == (pytest.approx(0, abs=1e-12), None)
 
 
 def test_a_mean_over_heads_that_attend_needs_a_multiple():
@@ -604,3 +677,24 @@ def test_what_is_added_where_a_layer_is_called_need_not_be_returned_by_it():
 
     change, place = grown(Net, 1, 3)
     assert change < 1e-12 and place is None
+
+
+@pytest.mark.parametrize(("width", "depth"), [(12, 2), (18, 3), (6, 4)])
+def test_a_tied_table_that_reads_the_last_norm_of_a_stack_keeps_its_function(width, depth):
+    assert changed(TiedPostNorm(6), TiedPostNorm(width, depth), TOKENS)[0] <= KEPT
+
+
+def test_what_a_tied_table_does_not_read_alone_is_written_as_before():
+    class Read(TiedPostNorm):
+        def __init__(self, width):
+            super().__init__(width)
+            self.head = nn.Linear(width, 50)
+
+        def forward(self, input_ids):
+            x = self.table(input_ids)
+            for layer in self.layers:
+                x = layer["norm"](x + layer["inside"](x).tanh())
+            return x @ self.table.weight.T + self.head(x)
+
+    change, plan = changed(Read(6), Read(12), TOKENS)
+    assert change > KEPT and not any(row.tied for row in plan.rows)

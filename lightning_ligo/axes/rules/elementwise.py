@@ -24,7 +24,7 @@ def pointwise(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     """
     tensors = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, Tensor)]
     name = func._schema.name.removeprefix("aten::").rstrip("_")
-    if (normed := _rms_norm(graph, name, args, out)) is not None:
+    if (normed := _norm(graph, name, args, out)) is not None:
         return normed
     if name not in LINEAR and not graph.marked(out, "square"):
         mark_nonlinear(graph.dims(tensors[0]))
@@ -81,13 +81,21 @@ def _number(graph: Graph, x: Any) -> float | None:
     return x if isinstance(x, (int, float)) else None
 
 
-def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
-    """``x * rsqrt(mean(x²) + eps) * gain`` in steps: None except for the last two products."""
+def _norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
+    """``x * rsqrt(mean(x²) + eps) * gain`` in steps: None except for the last two products.
+
+    In a layer norm ``x`` is centered: it is another x, less its mean.
+    """
     first, second = (*args, None)[:2]
     if (name == "pow" and isinstance(second, (int, float)) and second == 2) or (
         name == "mul" and first is second
     ):
         graph.mark(out, "square", first)
+    elif name == "sub" and (mean := graph.marked(second, "mean")):
+        if isinstance(first, Tensor) and graph.values(first) == graph.values(mean.of):
+            graph.mark(out, "centered", first)
+        else:
+            mark_nonlinear(graph.dims(mean.of)[-1:])
     elif mark := graph.marked(first, "mean square"):
         step = {"rsqrt": "inverse", "sqrt": "root", "add": "mean square"}.get(name)
         if step:
@@ -96,9 +104,9 @@ def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list
             mark_nonlinear(graph.dims(mark.of))
     for x, other in ((first, second), (second, first)):
         root = graph.marked(other, "inverse" if name == "mul" else "root")
-        if name in ("mul", "div") and root and graph.values(root.of) == graph.values(x):
+        if name in ("mul", "div") and root and _values(graph, root.of) == _values(graph, x):
             dims = list(graph.dims(x))
-            read = norm(graph, dims, (-1,), {}, "rms")
+            read = norm(graph, dims, (-1,), {}, "layer" if graph.marked(x, "centered") else "rms")
             graph.mark(out, "normed", x, read)
             return dims
         normed = graph.marked(other, "normed")
@@ -108,6 +116,13 @@ def _rms_norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list
             graph.norm(out, normed.of, [x])
             return dims
     return None
+
+
+def _values(graph: Graph, x: Any) -> tuple[int, bool] | None:
+    """Identify the values of a tensor, or those that it is centered from."""
+    if (centered := graph.marked(x, "centered")) is not None:
+        return graph.values(centered.of), True
+    return (graph.values(x), False) if isinstance(x, Tensor) else None
 
 
 @rule("_to_copy", "to")

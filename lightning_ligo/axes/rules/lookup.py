@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_ligo.axes.factors import Dim, broadcast, hint, pin, size, take
+from lightning_ligo.axes.factors import Dim, broadcast, hint, joined, leaves, pin, size, take
 from lightning_ligo.axes.graph import RANKED, TABLE, Graph, mark_nonlinear
 from lightning_ligo.axes.rules.table import position, rule
 
@@ -44,8 +45,12 @@ def index_put(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: Te
     masked = any(entries is not None and entries.dtype == torch.bool for entries in indices)
     length = values.shape[0] if masked and values.dim() else 1
     graph.write([into, values])
-    broadcast([_indexed(graph, into, indices, length), graph.dims(values)])
-    return graph.dims(into)
+    united = broadcast([_indexed(graph, into, indices, length), graph.dims(values)])
+    found = {leaf.factor: [leaf] for items in united for leaf in leaves(items)}
+    return [
+        [*chain(*(joined([leaf], found.get(leaf.factor, [])) for leaf in leaves(items)))]
+        for items in graph.dims(into)
+    ]
 
 
 @rule("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")

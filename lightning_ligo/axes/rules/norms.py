@@ -138,7 +138,9 @@ def reduction(graph: Graph, func: Any, args: Sequence[Any], kwargs: Any, out: An
         kind = "mean square"
     if kind == "length" and not {*args[1:2]} <= {2, None}:
         kind = "sum"
-    graph.reduce(kind, [dims[axis] for axis in gone])
+    if kind == "mean" and gone == {len(dims) - 1} and out.dim() == len(dims):
+        graph.mark(out, "mean", args[0])
+    graph.reduce(kind, [dims[axis] for axis in gone], centers=bool(graph.marked(out, "mean")))
     if name not in ("mean", "sum") and kind != "mean square":
         mark_nonlinear(dim for axis, dim in enumerate(dims) if axis not in gone)
     tensors = [out] if isinstance(out, Tensor) else list(out)
