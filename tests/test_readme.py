@@ -1,5 +1,6 @@
 """The README is short, shows the drop-in first, and lists the folders of the package."""
 
+import json
 import re
 
 import pytest
@@ -25,7 +26,11 @@ def test_the_drop_in_prints_and_writes_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (block,) = kinds("README.md", "python")  # the whole Python of the README
     exec(compile(block.text, "README", "exec"), {"__name__": "__main__"})
-    assert list(tmp_path.rglob("growth_report.json"))
+    (report,) = tmp_path.rglob("growth_report.json")
+    (grown,) = json.loads(report.read_text())["growths"]
+    metric = grown["metric"]
+    assert metric["name"] == "val_loss"
+    assert all(metric[moment] > 0 for moment in ("before", "after", "final"))
     assert "Growth report" in capsys.readouterr().out
 
 
