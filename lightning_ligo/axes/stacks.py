@@ -140,8 +140,8 @@ def _lists(nodes: Sequence[_Tree]) -> Iterator[tuple[tuple[str, ...], list[_List
     """Yield the lists among the children of a module of all networks, each with its stems.
 
     Names with the same numbers in every network are of one list. Where the numbers agree, names
-    with a word are a list if they are three modules or more: ``norm1`` and ``norm2`` are not, nor
-    are parameters, such as those of recurrent layers.
+    with a word are a list if they are three equal modules or more: ``norm1`` and ``norm2`` are not,
+    nor are parameters, such as those of recurrent layers.
     """
     found: dict[str, list[dict[int, Any]]] = {}
     for side, node in enumerate(nodes):
@@ -152,8 +152,11 @@ def _lists(nodes: Sequence[_Tree]) -> Iterator[tuple[tuple[str, ...], list[_List
     lists: dict[Any, list[str]] = {}
     for stem, sides in found.items():
         numbers = tuple(map(frozenset, sides))
-        bare = not all(isinstance(child, dict) for side in sides for child in side.values())
-        several = len({*numbers}) > 1 or (len(sides[0]) > 2 and not bare)
+        equal = all(
+            isinstance(child, dict) and str(child) == str(next(iter(side.values())))
+            for side in sides for child in side.values()
+        )  # fmt: skip
+        several = len({*numbers}) > 1 or (len(sides[0]) > 2 and equal)
         if all(sides) and (several or stem == "*"):
             lists.setdefault(numbers, []).append(stem)
     for stems in lists.values():
