@@ -48,6 +48,8 @@ SMP = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 2}
 WIDE = {"decoder_pyramid_channels": 512, "decoder_segmentation_channels": 256}
 NETWORKS = [
     ("monai.networks.nets.UNet", {**UNET, "channels": (8, 16)}, {"channels": (16, 32)}),
+    ("monai.networks.nets.UNet", {**UNET, "channels": (8, 16), "num_res_units": 2},
+     {"num_res_units": 4}),
     ("monai.networks.nets.SwinUNETR", {**SWIN, "feature_size": 12}, {"feature_size": 24}),
     ("monai.networks.nets.SwinUNETR", {**SWIN, "feature_size": 12}, {"depths": (2, 2, 4, 2)}),
     ("segmentation_models_pytorch.Unet", SMP,

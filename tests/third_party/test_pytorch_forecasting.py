@@ -36,6 +36,7 @@ def series() -> TimeSeriesDataSet:
         (NHiTS, {"hidden_size": 16, "loss": MAE()}, {"hidden_size": 32}),
         (NHiTS, {"hidden_size": 16, "loss": MAE()}, {"n_blocks": [2, 2, 2]}),
         (DeepAR, {"hidden_size": 8, "loss": NormalDistributionLoss()}, {"hidden_size": 16}),
+        (DeepAR, {"rnn_layers": 2, "loss": NormalDistributionLoss()}, {"rnn_layers": 3}),
     ],
 )
 def test_it_grows_and_is_opened_and_predicts(tmp_path, series, kind, small, large):
