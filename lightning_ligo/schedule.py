@@ -258,6 +258,9 @@ class Growth:
             operators and validations.
         file: grow when this file exists, relative to the log folder; the file is then removed.
         rate: learning rate after the growth; default: the schedule's.
+        attribute: name of the network in the LightningModule; default: that of the callback.
+            Growths of several networks that follow one another in the list, with the same trigger,
+            are one growth: an axis that the networks share grows in all of them.
         data: new values of attributes of the LightningDataModule, such as
             `{"image_size": 224, "batch_size": 64}`; needs `epoch`, as loaders are rebuilt only at
             the start of an epoch.
@@ -278,6 +281,7 @@ class Growth:
     rate: Rate = field(default_factory=Rate)
     data: dict[str, Any] | None = None
     hparams: dict[str, Any] | None = None
+    attribute: str | None = None
 
     @staticmethod
     def of(growth: Growth | Mapping[str, Any]) -> Growth:
@@ -392,7 +396,8 @@ def resolve(growths: Sequence[Growth], run: Run, done: int = 0) -> list[int | No
     for (step, growth), (next_step, next_growth) in pairwise(known):
         if step == next_step:
             raise ValueError(
-                f"{growth} and {next_growth} are both due at step {step}; give each its own step"
+                f"{growth} and {next_growth} are both due at step {step}; give each its own step, "
+                "and two networks that grow at one the same trigger"
             )
         if step > next_step:
             raise ValueError(

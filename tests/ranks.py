@@ -100,6 +100,36 @@ class Itself(Even):
         return logits, nn.functional.cross_entropy(logits, batch[1])
 
 
+class Several(Even):
+    """Holds two networks that grow, and shards them if there is a mesh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.network
+        self.encoder, self.head = Net(classes=4), nn.Linear(4, CLASSES)
+
+    def configure_model(self):
+        for part in (self.encoder, self.head) if self.device_mesh is not None else ():
+            if not isinstance(part, FSDPModule):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+    def loss(self, batch):
+        logits = self.head(self.encoder(batch[0]).relu())
+        return logits, nn.functional.cross_entropy(logits, batch[1])
+
+
+BOTH = [
+    Growth(net(16, 2, classes=10), step=4, attribute="encoder"),
+    Growth(describe(nn.Linear, in_features=10, out_features=CLASSES), step=4, attribute="head"),
+    Growth({"init_args": {"depth": 3}}, step=9, attribute="encoder"),
+]
+IN_TURN = [
+    Growth(net(16, 2, classes=4), step=4, attribute="encoder"),
+    Growth(net(16, 2, classes=10), step=9, attribute="encoder"),
+    Growth(describe(nn.Linear, in_features=10, out_features=CLASSES), step=9, attribute="head"),
+]
+
+
 def fit(folder, kind=Even, *, ranks=RANKS, strategy=None, checkpoint=None, **options):
     """Train a network that grows, on one process or on all; the module and its Trainer."""
     seed_everything(0)
@@ -628,6 +658,16 @@ CASES = {
     "hparams": functools.partial(
         grown, kind=Itself, method="ligo", steps=2,
         growths=[Growth(hparams={"width": 24, "depth": 4}, step=4)]),
+    "several": functools.partial(grown, kind=Several, method="ligo", steps=2, growths=BOTH),
+    "several, resumed": functools.partial(resumed, kind=Several, growths=IN_TURN),
+    "several, uninterrupted": functools.partial(
+        grown, kind=Several, method="lemon", growths=IN_TURN, epochs=3),
+    "several, sharded": functools.partial(
+        grown, kind=Several, method="lemon", growths=IN_TURN, strategy=sharding),
+    "several, sharded, resumed": functools.partial(
+        resumed, kind=Several, growths=IN_TURN, strategy=sharding),
+    "several, sharded, uninterrupted": functools.partial(
+        grown, kind=Several, method="lemon", growths=IN_TURN, epochs=3, strategy=sharding),
     "ramp": functools.partial(grown, method=replace(METHODS["msg"], ramp=5)),
     "plateau": functools.partial(
         grown, kind=Apart, method="lemon", val_check_interval=2,

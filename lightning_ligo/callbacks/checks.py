@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
@@ -181,8 +182,8 @@ def check_outputs(plan: Plan) -> None:
             raise ValueError(
                 f"axis {name}, the network's output, is {small} long in the small network and "
                 f"{large} in the large one, and the module's loss and metrics would not change; "
-                "give both networks the same outputs, or grow between two runs with "
-                "lightning_ligo.grow"
+                "give both networks the same outputs, or what reads them a growth with the same "
+                "trigger, or grow between two runs with lightning_ligo.grow"
             )
 
 
@@ -213,13 +214,22 @@ def check_used(plan: Plan, trained: Collection[str], override: Override | None) 
 def check_network(slot: Slot) -> None:
     """Check that nothing else holds the network, and that compiling has renamed no parameter."""
     network, attribute = slot.network, slot.attribute
-    prefix = f"{attribute}.".removeprefix(".")
     wrapped = [name for name, part in network.named_modules() if isinstance(part, OptimizedModule)]
     if wrapped:
         raise ValueError(
             f"torch.compile has wrapped {listed(wrapped)} of {attribute!r}, whose parameters then "
             "have other names than in a new network; compile it in place, with "
             "module.compile(), or the whole network"
+        )
+    names = dict[nn.Parameter, list[str]]()
+    for part, one in slot.split(network):
+        for name, parameter in one.named_parameters():
+            names.setdefault(parameter, []).append(f"{part.attribute}.{name}")
+    tied = [" and ".join(each) for each in names.values() if len(each) > 1]
+    if tied:
+        raise ValueError(
+            f"{listed(tied)} are one parameter in two networks, and would be two in the large "
+            "ones; let one network hold both, and grow that"
         )
     inner = {*network.modules(), *network.parameters()}
     for kind, everywhere in (
@@ -229,13 +239,12 @@ def check_network(slot: Slot) -> None:
         outside = [
             name
             for name, item in everywhere
-            if item in inner and name != attribute and not name.startswith(prefix)
+            if item in inner and not slot.is_whole and not slot.has(name)
         ]
         if outside:
             raise ValueError(
                 f"{listed(outside)} of {type(slot.module).__name__} is a {kind} of {attribute!r} "
-                "too, and would keep the small network; access it through "
-                f"self.{attribute} only"
+                f"too, and would keep the small network; access it through {slot.words} only"
             )
 
 

@@ -6,9 +6,10 @@ import copy
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, NoReturn
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -18,12 +19,22 @@ from torch.distributed.tensor import DTensor
 from lightning_ligo.callbacks.accounting import Counting
 from lightning_ligo.operator.operator import Operator
 from lightning_ligo.operator.optimizer_state import POWERS, Policy, States, grow_states
-from lightning_ligo.trainer.holders import Held, Place, held, is_like, move_hooks, tensors_of
+from lightning_ligo.trainer.holders import (
+    Held,
+    Place,
+    contents,
+    held,
+    holds_names,
+    is_like,
+    put_of,
+    regrown,
+    tensors_of,
+)
+from lightning_ligo.trainer.hooks import move_hooks
 from lightning_ligo.trainer.lightning import callbacks_of, datamodule_of
 from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sharding import is_sharded
 from lightning_ligo.trainer.slot import Slot, listed
-from lightning_ligo.trainer.snapshot import refill
 from lightning_ligo.trainer.swap import match
 
 
@@ -45,12 +56,14 @@ class Followers:
 
     def __init__(self, trainer: Trainer, slot: Slot, hidden: Sequence[State] = ()) -> None:
         roots = [slot.module, *others_of(trainer), *trainer.optimizers, datamodule_of(trainer)]
-        self._small, self._hidden = slot.network, hidden
-        self._held = held(roots, slot, trainer.optimizers)
+        self._small, self._starts, self._hidden = slot.network, list(slot.starts), hidden
+        growing = [each for each in callbacks_of(trainer) if isinstance(each, Counting)]
+        self._held = held(roots, slot, trainer.optimizers, growing)
         self._undo: list[Callable[[], object]] = []
         self._grown: list[tuple[Place, Any]] = []
         self._moved: list[str] = []
         check_held(self._held, trainer, slot)
+        self._first = [(place, copy.copy(place.value)) for place, _ in self._held.named]
 
     def begin(self, plain: nn.Module, large: nn.Module) -> None:
         """Copy the large network, as it was built, for every copy; give it the hooks.
@@ -58,7 +71,12 @@ class Followers:
         ``plain`` is the small network, or a copy of it that is not sharded.
         """
         self._plain, self._large = plain, large
-        self._copies = [copy.deepcopy(large) for _ in self._held.copies]
+        parts = [
+            [each for each in places if _part(self._small, each) is not _part(large, each)]
+            for places in (self._held.references, self._held.copies)
+        ]
+        self._held = self._held._replace(references=parts[0], copies=parts[1])
+        self._copies = [copy.deepcopy(_part(large, each)) for each in self._held.copies]
         self._moved = move_hooks(self._small, large)
 
     def grow(self, operator: Operator) -> None:
@@ -69,10 +87,17 @@ class Followers:
         network.
         """
         parents = operator.parents()
-        self._grown = [(place, self._large) for place in self._held.references]
+        by_name = ByName(operator, tensors_of(self._plain), tensors_of(self._large))
+        self._grown = [(each, _part(self._large, each)) for each in self._held.references]
         for place, network in zip(self._held.copies, self._copies, strict=True):
-            operator.of(place.value).bake(network)
-            match(place.value, network, parents)
+            start = place.start
+            by_name.fill(network, tensors_of(place.value), start)
+            inner = {
+                name.removeprefix(start): [parent.removeprefix(start) for parent in names]
+                for name, names in parents.items()
+                if name.startswith(start)
+            }
+            match(place.value, network, inner)
             device = next((p.device for p in place.value.parameters()), None)
             self._grown.append((place, network.to(device)))
         for place, names in self._held.named:
@@ -80,28 +105,24 @@ class Followers:
 
     def _container(self, place: Place, names: Mapping[Any, str], operator: Operator) -> Any:
         """Return a container with the entries of the large network for those of the small one."""
-        value, inner = place.value, {key: name for key, name in names.items() if name}
-        tensors: dict[str, Tensor] = {name: value[key] for key, name in inner.items()}
+        items = contents(place.value)
+        inner = {key: name for key, name in names.items() if name}
+        small, grown = tensors_of(self._small), tensors_of(self._large)
+        is_named = holds_names(place.value)
+        tensors = {name: small[name] if is_named else items[key] for key, name in inner.items()}
         first = {name: parent for name, (parent, *_) in operator.parents().items()}
         first |= {name: name for name, _ in self._large.named_buffers()}
-        small, grown = tensors_of(self._small), tensors_of(self._large)
         wanted = [name for name in grown if first.get(name) in tensors]
         if any(tensor is not small[name] for name, tensor in tensors.items()):
             grown = ByName(operator, tensors_of(self._plain), grown).grow(tensors)
-        items = list(value.items() if isinstance(value, dict) else enumerate(value))
-        start, key = next((n, key) for n, (key, _) in enumerate(items) if key in inner)
-        prefix = str(key).removesuffix(inner[key])
-        rest = [item for item in items if item[0] not in inner]
-        new: list[Any] = [(f"{prefix}{name}", grown[name]) for name in wanted]
-        result = [*rest[:start], *new, *rest[start:]]
-        return dict(result) if isinstance(value, dict) else tuple(item for _, item in result)
+        return regrown(place.value, inner, {name: grown[name] for name in wanted}, self._starts)
 
     def put(self) -> None:
         """Put what has grown into its places."""
         for place, value in self._grown:
-            put, before = place.put, place.value
-            if isinstance(before, (dict, list)):
-                put, before = functools.partial(refill, before), copy.copy(before)
+            put, before = put_of(place), place.value
+            if isinstance(before, (dict, list, set)):
+                before = copy.copy(before)
             assert put is not None
             put(value)
             self._undo.append(functools.partial(put, before))
@@ -115,9 +136,14 @@ class Followers:
     def restore(self) -> None:
         """Put back what was there when the followers were found, whatever was put since."""
         self.back()
-        for place in (*self._held.references, *self._held.copies):
+        named = [place for place, _ in self._first]
+        for place in (*self._held.references, *self._held.copies, *named):
             if place.put is not None:
-                place.put(place.value)
+                with suppress(AttributeError):  # of a frozen dataclass
+                    place.put(place.value)
+        for place, contents_before in self._first:
+            if (put := put_of(place)) is not None:
+                put(contents_before)
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -144,6 +170,11 @@ class Followers:
             )
 
 
+def _part(network: nn.Module, place: Place) -> nn.Module:
+    """Return the network, or the one of several that a place holds."""
+    return network.get_submodule(place.start.removesuffix("."))
+
+
 def others_of(trainer: Trainer) -> list[Callback]:
     """Return the callbacks that may hold a network, without the growth callback itself."""
     return [each for each in callbacks_of(trainer) if not isinstance(each, (Counting, ProgressBar))]
@@ -163,11 +194,12 @@ def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
     for place in (*found.parts, *(each for each in found.references if each.put is None)):
         refuse(
             place, "holds a part of", ", and would keep the small network; access the network "
-            f"through pl_module in its hooks, or through self.{slot.attribute} in the module",
+            f"through pl_module in its hooks, or through {slot.words} in the module",
         )  # fmt: skip
     named = [
-        (place, [place.value[key] for key, name in names.items() if name])
+        (place, [contents(place.value)[key] for key, name in names.items() if name])
         for place, names in found.named
+        if not holds_names(place.value)
     ]
     whole = [(place, list[Tensor]()) for place in found.copies]
     for place, tensors in (*whole, *named):
@@ -177,7 +209,7 @@ def check_held(found: Held, trainer: Trainer, slot: Slot) -> None:
                 place, kept, f", which is not supported under {strategy}; train without it, or "
                 "keep whole tensors by the names of the parameters",
             )  # fmt: skip
-        if place.put is None and not isinstance(place.value, (dict, list)):
+        if put_of(place) is None:
             refuse(
                 place, kept, ", where it cannot be replaced; keep it in an attribute, a list or a "
                 "dict",
@@ -224,6 +256,15 @@ class ByName(NamedTuple):
         result = _Tensors({name: tensor.detach().clone() for name, tensor in self.large.items()})
         self.operator.of(_Tensors({**self.small, **tensors})).bake(result)
         return result.tensors
+
+    @torch.no_grad()
+    def fill(self, large: nn.Module, tensors: Mapping[str, Tensor], start: str) -> None:
+        """Grow the tensors of a copy of a network, which may be one of several."""
+        small = _Tensors({**self.small, **{f"{start}{name}": t for name, t in tensors.items()}})
+        there = {f"{start}{name}": tensor for name, tensor in tensors_of(large).items()}
+        for name, tensor in self.operator.of(small).tensors(_Tensors({**self.large, **there})):
+            if name in there:
+                there[name].copy_(tensor)
 
     def states(self, policy: Policy, states: States) -> dict[str, Any]:
         """Grow the state of an optimizer, also slow weights that it keeps as Lookahead does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,7 +34,7 @@ from lightning_ligo.trainer.checkpoint import (
     sizes_of,
 )
 from lightning_ligo.trainer.holders import tensors_of
-from lightning_ligo.trainer.hparams import built, described, note
+from lightning_ligo.trainer.hparams import built, described, note, unchanged
 from lightning_ligo.trainer.lightning import training_output
 from lightning_ligo.trainer.rehearsal import State
 from lightning_ligo.trainer.sandbox import sandboxed
@@ -105,15 +106,17 @@ class Grower:
         The operator is learned on the batches.
         """
         slot, growths = self._settings.slot_of(trainer), self._settings.growths
-        description = sizes_of(slot.module, growths)[size_of(slot.module) + 1]
-        assert description is not None
+        before, description = sizes_of(slot.module, growths)[size_of(slot.module) :][:2]
         bar_is_shown = _shows_progress(trainer)
         small = self._sharding.plain(slot.module, slot.network)
         followers = self.followers(trainer)
         with sandboxed(trainer, slot.module, self._seed(trainer)):
             operator = Operator(plan, small, self._settings.method, self._seed(trainer))
             parents = operator.parents()
-            made = materialize(built(slot, description), plan.lazy)
+            stays = unchanged(slot, small, before, description)
+            if is_sharded(trainer):  # which sharding changes in place
+                stays = copy.deepcopy(stays)
+            made = materialize(built(slot, description, standing=stays), plan.lazy)
             large = conform(trainer, small, made, parents)
             followers.begin(small, large)
             slot.set(large)

@@ -43,12 +43,12 @@ from lightning_ligo.operator.ramp import Ramp
 from lightning_ligo.schedule import Growth, Rate
 from lightning_ligo.trainer.checkpoint import (
     KEY,
+    known,
     record_of,
     set_record,
     size_of,
     sizes_of,
 )
-from lightning_ligo.trainer.hparams import built
 from lightning_ligo.trainer.lightning import (
     callbacks_of,
     is_averaging_epoch,
@@ -96,8 +96,8 @@ class GrowthCallback(Counting):
 
     Args:
         growths: when to grow and to what, in order; each may be a dict of the arguments of Growth.
-        attribute: name of the network in the LightningModule; may be dotted. Growths by `hparams`
-            find it.
+        attribute: name of the network in the LightningModule, of growths that name none; may be
+            dotted. Growths by `hparams` find it.
         method: how to grow: a name of `METHODS`, two names `DEPTH+WIDTH`, or your own `Method`. The
             default learns nothing; it is one of the two best in the comparison of the recipes.
         steps: number of steps of learning the operator; default: the method's own.
@@ -181,7 +181,7 @@ class GrowthCallback(Counting):
         if stage == "fit" and trainer.global_step == 0:
             self._reset()
             if record is not None and record["size"] > 0:
-                small = small or record["networks"][-1]
+                small = known(slot, small, record)
             else:
                 self._data.to(trainer, 0)
             record = None
@@ -245,12 +245,10 @@ class GrowthCallback(Counting):
         masks, entries = self._are_lost(trainer)
         pl_module, small = trainer.lightning_module, None
         if masks or entries:
-            description = self._sizes(pl_module)[self.size(pl_module) - 1]
-            with isolated_random(self.settings.seed):
-                slot = self.settings.slot(pl_module)
-                small = built(slot, description, "meta") if description else None
-            small = small or self._resume.kept[pl_module]
+            small = self._resume.before(pl_module)
         elif not self.planner.has_more:
+            return
+        if not self.planner.is_ready(trainer):
             return
         plan = self.planner.plan(trainer, batch, batch_idx, small)
         if self.rehearse:
@@ -393,9 +391,7 @@ class GrowthCallback(Counting):
         grown = self._grower.grow(
             trainer, plan, calls, lambda after: check_grown(**vars(metric(after)))
         )
-        if size == 0 and self._sizes(pl_module)[0] is None:  # it cannot be built again
-            grown.small.zero_grad()
-            self._resume.kept[pl_module] = grown.small.cpu()
+        self._resume.keep(pl_module, grown.small, self._sizes(pl_module)[size : size + 2])
         if grown.ramp is not None:
             self._ramping.begin(grown.ramp, step)
         self._rates.begin(growth.rate, step, grown.large, grown.operator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,15 +21,16 @@ from lightning_ligo.callbacks.datamodule import DataStages
 from lightning_ligo.callbacks.settings import Settings
 from lightning_ligo.operator.limits import refuse
 from lightning_ligo.operator.ramp import check_ramp
-from lightning_ligo.plan.pair import NeedsValues, pair_calls
+from lightning_ligo.plan.pair import CallFailed, pair_calls
 from lightning_ligo.plan.plan import Plan
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import size_of, sizes_of
-from lightning_ligo.trainer.hparams import built, check_made, note
+from lightning_ligo.trainer.hparams import built, check_made, note, unchanged
 from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.sandbox import sandboxed
+from lightning_ligo.trainer.several import SEPARATOR, parted
 from lightning_ligo.trainer.sharding import Sharding, is_sharded
-from lightning_ligo.trainer.slot import Slot, attached
+from lightning_ligo.trainer.slot import Slot, attached, listed
 from lightning_ligo.trainer.snapshot import isolated_random
 from lightning_ligo.trainer.steps import MOST, Watched, batches_ahead, training_loss, watch_steps
 from lightning_ligo.trainer.watch import are_alike
@@ -77,19 +80,29 @@ class Planner:
             check_made(slot, sizes_of(slot.module, self._settings.growths)[size_of(slot.module)])
         for number, description in self.coming(slot.module).items():
             with isolated_random(self._settings.seed), self._of_growth(number):
-                self._larger[number] = built(slot, description, "meta")
+                forms = self._sharding.forms(slot, description)
+                self._larger[number] = built(slot, description, "meta", forms)
                 if is_sharded(trainer):
-                    trial = built(slot, description, "meta")
+                    trial = built(slot, description, "meta", forms)
                     self._sharding.try_out(trainer, slot, trial)
 
     def skip(self, done: int) -> None:
         """Plan no growth up to this number."""
         self._larger = {n: large for n, large in self._larger.items() if n > done}
 
+    def is_ready(self, trainer: Trainer) -> bool:
+        """Whether no growth waits for a network that no rank has called yet."""
+        if self._waits:
+            if not trainer.strategy.reduce_boolean_decision(not self._waiting, all=False):
+                return False
+            _remove(self._waiting)
+            self._waits = False
+        return True
+
     def plan(
         self, trainer: Trainer, batch: Any, batch_idx: int, before: nn.Module | None = None
     ) -> Plan | None:
-        """Plan all growths to come, at the start of a batch.
+        """Plan all growths to come, at the start of a batch, whose networks are called.
 
         If the present network has grown from one ``before``, that growth is planned too, and its
         plan is returned.
@@ -99,46 +112,58 @@ class Planner:
         """
         settings, slot, again = self._settings, self._settings.slot_of(trainer), None
         pl_module = slot.module
-        if self._waits:
-            if not trainer.strategy.reduce_boolean_decision(not self._waiting, all=False):
-                return None
-            self._remove_hooks()
-            self._waits = False
+        self.skip(size_of(pl_module))
         network = self._sharding.plain(pl_module, slot.network)
         larger = {number: lambda large=large: large for number, large in self._larger.items()}
         with sandboxed(trainer, pl_module, settings.seed):
             slot.set(network)
             batches, calls = self.first_batch(trainer, pl_module, batch, batch_idx, before)
-            if calls:
-                for pairing in self.pairings(trainer, pl_module, larger, batches, calls):
-                    self.plans[pairing.number] = pairing.plan
-                    changes = settings.growths[pairing.number - 1].data
-                    self.calls[pairing.number] = [] if changes else pairing.calls
+            waiting, first = self._uncalled(slot, calls)
+            ready = {number: large for number, large in larger.items() if number < first}
+            for pairing in self.pairings(trainer, pl_module, ready, batches, calls):
+                self.plans[pairing.number] = pairing.plan
+                changes = settings.growths[pairing.number - 1].data
+                self.calls[pairing.number] = [] if changes else pairing.calls
             if calls and before is not None:
                 again = pair_calls(before, network, calls, override=settings.override)
-        if not calls:
-            self._wait(slot)
-            return None
-        self._larger, self.is_done = {}, True
+        if waiting:
+            self._wait(waiting)
+        else:
+            self._larger = {}
+        self.is_done = bool(calls)
         return again
 
-    def _wait(self, slot: Slot) -> None:
-        """Plan at the batch behind the one that first calls the network."""
+    def _uncalled(self, slot: Slot, calls: Sequence[Call]) -> tuple[list[Slot], float]:
+        """Return the networks to grow that no call is of, and the number of their first growth."""
+        if not calls:
+            return [slot], 0
+        starts = zip(slot.starts, slot.parts, strict=True)
+        waiting = {
+            part.attribute: part
+            for start, part in starts
+            if not any(f"{call.path}.".startswith(start) for call in calls)
+        }
+        found = {
+            name: number
+            for number in reversed(self._larger)
+            for name in parted(self._settings.growths[number - 1].changes)
+            if name in waiting
+        }
+        return [waiting[name] for name in found], min(found.values(), default=math.inf)
 
-        def called(*_: Any) -> None:
-            self._remove_hooks()
+    def _wait(self, slots: Sequence[Slot]) -> None:
+        """Plan at the batch behind the one that first calls one of these networks."""
 
+        called = functools.partial(_remove, self._waiting)
         self._waits = True
-        for part in slot.network.modules():
-            self._waiting.append(part.register_forward_pre_hook(called))
+        for slot in slots:
+            for part in slot.network.modules():
+                self._waiting.append(part.register_forward_pre_hook(called))
+        words = listed([slot.words for slot in slots])
         rank_zero_info(
-            f"training_step does not call {slot.words} in the first {MOST} batches: its "
+            f"training_step does not call {words} in the first {MOST} batches: its "
             "growths are planned when it does"
         )
-
-    def _remove_hooks(self) -> None:
-        while self._waiting:
-            self._waiting.pop().remove()
 
     def planned(self, number: int) -> Plan:
         """Return the plan of a growth that is due.
@@ -240,7 +265,7 @@ class Planner:
                 try:
                     large = attached(build_large(), trainer)
                     plan = pair_calls(small, large, *given)
-                except NeedsValues:
+                except CallFailed:
                     large = self._built(trainer, number)
                     plan = pair_calls(small, large, *given)
                 check_outputs(plan)
@@ -275,9 +300,10 @@ class Planner:
 
     def _built(self, trainer: Trainer, number: int) -> nn.Module:
         """Build a large network on the device of the run, in its precision."""
-        description = sizes_of(trainer.lightning_module, self._settings.growths)[number]
-        assert description is not None
-        network = built(self._settings.slot_of(trainer), description)
+        slot = self._settings.slot_of(trainer)
+        networks = sizes_of(slot.module, self._settings.growths)
+        stays = unchanged(slot, slot.network, networks[size_of(slot.module)], networks[number])
+        network = built(slot, networks[number], standing=stays)
         large = trainer.precision_plugin.convert_module(network)
         return attached(large, trainer).to(trainer.strategy.root_device)
 
@@ -296,4 +322,23 @@ class Planner:
         except ValueError as error:
             data = f", on data of {growth.data}" if growth.data else ""
             where = f"growth {number} (at {growth.when}, to {growth.changes}{data})"
-            raise ValueError(f"{where}: {error}") from error
+            shared = self._shared(growth) if isinstance(error, CallFailed) else ""
+            raise ValueError(f"{where}: {error}{shared}") from error
+
+    def _shared(self, growth: Growth) -> str:
+        """Say which of several networks a growth leaves as they are, which may share a length."""
+        grown = [name for name in parted(growth.changes) if name]
+        if not grown:
+            return ""
+        stay = [name for name in self._settings.attribute.split(SEPARATOR) if name not in grown]
+        left = f", and {listed(stay)} as before" if stay else ""
+        return (
+            f"; this growth makes {listed(grown)} larger{left}: a length that one of them writes "
+            "and another reads must be the same in both; give both a growth with the same trigger "
+            "in which it is"
+        )
+
+
+def _remove(hooks: list[RemovableHandle], *_: Any) -> None:
+    while hooks:
+        hooks.pop().remove()

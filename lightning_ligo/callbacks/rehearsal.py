@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch.utils._pytree import tree_map
 
 from lightning_ligo.axes.calls import Call
 from lightning_ligo.callbacks.accounting import Accounting
@@ -137,7 +138,7 @@ class Rehearsal:
                 validate_one_batch(trainer)
             if not is_sharded(trainer):
                 with self._refused(trainer, "a checkpoint of the large network, or its resume,"):
-                    checkpoint = dump_checkpoint(trainer)
+                    checkpoint = tree_map(_same, dump_checkpoint(trainer))  # its lists are live
                     followers.back()
                     resume(trainer, slot, small, checkpoint)
         finally:
@@ -182,6 +183,10 @@ class Rehearsal:
                 f"{_words(error)}{f', at {line}' if line else ''}; {what}; or switch the rehearsal "
                 "off with GrowthCallback(rehearse=False)"
             ) from error
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
 
 
 def _words(error: BaseException) -> str:

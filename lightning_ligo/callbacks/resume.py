@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lightning_ligo.axes.calls import copied
 from lightning_ligo.callbacks.checks import check_searches
 from lightning_ligo.callbacks.companions import add_groups, freeze_statistics
 from lightning_ligo.callbacks.datamodule import DataStages
@@ -26,12 +27,12 @@ from lightning_ligo.trainer.checkpoint import (
     sizes_of,
 )
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
-from lightning_ligo.trainer.hparams import HPARAMS, built, described, note
+from lightning_ligo.trainer.hparams import HPARAMS, built, described, note, of_parts
 from lightning_ligo.trainer.integrity import intact
 from lightning_ligo.trainer.lightning import forget_optimizers, is_resuming
 from lightning_ligo.trainer.optimizers import regroup
 from lightning_ligo.trainer.sharding import Sharding, is_sharded, shard
-from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.slot import Slot, attached
 from lightning_ligo.trainer.snapshot import isolated_random
 
 
@@ -43,7 +44,38 @@ class Resume:
         self._sharding = sharding
         self._stages = stages
         self._groups: list[list[list[str]]] | None = None  # of the optimizers, by name
-        self.kept: dict[LightningModule, nn.Module] = {}  # small networks without a description
+        self.kept: dict[LightningModule, dict[str, nn.Module]] = {}
+        """Networks without a description that have grown, by attribute."""
+
+    def keep(
+        self, module: LightningModule, small: nn.Module, sizes: Sequence[dict[str, Any] | None]
+    ) -> None:
+        """Keep the small networks, of these sizes before and after, that cannot be built again."""
+        slot = self._settings.slot(module)
+        before, after = (of_parts(slot, each) for each in sizes)
+        for (part, network), (_, old), (_, new) in zip(
+            slot.split(small), before, after, strict=True
+        ):
+            if old is None and new is not None:
+                network.zero_grad()
+                self.kept.setdefault(module, {})[part.attribute] = network.cpu()
+
+    def before(self, module: LightningModule) -> nn.Module:
+        """Build the network before the last growth, whole on every rank."""
+        slot, trainer = self._settings.slot(module), module.trainer
+        device = trainer.strategy.root_device
+        description = sizes_of(module, self._settings.growths)[size_of(module) - 1]
+        plain, kept = self._sharding.plain(module, slot.network), self.kept.get(module, {})
+        standing = {}
+        for (part, one), (_, own) in zip(
+            slot.split(plain), of_parts(slot, description), strict=True
+        ):
+            if own is None:
+                small = kept.get(part.attribute, one)
+                standing[part.attribute] = copied(small, lambda t: t.to(device, copy=True))
+        with isolated_random(self._settings.seed):
+            network = built(slot, description, device, standing)
+        return attached(trainer.precision_plugin.convert_module(network), trainer)
 
     def load_checkpoint(
         self,
@@ -72,7 +104,7 @@ class Resume:
         with intact(path, weights_only):
             checkpoint = peek(path, weights_only)
         self._resize(slot, checkpoint)
-        is_resized = slot.network is not network
+        is_resized = any(part.network is not one for part, one in slot.split(network))
         if is_resized:
             self._sharding.see(slot.module, slot.network)
             plain = trainer.precision_plugin.convert_module(slot.network)
@@ -88,7 +120,7 @@ class Resume:
     def _resize(self, slot: Slot, checkpoint: dict[str, Any]) -> None:
         """Give the module the network that the checkpoint holds the weights of."""
         module, growths = slot.module, self._settings.growths
-        record, current = check_record(checkpoint, slot.attribute, growths), record_of(module)
+        record, current = check_record(checkpoint, slot, growths), record_of(module)
         assert current is not None
         if record is None:
             if current["size"] == 0:
@@ -103,14 +135,16 @@ class Resume:
                 f"the network {slot.attribute!r} of the module is {base}, which is no size of the "
                 f"run that wrote the checkpoint: {all_sizes}; make the module as in that run"
             )
-        network, others = slot.network, others_of(module.trainer)
-        if record["size"] == 0 and module in self.kept:
-            names = copies_in(slot, network)
-            replace_everywhere(slot, self.kept.pop(module), others, names)
+        others, kept = others_of(module.trainer), self.kept.get(module, {})
+        network = slot.network
+        for part, own in of_parts(slot, record["networks"][record["size"]]):
+            if own is None and part.attribute in kept:
+                names = [n for n in copies_in(part, part.network) if not slot.has(n)]
+                replace_everywhere(part, kept.pop(part.attribute), others, names)
         rebuild(module, {**checkpoint, KEY: record}, others)
-        if slot.network is not network:
-            if current["size"] == 0 and record["networks"][0] is None:
-                self.kept[module] = self._sharding.plain(module, network)
+        if any(part.network is not one for part, one in slot.split(network)):
+            present = current["networks"][current["size"]], record["networks"][record["size"]]
+            self.keep(module, self._sharding.plain(module, network), present)
             freeze_statistics(module.trainer, slot.network)
         self._groups = record.get("groups")
         self._stages.to(module.trainer, record["size"])
@@ -139,12 +173,10 @@ class Resume:
         if groups is None:
             return original(trainer)
         slot = self._settings.slot(pl_module)
-        large, small = slot.network, self.kept.get(pl_module)
+        large, kept = slot.network, self.kept.get(pl_module, {})
         networks = sizes_of(pl_module, self._settings.growths)
-        if small is None:
-            assert networks[0] is not None
-            with isolated_random(self._settings.seed):
-                small = built(slot, networks[0])
+        with isolated_random(self._settings.seed):
+            small = built(slot, networks[0], standing=kept)
         slot.set(small.to(pl_module.device))
         note(slot, networks[0])
         try:
@@ -152,6 +184,7 @@ class Resume:
         finally:
             slot.set(large)
             note(slot, networks[size_of(pl_module)])
-            small.cpu()
+            for each in kept.values():
+                each.cpu()
         add_groups(trainer, groups)
         regroup(trainer, pl_module, groups)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -13,11 +15,12 @@ from lightning_ligo.callbacks.failure import OnFailure
 from lightning_ligo.methods.catalog import method_named
 from lightning_ligo.methods.method import Method
 from lightning_ligo.operator.optimizer_state import Policy
-from lightning_ligo.schedule import Growth
+from lightning_ligo.schedule import DECIDED, KNOWN, Growth
 from lightning_ligo.trainer.checkpoint import record_of
 from lightning_ligo.trainer.hparams import described, small_of
+from lightning_ligo.trainer.several import NETWORKS, SEPARATOR
 from lightning_ligo.trainer.sharding import is_sharded
-from lightning_ligo.trainer.slot import Slot
+from lightning_ligo.trainer.slot import Slot, listed
 from lightning_ligo.trainer.snapshot import isolated_random
 
 
@@ -84,23 +87,64 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.growths:
             raise ValueError("GrowthCallback has no growths; give at least one")
+        names = [growth.attribute or self.attribute for growth in self.growths]
         by_hparams = {growth.hparams is not None for growth in self.growths}
         if len(by_hparams) > 1:
             raise ValueError(
                 "some growths have hparams and others have to; give all growths of a run hparams, "
                 "or none"
             )
+        self.attribute = SEPARATOR.join(dict.fromkeys(names))
         if by_hparams == {True} and self.attribute != "network":
             raise ValueError(
                 f"growths by hparams find the network, got attribute={self.attribute!r}; leave it "
                 "out"
             )
+        if len(set(names)) > 1:
+            self.growths = together(names, self.growths)
         if self.optimizer_state not in get_args(Policy):
             known = ", ".join(map(repr, get_args(Policy)))
             raise ValueError(
                 f"got optimizer_state={self.optimizer_state!r}, expected one of {known}"
             )
         read(self.override)
+
+
+def together(names: Sequence[str], growths: Sequence[Growth]) -> list[Growth]:
+    """Return growths of several networks, with one growth for those at one moment.
+
+    These follow one another and have the same trigger.
+
+    Raises:
+        ValueError: for a network inside of another one, one that grows twice at a moment, and two
+            rates or data at one moment.
+    """
+    for one, other in itertools.permutations(dict.fromkeys(names), 2):
+        if f"{one}.".startswith(f"{other}."):
+            raise ValueError(
+                f"the network {one!r} is a part of {other!r}, and both have growths; let "
+                f"{other!r} grow as one network, or each of its parts by itself"
+            )
+    merged: list[tuple[Growth, dict[str, Any]]] = []
+    for name, growth in zip(names, growths, strict=True):
+        first, networks = merged[-1] if merged else (None, {})
+        trigger = {each: getattr(growth, each) for each in (*KNOWN, *DECIDED)}
+        is_same = all(getattr(first, each, None) == value for each, value in trigger.items())
+        if is_same and name in networks and not growth.is_decided:
+            raise ValueError(
+                f"the network {name!r} has two growths at {growth.when}; give one, or each its own "
+                "moment"
+            )
+        if first is None or not is_same or name in networks:
+            merged.append((growth, {name: growth.to}))
+            continue
+        if (first.rate, first.data) != (growth.rate, growth.data):
+            raise ValueError(
+                f"{listed([*networks, name])} grow together at {growth.when}, with different rates "
+                "or data; give all of these growths the same"
+            )
+        networks[name] = growth.to
+    return [replace(one, to={NETWORKS: to}, attribute=None) for one, to in merged]
 
 
 def check_choices(growths: list[Growth], early_stopping: str, on_failure: str) -> None:

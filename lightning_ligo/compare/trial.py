@@ -171,6 +171,11 @@ class Recipe:
                     "FLOPs of every run before it starts; give the growth a step, an epoch or a "
                     "fraction, such as the one at which a run has grown"
                 )
+            if growth.attribute not in (None, options["attribute"]):
+                raise ValueError(
+                    f"growth {number} is of the network {growth.attribute!r}, and a comparison "
+                    f"trains one network, {options['attribute']!r}; compare methods on one of them"
+                )
             if growth.data:
                 raise ValueError(
                     f"growth {number} changes the data, and so the cost of a step; leave its data "

@@ -21,8 +21,8 @@ from lightning_ligo.plan.refusals import notes, refusals, unproved
 SHOWN = 12  # reasons in one error
 
 
-class NeedsValues(ValueError):
-    """A large network on the meta device fails, as it may not do on a real device."""
+class CallFailed(ValueError):
+    """A large network fails when it is called; on the meta device, for which it may need values."""
 
 
 def pair(
@@ -109,8 +109,7 @@ def _traced(
     try:
         second = watch(large, others, first.scalars_read, override)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-        kind = NeedsValues if _is_meta(large) else ValueError
-        raise kind(
+        raise CallFailed(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
             f"{'the same inputs' if large_calls is None else 'large_inputs'} it fails with "
             f"{type(error).__name__}: {error}"

@@ -3,10 +3,12 @@
 The record is under the key `lightning_ligo` and has plain types only:
 
     version     1
-    attribute   where the network is in the LightningModule; empty if that is the network
+    attribute   where the network is in the LightningModule; empty if that is the network; names of
+                several networks are separated by commas
     size        the number of growths so far
     networks    the descriptions of all sizes up to this one; None for a small network that the
-                user's own code builds; see `hparams.py` for networks made from hyperparameters
+                user's own code builds; see `hparams.py` for networks made from hyperparameters, and
+                `several.py` for several networks
     frozen      the parameters of the network that are not trained
     groups      the parameters in the groups of every optimizer (not in weights-only files)
 """
@@ -30,8 +32,9 @@ from lightning_ligo.networks.description import is_description, merge
 from lightning_ligo.networks.pretrained import loads_weights, untrained
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.holders import copies_in, replace_everywhere
-from lightning_ligo.trainer.hparams import HPARAMS, built, described, note
+from lightning_ligo.trainer.hparams import HPARAMS, built, described, note, of_parts
 from lightning_ligo.trainer.integrity import METADATA
+from lightning_ligo.trainer.several import SEPARATOR, parted, whole
 from lightning_ligo.trainer.slot import Slot
 from lightning_ligo.trainer.snapshot import isolated_random
 
@@ -60,42 +63,58 @@ def rebuild(
     if record is None:
         return
     _check_version(record)
-    attribute, size = record["attribute"], record["size"]
-    description = record["networks"][size]
-    slot = Slot(module, attribute)
-    network = slot.network
-    if "state_dict" not in checkpoint:  # a sharded strategy has loaded what fits
-        whole = None if description is None else built(slot, description, "meta")
-        if whole is not None and _shapes(network.state_dict()) != _shapes(whole.state_dict()):
-            raise ValueError(
-                f"the checkpoint holds a network {attribute!r} of another size than the module's, "
-                "and a sharded strategy would load a part only; give the Trainer the "
-                f"GrowthCallback of the run that wrote it, or make the module with {description}"
-            )
-        set_record(module, record)
-        return
-    wanted = _shapes(checkpoint["state_dict"], slot.start)
-    entry = described(slot, description)
-    if _shapes(network.state_dict()) != wanted or entry not in (None, description):
-        if description is None:
-            raise ValueError(
-                f"the checkpoint holds the small network {attribute!r}, from before any growth, "
-                f"and {type(module).__name__} holds another one; load it into a new module"
-            )
-        network = _built(description, slot, checkpoint["state_dict"])
-        if _shapes(network.state_dict()) != wanted:
-            raise ValueError(
-                f"the checkpoint says that its network {attribute!r} is {description}, but this "
-                "does not build the parameters that it holds; has the code of "
-                f"{description.get('class_path', type(module).__name__)} changed?"
-            )
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name not in record["frozen"])
-        stored = checkpoint["state_dict"]
-        names = [n for n in copies_in(slot, slot.network) if _shapes(stored, f"{n}.") == wanted]
-        replace_everywhere(slot, network, others, names)
-        note(slot, description)
+    slot = Slot(module, record["attribute"])
+    for part, description in of_parts(slot, record["networks"][record["size"]]):
+        if "state_dict" in checkpoint:
+            _rebuild(part, description, record["frozen"], checkpoint["state_dict"], slot, others)
+        else:  # a sharded strategy has loaded what fits
+            _check_sharded(part, description)
     set_record(module, record)
+
+
+def _check_sharded(slot: Slot, description: dict[str, Any] | None) -> None:
+    wanted = None if description is None else built(slot, description, "meta")
+    if wanted is not None and _shapes(slot.network.state_dict()) != _shapes(wanted.state_dict()):
+        raise ValueError(
+            f"the checkpoint holds a network {slot.attribute!r} of another size than the module's, "
+            "and a sharded strategy would load a part only; give the Trainer the "
+            f"GrowthCallback of the run that wrote it, or make the module with {description}"
+        )
+
+
+def _rebuild(
+    part: Slot,
+    description: dict[str, Any] | None,
+    frozen: Sequence[str],
+    stored: dict[str, Tensor],
+    slot: Slot,
+    others: Sequence[object],
+) -> None:
+    """Replace a network, which may be one of several in a slot, if a checkpoint holds another."""
+    attribute, network = part.attribute, part.network
+    wanted = _shapes(stored, part.outer(""))
+    entry = described(part, description)
+    if _shapes(network.state_dict()) == wanted and entry in (None, description):
+        return
+    if description is None:
+        raise ValueError(
+            f"the checkpoint holds the small network {attribute!r}, from before any growth, "
+            f"and {type(part.module).__name__} holds another one; load it into a new module"
+        )
+    network = _built(description, part, stored)
+    if _shapes(network.state_dict()) != wanted:
+        raise ValueError(
+            f"the checkpoint says that its network {attribute!r} is {description}, but this "
+            "does not build the parameters that it holds; has the code of "
+            f"{description.get('class_path', type(part.module).__name__)} changed?"
+        )
+    start = f"{attribute}." if slot.is_several else ""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(f"{start}{name}" not in frozen)
+    names = [name for name in copies_in(part, part.network) if not slot.has(name)]
+    names = [name for name in names if _shapes(stored, f"{name}.") == wanted]
+    replace_everywhere(part, network, others, names)
+    note(part, description)
 
 
 def load(kind: type[Module], path: str | Path, **options: Any) -> Module:
@@ -129,7 +148,7 @@ def _built(description: dict[str, Any], slot: Slot, stored: dict[str, Tensor]) -
     with isolated_random(0):
         network = built(slot, description).train(slot.network.training)
     if any(map(is_lazy, network.parameters())):
-        start = slot.start
+        start = slot.outer("")
         weights = {n.removeprefix(start): w for n, w in stored.items() if n.startswith(start)}
         network.load_state_dict(weights, strict=False)
     floats = {t.dtype for t in slot.network.state_dict().values() if t.is_floating_point()}
@@ -145,30 +164,40 @@ def sizes(small: dict[str, Any] | None, growths: Sequence[Growth]) -> list[dict[
     None is with trained weights. Raises ValueError for a growth that changes nothing or asks for
     trained weights, or a network without a description.
     """
-    networks: list[dict[str, Any] | None] = [small and merge(untrained(small), {})]
+    networks = [untrained_of(small)]
     for number, growth in enumerate(growths, 1):
-        before = networks[-1]
-        is_other = before is None or (HPARAMS in before) != (HPARAMS in growth.changes)
-        if not is_description(growth.changes) and is_other:
-            raise ValueError(
-                f"growth {number} is to {growth.changes}, which are changes to the network before "
-                "it, and that has no description in the module's hyperparameters; give a whole "
-                "description {'class_path': ..., 'init_args': {...}}"
-            )
-        after = merge(before or {}, growth.changes)
-        if loads := loads_weights(after):
-            raise ValueError(
-                f"growth {number} is to {growth.changes}, which loads trained weights "
-                f"({', '.join(loads)}), and a large network gets the weights of the small one; "
-                "leave that out"
-            )
-        if after == before:
-            raise ValueError(
-                f"growth {number} is to {growth.changes}, which the network before it is already; "
-                "change something"
-            )
-        networks.append(after)
+        after = parted(networks[-1])
+        for name, changes in parted(growth.changes).items():
+            assert changes is not None
+            after[name] = _changed(after.get(name), changes, f"growth {number} is to {changes}")
+        networks.append(whole(after))
     return networks
+
+
+def untrained_of(description: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a description, which may be that of several networks, without trained weights."""
+    parts = parted(description).items()
+    return whole({name: own and merge(untrained(own), {}) for name, own in parts})
+
+
+def _changed(before: dict[str, Any] | None, changes: dict[str, Any], growth: str) -> dict[str, Any]:
+    is_other = before is None or (HPARAMS in before) != (HPARAMS in changes)
+    if not is_description(changes) and is_other:
+        raise ValueError(
+            f"{growth}, which are changes to the network before "
+            "it, and that has no description in the module's hyperparameters; give a whole "
+            "description {'class_path': ..., 'init_args': {...}}"
+        )
+    after = merge(before or {}, changes)
+    if loads := loads_weights(after):
+        raise ValueError(
+            f"{growth}, which loads trained weights "
+            f"({', '.join(loads)}), and a large network gets the weights of the small one; "
+            "leave that out"
+        )
+    if after == before:
+        raise ValueError(f"{growth}, which the network before it is already; change something")
+    return after
 
 
 def peek(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -205,7 +234,7 @@ def check_same_shapes(pl_module: LightningModule, checkpoint: dict[str, Any]) ->
 
 
 def check_record(
-    checkpoint: dict[str, Any], attribute: str, growths: Sequence[Growth]
+    checkpoint: dict[str, Any], slot: Slot, growths: Sequence[Growth]
 ) -> dict[str, Any] | None:
     """Return the record of a checkpoint, after a check that these growths lead to its network.
 
@@ -215,10 +244,11 @@ def check_record(
     if record is None:
         return None
     _check_version(record)
-    if record["attribute"] != attribute:
+    record = _with_others(slot, record)
+    if set(record["attribute"].split(SEPARATOR)) != {part.attribute for part in slot.parts}:
         raise ValueError(
             f"the checkpoint was written by a GrowthCallback that grows {record['attribute']!r}, "
-            f"this one grows {attribute!r}; give both the same attribute"
+            f"this one grows {slot.attribute!r}; give both the same attribute"
         )
     size, networks = record["size"], record["networks"]
     if size > len(growths):
@@ -229,13 +259,26 @@ def check_record(
     expected = sizes(networks[0], growths[:size])
     for number in range(1, size + 1):
         stored = networks[number]
-        if (None if stored is None else untrained(stored)) != expected[number]:
+        if untrained_of(stored) != expected[number]:
             raise ValueError(
                 f"the checkpoint holds a network that growth {number} made to "
                 f"{stored}, and this GrowthCallback would make it {expected[number]}; "
                 "give it the growths of the run that wrote the checkpoint"
             )
     return record
+
+
+def _with_others(slot: Slot, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the networks of a place that have had no growth when it was written."""
+    old = record["attribute"]
+    if not {part.attribute for part in slot.parts} > {*old.split(SEPARATOR)}:
+        return record
+    rest, start = parted(described(slot)), "" if SEPARATOR in old else f"{old}."
+    return record | {
+        "attribute": slot.attribute,
+        "networks": [whole(rest | parted(each, old)) for each in record["networks"]],
+        "frozen": [f"{start}{name}" for name in record["frozen"]],
+    }
 
 
 def record_of(module: LightningModule) -> dict[str, Any] | None:
@@ -261,6 +304,15 @@ def set_record(module: LightningModule, record: dict[str, Any]) -> None:
     if isinstance(hook, functools.partial) and hook.func is _save:
         hook = hook.args[2]
     vars(module)["on_save_checkpoint"] = functools.partial(_save, module, record, hook)
+
+
+def known(
+    slot: Slot, small: dict[str, Any] | None, record: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return a description with those of a record for networks that have none."""
+    last = parted(record["networks"][-1], record["attribute"])
+    parts = of_parts(slot, small)
+    return whole({part.attribute: own or last.get(part.attribute) for part, own in parts})
 
 
 def size_of(module: LightningModule) -> int:
@@ -295,9 +347,10 @@ def _save(
 ) -> None:
     hook(checkpoint)
     slot = Slot(module, record["attribute"])
-    network, description = slot.network, described(slot)
-    if description is not None:
-        checkpoint["hyper_parameters"][slot.attribute] = description
+    for part, description in of_parts(slot, described(slot)):
+        if description is not None:
+            checkpoint["hyper_parameters"][part.attribute] = description
+    network = slot.network
     frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **record, "frozen": frozen}
 

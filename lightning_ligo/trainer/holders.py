@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import operator
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,8 +28,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_ligo.trainer.hooks import hooks, move_hooks
 from lightning_ligo.trainer.optimizers import parameters_in
 from lightning_ligo.trainer.slot import Slot, in_layers
+from lightning_ligo.trainer.snapshot import refill
 from lightning_ligo.trainer.whole import holds
 
 _CLOSED = (
@@ -38,12 +42,6 @@ _CLOSED = (
 _TORCH_OWN = frozenset(vars(nn.Module()))
 _OPTIMIZER_OWN = ("param_groups", "state", "defaults")
 _MANY = 10_000  # items of a container that is data and is not walked
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
-    "_backward_pre_hooks",
-)  # fmt: skip
-_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 Put = Callable[[Any], object]
 
 
@@ -54,6 +52,7 @@ class Place(NamedTuple):
     path: str  # such as `copies[0].network`
     value: Any
     put: Put | None  # holds another value there, where that is possible
+    start: str = ""  # the prefix of the network's parameters, if it is one of several
 
 
 class Held(NamedTuple):
@@ -62,15 +61,24 @@ class Held(NamedTuple):
     references: list[Place]  # the network itself
     parts: list[Place]  # a module or a parameter of it
     copies: list[Place]  # a network of its type and shapes, with weights like its own
-    named: list[tuple[Place, dict[Any, str]]]  # tensors, or parameters, by key; and the names
+    named: list[
+        tuple[Place, dict[Any, str]]
+    ]  # `contents` that are of parameters, by key; the names
 
 
-def held(roots: Sequence[object], slot: Slot, optimizers: Sequence[Optimizer] = ()) -> Held:
+def held(
+    roots: Sequence[object],
+    slot: Slot,
+    optimizers: Sequence[Optimizer] = (),
+    closed: Sequence[object] = (),
+) -> Held:
     """Walk objects and everything that they hold; the place of the network itself is left out.
 
-    A copy that one of the ``optimizers`` trains is no copy but another network.
+    A copy that one of the ``optimizers`` trains is no copy but another network. What only the
+    objects ``closed`` hold is left out too.
     """
     walk = _Walk(slot, optimizers)
+    walk.seen |= {id(each): each for each in closed}
     for root in (*roots, *hooks(slot.network)):
         walk.over(root)
     return walk.found
@@ -109,29 +117,34 @@ def _shape(tensor: Tensor) -> torch.Size | None:
     return None if is_lazy(tensor) else tensor.shape
 
 
-def copies_in(slot: Slot, network: nn.Module) -> list[str]:
-    """Return the submodules of the type and shapes of a network that is, or was, in the slot."""
-    shapes = shapes_of(network)
-    return [
-        name
-        for name, part in slot.module.named_modules()
-        if type(part) is type(network)
-        and not f"{name}.".startswith(f"{slot.attribute}.")
-        and shapes_of(part) == shapes
-    ]
+def copies_in(slot: Slot, network: nn.Module) -> dict[str, str]:
+    """Return the submodules of the type and shapes of a network that is, or was, in the slot.
 
-
-def hooks(network: nn.Module) -> list[Any]:
-    """Return the hooks on the modules and parameters of a network, without those of torch."""
-    items = (*network.modules(), *network.parameters())
-    return [hook for item in items for _, hook in _of_users(item, {})]
+    Each has the prefix of the parameters of the one of several networks that it is like.
+    """
+    found: dict[str, str] = {}
+    for start, (_, one) in zip(slot.starts, slot.split(network), strict=True):
+        shapes = shapes_of(one)
+        for name, part in slot.module.named_modules():
+            if type(part) is type(one) and not slot.has(name) and shapes_of(part) == shapes:
+                found.setdefault(name, start)
+    return found
 
 
 class _Walk:
     def __init__(self, slot: Slot, optimizers: Sequence[Optimizer]) -> None:
         network, module = slot.network, slot.module
-        self.slot, self.network = slot, network
-        self.standing = module.get_submodule(slot.attribute)  # or torch.compile's wrapper
+        self.slot = slot
+        self.networks = {
+            start: one for start, (_, one) in zip(slot.starts, slot.split(network), strict=True)
+        }
+        self.places = [part.attribute for part in slot.parts]
+        standing = map(module.get_submodule, self.places)
+        self.starts = {  # of the networks, or torch.compile's wrappers
+            id(each): start
+            for some in (self.networks.values(), standing)
+            for start, each in zip(self.networks, some, strict=True)
+        }
         self.modules, self.tensors = set(network.modules()), tensors_of(network)
         self.parameters: dict[Tensor, str] = {p: n for n, p in network.named_parameters()}
         self.shapes = shapes_of(network)
@@ -148,7 +161,7 @@ class _Walk:
         places = [Place(owner, "", root, None)]
         while places:
             place = places.pop()
-            own = root is self.slot.module and place.path == self.slot.attribute
+            own = root is self.slot.module and place.path in self.places
             if not own and not self.is_found(place):
                 self.seen[id(place.value)] = place.value
                 held = [
@@ -162,14 +175,16 @@ class _Walk:
         value = place.value
         if isinstance(value, _CLOSED) or id(value) in self.seen:
             return True
-        if value is self.network or value is self.standing:
-            self.found.references.append(place)
+        if id(value) in self.starts:
+            self.found.references.append(place._replace(start=self.starts[id(value)]))
         elif self.is_part(value):
             self.found.parts.append(place)
-        elif type(value) is type(self.network) and shapes_of(value) == self.shapes:
-            if self.is_copy(value):
-                self.found.copies.append(place)
-        elif isinstance(value, (dict, list, tuple)) and (names := self.names_of(value)):
+        elif twins := self.twins_of(place):
+            for start in [start for start in twins if self.is_copy(value, start)][:1]:
+                self.found.copies.append(place._replace(start=start))
+        elif isinstance(value, (dict, list, tuple, set, frozenset)) and (
+            names := self.names_of(place)
+        ):
             self.found.named.append((place, names))
         else:
             return False
@@ -179,28 +194,50 @@ class _Walk:
         module = isinstance(value, nn.Module) and value in self.modules
         return module or (isinstance(value, nn.Parameter) and value in self.parameters)
 
-    def is_copy(self, network: nn.Module) -> bool:
-        is_trained = any(parameter in self.trained for parameter in network.parameters())
-        return not is_trained and (self.is_average or is_like(tensors_of(network), self.tensors))
+    def twins_of(self, place: Place) -> list[str]:
+        """Return the networks of the type and shapes of one, first that of the same name."""
+        twins = [
+            start
+            for start, network in self.networks.items()
+            if type(place.value) is type(network) and shapes_of(place.value) == shapes_of(network)
+        ]
+        return sorted(twins, key=lambda start: not f"{place.path}.".endswith(start))
 
-    def names_of(self, container: Any) -> dict[Any, str]:
+    def is_copy(self, network: nn.Module, start: str) -> bool:
+        is_trained = any(parameter in self.trained for parameter in network.parameters())
+        its = tensors_of(self.networks[start])
+        return not is_trained and (self.is_average or is_like(tensors_of(network), its))
+
+    def names_of(self, place: Place) -> dict[Any, str]:
         """Return the name, in the network, of every item that belongs to a parameter of it.
 
-        Items are under the names of parameters, or in the order of parameters.
+        Items are under the names of parameters, in the order of parameters, or are these names.
         """
+        container = place.value
         if not 0 < len(container) < _MANY:
             return {}
-        keyed = isinstance(container, dict)
-        items = dict(container if keyed else enumerate(container))
+        items = contents(container)
         tensors = {key: item for key, item in items.items() if isinstance(item, Tensor)}
-        if keyed:
-            return self.named(tensors)
+        if isinstance(container, dict):
+            return self.read(tensors, self.named_by)
+        if holds_names(container):
+            return self.read(items, self.words_by) if isinstance(container, (list, set)) else {}
         return self.ordered(tensors) if len(tensors) == len(items) else {}
 
-    def named(self, tensors: dict[Any, Tensor]) -> dict[Any, str]:
+    def read(self, items: dict[Any, Any], by: Callable[..., dict[Any, str]]) -> dict[Any, str]:
+        """Read keys as names in the module, or in one of the networks: as fits most of them."""
+        ways: list[Callable[[str], str]] = [self.slot.inner]
+        ways += [functools.partial(operator.add, start) for start in self.networks]
+        return max((by(way, items) for way in ways), key=len)
+
+    def words_by(self, way: Callable[[str], str], words: dict[Any, Any]) -> dict[Any, str]:
+        names = {word: way(word) for word in words}
+        return names if self.shapes.keys() >= {*names.values()} else {}
+
+    def named_by(self, way: Callable[[str], str], tensors: dict[Any, Tensor]) -> dict[Any, str]:
         names = {}
         for key, tensor in tensors.items():
-            name = str(key).removeprefix(f"{self.slot.prefix}.")
+            name = way(str(key))
             if self.shapes.get(name) == _shape(tensor):
                 if isinstance(tensor, nn.Parameter) and self.parameters.get(tensor, name) != name:
                     return {}
@@ -217,6 +254,63 @@ class _Walk:
         return {}
 
 
+def holds_names(container: Any) -> bool:
+    """Whether a list, a tuple or a set has strings only."""
+    return not isinstance(container, dict) and all(isinstance(item, str) for item in container)
+
+
+def contents(container: Any) -> dict[Any, Any]:
+    """Return what a container holds by its key, or by its position; strings by themselves."""
+    if isinstance(container, dict):
+        return dict(container)
+    if holds_names(container):
+        return {item: item for item in container}
+    strong = (item() if isinstance(item, weakref.ref) else item for item in container)
+    return dict(enumerate(strong))
+
+
+def put_of(place: Place) -> Put | None:
+    """Return what puts another value into a place, or other contents into this one, if possible."""
+    is_open = isinstance(place.value, (dict, list, set))
+    return functools.partial(refill, place.value) if is_open else place.put
+
+
+def regrown(
+    container: Any,
+    names: Mapping[Any, str],
+    tensors: Mapping[str, Tensor],
+    starts: Collection[str] = ("",),
+) -> Any:
+    """Make a container of the same kind with other tensors of the network in it.
+
+    Args:
+        container: what holds parameters, or their names.
+        names: of all of its `contents` that are of the network, by key.
+        tensors: the other tensors, by the names of the network.
+        starts: the prefixes of the parameters of several networks.
+    """
+    items = contents(container)
+    prefixes: dict[str, str] = {}
+    for key, name in names.items():
+        start = next(start for start in starts if name.startswith(start))
+        prefixes[start] = str(key).removesuffix(name.removeprefix(start))
+    new = {
+        prefix + name.removeprefix(start): tensor
+        for start, prefix in prefixes.items()
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
+    at = next(number for number, key in enumerate(items) if key in names)
+    rest = [item for item in items.items() if item[0] not in names]
+    both = dict([*rest[:at], *new.items(), *rest[at:]])
+    if isinstance(container, dict):
+        return both
+    if holds_names(container):
+        return type(container)(both)
+    weak = any(isinstance(item, weakref.ref) for item in container)
+    return tuple(weakref.ref(item) if weak else item for item in both.values())
+
+
 def _orders(
     slot: Slot, optimizers: Sequence[Optimizer]
 ) -> list[list[tuple[str, torch.Size | None]]]:
@@ -225,9 +319,9 @@ def _orders(
     A parameter outside the network has an empty name.
     """
     name_of = {p: name for name, p in slot.network.named_parameters()}
-    whole, inner = list(slot.module.parameters()), list(slot.network.parameters())
-    lists = [inner, [p for p in inner if p.requires_grad], whole]
-    lists.append([p for p in whole if p.requires_grad])
+    modules = [slot.network, slot.module, *(one for _, one in slot.split(slot.network))]
+    lists = [list(each.parameters()) for each in modules]
+    lists += [[p for p in each if p.requires_grad] for each in lists]
     for optimizer in optimizers:
         lists += [group["params"] for group in optimizer.param_groups]
         lists.append(parameters_in([optimizer]))
@@ -260,6 +354,24 @@ def replace_everywhere(
     for place in found.references:
         if place.put is not None:
             place.put(network)
+    _replace_parameters(found, before, network)
+
+
+def _replace_parameters(found: Held, before: nn.Module, network: nn.Module) -> None:
+    """Put the parameters of a network, or their names, where there are those of another one."""
+    old, new = tensors_of(before), tensors_of(network)
+    standing_for = in_layers({name: name for name in old})
+    for place, names in found.named:
+        items, inner = contents(place.value), {key: name for key, name in names.items() if name}
+        is_own = all(items[key] is old[name] for key, name in inner.items())
+        put = put_of(place)
+        if put is not None and (is_own or holds_names(place.value)):
+            wanted = {
+                name: tensor
+                for name, tensor in new.items()
+                if any(each in inner.values() for each in standing_for(name))
+            }
+            put(regrown(place.value, inner, wanted))
 
 
 # What objects hold --------------------------------------------------------------------------------
@@ -276,6 +388,10 @@ def _content(place: Place) -> Iterator[tuple[str, Any, Put | None]]:
             yield "", item, None
     elif isinstance(value, types.MethodType):
         yield "", value.__self__, None
+    elif isinstance(value, weakref.ref):
+        put = place.put
+        if isinstance(value(), (nn.Module, Tensor)):
+            yield "()", value(), put and (lambda item: put(weakref.ref(item)))
     elif isinstance(value, types.FunctionType):
         names = value.__code__.co_freevars
         for name, cell in zip(names, value.__closure__ or (), strict=True):
@@ -331,56 +447,3 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any, Put | None]]:
 def _plain(module: Any) -> Any:
     """Return the module that torch.compile has wrapped, or what it was given."""
     return module._orig_mod if isinstance(module, OptimizedModule) else module
-
-
-# Hooks --------------------------------------------------------------------------------------------
-
-
-def move_hooks(small: nn.Module, large: nn.Module) -> list[str]:
-    """Give a large network the hooks that users have set on a small one; return where they are.
-
-    They go to the modules and parameters of the same name, and to a new layer if all old layers
-    have the same. What the network's own constructor has set is there already.
-    """
-    moved = []
-    for kind in (nn.Module.named_modules, nn.Module.named_parameters):
-        standing_for = in_layers(dict(kind(small)))
-        for name, new in kind(large):
-            sources: list[Any] = standing_for(name)
-            own = {each: len(kept) for each, kept in _kept(new).items()}
-            users = [_of_users(source, own) for source in sources]
-            if users and users[0] and all(list(u) == list(users[0]) for u in users[1:]):
-                _give(sources[0], new, own)
-                moved.append(name)
-    return moved
-
-
-def _kept(item: Any) -> dict[str, dict[int, Any]]:
-    """Return the dicts that hold the hooks of a module or a parameter."""
-    names = _HOOKS if isinstance(item, nn.Module) else _TENSOR_HOOKS
-    found = {name: getattr(item, name) for name in names}
-    return {name: kept for name, kept in found.items() if kept}
-
-
-def _of_users(item: Any, own: Mapping[str, int]) -> list[tuple[str, Any]]:
-    return [
-        (name, hook)
-        for name, kept in _kept(item).items()
-        for hook in list(kept.values())[own.get(name, 0) :]
-        if callable(hook) and not _is_of_torch(hook)
-    ]
-
-
-def _give(source: Any, new: Any, own: Mapping[str, int]) -> None:
-    for name, kept in _kept(source).items():
-        if name not in own and not any(map(_is_of_torch, kept.values())):
-            setattr(new, name, kept)  # the same dict, so that handles can still remove them
-            continue
-        for key, hook in list(kept.items())[own.get(name, 0) :]:
-            if not _is_of_torch(hook):
-                getattr(new, name)[key] = hook
-
-
-def _is_of_torch(hook: Any) -> bool:
-    kind = hook if isinstance(hook, (types.FunctionType, types.MethodType)) else type(hook)
-    return callable(hook) and str(kind.__module__).split(".")[0] == "torch"

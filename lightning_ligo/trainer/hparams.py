@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from lightning_ligo.axes.calls import found
+from lightning_ligo.axes.calls import copied, found, without_values
 from lightning_ligo.networks.description import build, is_description, merge, on_device
 from lightning_ligo.networks.libraries import nearest
 from lightning_ligo.networks.pretrained import untrained
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.lightning import made_again, saved_hparams
+from lightning_ligo.trainer.several import NETWORKS, Networks, parted
 from lightning_ligo.trainer.slot import Slot, listed
 from lightning_ligo.trainer.whole import ROOT, joined
 
@@ -43,6 +44,8 @@ def described(slot: Slot, like: Description | None = None) -> dict[str, Any] | N
     It is without trained weights: a checkpoint holds its own. Give a description of a network of
     the run, if there is one, to get one with the same hyperparameters.
     """
+    if slot.is_several:
+        return {NETWORKS: {part.attribute: described(part) for part in slot.parts}}
     hparams = slot.module.hparams
     if like is not None and HPARAMS in like:
         return {HPARAMS: {name: _listed(hparams[name]) for name in like[HPARAMS]}}
@@ -52,20 +55,53 @@ def described(slot: Slot, like: Description | None = None) -> dict[str, Any] | N
 
 def note(slot: Slot, description: Description | None) -> None:
     """Let the hyperparameters of the module describe this network, if they describe any."""
-    if description is None:
-        return
-    if HPARAMS in description:
-        slot.module.hparams.update(_typed(slot.module, description[HPARAMS]))
-    elif described(slot) is not None:
-        slot.module.hparams[slot.attribute] = dict(description)
+    for part, own in of_parts(slot, description):
+        if own is not None and HPARAMS in own:
+            slot.module.hparams.update(_typed(slot.module, own[HPARAMS]))
+        elif own is not None and described(part) is not None:
+            slot.module.hparams[part.attribute] = dict(own)
 
 
-def built(slot: Slot, description: Description, device: torch.device | str | None = None) -> Any:
+def of_parts(slot: Slot, description: Description | None) -> list[tuple[Slot, Description | None]]:
+    """Return every single place with the description of its network."""
+    own = parted(description, slot.attribute)
+    return [(part, own[part.attribute]) for part in slot.parts]
+
+
+def unchanged(
+    slot: Slot, network: nn.Module, before: Description | None, after: Description | None
+) -> dict[str, nn.Module]:
+    """Return those of several networks, by attribute, that have one description twice."""
+    return {
+        part.attribute: one
+        for (part, one), (_, old), (_, new) in zip(
+            slot.split(network), of_parts(slot, before), of_parts(slot, after), strict=True
+        )
+        if old == new
+    }
+
+
+def built(
+    slot: Slot,
+    description: Description | None,
+    device: torch.device | str | None = None,
+    standing: Mapping[str, nn.Module] | None = None,
+) -> Any:
     """Build a network for a place, see `build`.
+
+    One without a description is taken as it is. So are the networks ``standing``, by attribute. On
+    the meta device they are copied without values.
 
     Raises:
         ValueError: if it cannot be built.
     """
+    if slot.is_several:
+        parts = of_parts(slot, description)
+        return Networks({part.attribute: built(part, own, device, standing) for part, own in parts})
+    there = (standing or {}).get(slot.attribute)
+    if there is not None or description is None:
+        there = slot.network if there is None else there
+        return copied(there, without_values) if str(device) == "meta" else there
     if HPARAMS not in description:
         return build(description, device)
     module, hparams = slot.module, description[HPARAMS]

@@ -24,8 +24,13 @@ def carry_states(
     large: nn.Module,
     grow_states: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> int:
-    """Replace the state of the small parameters by that of the large ones; return their number."""
-    inner, grown, carried = dict(small.named_parameters()), dict(large.named_parameters()), 0
+    """Replace the state of the small parameters by that of the large ones; return their number.
+
+    Parameters that are in both networks keep theirs.
+    """
+    grown, carried = dict(large.named_parameters()), 0
+    kept = {p for name, p in small.named_parameters() if p is grown.get(name)}
+    inner = {name: p for name, p in small.named_parameters() if p not in kept}
     for optimizer in all_optimizers(trainer):
         states = grow_states(
             {
@@ -40,7 +45,7 @@ def carry_states(
             optimizer.state[grown[name]] = {
                 key: _laid_out(value, grown[name]) for key, value in state.items()
             }
-        carried += len(states)
+        carried += len(states) + sum(p in optimizer.state for p in kept)
     return carried
 
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_ligo.networks.description import build
+from lightning_ligo.trainer.hparams import built, of_parts
 from lightning_ligo.trainer.lightning import configure_model
+from lightning_ligo.trainer.several import parted
 from lightning_ligo.trainer.slot import Slot
 
 
@@ -108,21 +109,21 @@ def shard(trainer: Trainer, slot: Slot) -> None:
 
     Raises ValueError if it cannot be called again, does not shard, or changes parameters' names.
     """
-    owner, at, network = type(slot.module).__name__, slot.attribute, slot.network
+    owner, network = type(slot.module).__name__, slot.network
     names = {name for name, _ in network.named_parameters()}
     try:
         configure_model(trainer)
     except Exception as error:
         raise ValueError(
             f"configure_model of {owner} is called again for a large network, and failed "
-            f"({type(error).__name__}: {error}); let it shard self.{at} whatever its size, "
+            f"({type(error).__name__}: {error}); let it shard {slot.words} whatever its size, "
             "and leave what is sharded already, an FSDPModule, as it is"
         ) from error
     check_sharded(slot)
     found = {name for name, _ in slot.network.named_parameters()}
     if found != names:
         raise ValueError(
-            f"configure_model of {owner} changes the names of parameters of self.{at}, such "
+            f"configure_model of {owner} changes the names of parameters of {slot.words}, such "
             f"as {min(found ^ names)}, which then do not match those of a newly built network; "
             "shard it with fully_shard only"
         )
@@ -130,6 +131,11 @@ def shard(trainer: Trainer, slot: Slot) -> None:
 
 def check_sharded(slot: Slot) -> None:
     """Raise ValueError for a network that is whole, or sharded as part of a larger module."""
+    for part in slot.parts:
+        _check_sharded(part)
+
+
+def _check_sharded(slot: Slot) -> None:
     owner, at = type(slot.module).__name__, slot.attribute
     outer = [name for name, module in slot.module.named_modules() if isinstance(module, FSDPModule)]
     around = [name for name in outer if not name or at.startswith(f"{name}.")]
@@ -166,22 +172,28 @@ class Sharding:
     def check(self, slot: Slot, description: dict[str, Any] | None) -> None:
         """Raise ValueError if the network is not sharded, is wrapped, or has no plain form."""
         attribute, owner = slot.attribute, type(slot.module).__name__
-        if slot.prefix != attribute:
+        if any(start.endswith("_orig_mod.") for start in slot.starts.values()):
             raise ValueError(
                 f"torch.compile has wrapped {attribute!r}, and ModelParallelStrategy writes "
                 "checkpoints without the wrapper's name, which cannot be loaded; compile it in "
-                f"place, with self.{attribute}.compile()"
+                "place, with its method compile()"
             )
         check_sharded(slot)
         if slot.module in self._forms:
             return
-        if description is None:
+        if None in parted(description).values():
             raise ValueError(
-                f"self.{attribute} was sharded before GrowthCallback saw it, and a growth needs a "
-                f"plain copy; make self.{attribute} in the __init__ of a new {owner}, or give that "
+                f"{slot.words} was sharded before GrowthCallback saw it, and a growth needs a "
+                f"plain copy; make {slot.words} in the __init__ of a new {owner}, or give that "
                 "an argument that describes it"
             )
-        self.see(slot.module, build(description))
+        self.see(slot.module, built(slot, description))
+
+    def forms(self, slot: Slot, description: dict[str, Any] | None) -> dict[str, nn.Module]:
+        """Return the forms, by attribute, of networks that have no description."""
+        form = self._forms.get(slot.module)
+        both = zip(of_parts(slot, description), slot.split(form), strict=True) if form else ()
+        return {part.attribute: one for (part, own), (_, one) in both if own is None}
 
     def try_out(self, trainer: Trainer, slot: Slot, large: nn.Module) -> None:
         """Try to shard a large network, which may be on the meta device; see `shard`."""

@@ -6,7 +6,8 @@ A new network is compiled, and recomputes its activations, as the one before:
     self.network.compile()                   of the whole, or of some of its modules
     self.network.set_grad_checkpointing()    of timm; Hugging Face has its own names for it
 
-A growth works on the network without the wrapper of torch.compile.
+A growth works on the network without the wrapper of torch.compile. Several networks are taken for
+one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
@@ -23,6 +24,7 @@ from torch._dynamo import OptimizedModule
 
 from lightning_ligo.axes.stacks import numbered
 from lightning_ligo.trainer.lightning import is_compiled
+from lightning_ligo.trainer.several import SEPARATOR, Networks
 from lightning_ligo.trainer.whole import ROOT, fill, shell
 
 T = TypeVar("T")
@@ -35,7 +37,8 @@ class Slot:
     """Holds the place of a network in a LightningModule."""
 
     module: Any  # the LightningModule, or another module that holds a copy of the network
-    attribute: str  # where the network is in it; may be dotted; empty if the module is the network
+    attribute: str  # where the network is in it; may be dotted; empty if the module is the network;
+    # the names of several networks are separated by commas
 
     @property
     def network(self) -> nn.Module:
@@ -46,6 +49,8 @@ class Slot:
         """
         if self.is_whole:
             return shell(self.module)
+        if self.is_several:
+            return Networks({part.attribute: part.network for part in self.parts})
         network = self.find()
         if network is not None:
             return network
@@ -66,6 +71,8 @@ class Slot:
 
     def find(self) -> nn.Module | None:
         """Return the network, or None if there is no module in the place."""
+        if self.is_several:
+            return None if None in [part.find() for part in self.parts] else self.network
         modules = dict(self.module.named_modules(remove_duplicate=False))
         is_there = self.attribute in modules and self.attribute
         return _unwrapped(modules[self.attribute]) if is_there else None
@@ -76,6 +83,22 @@ class Slot:
         return self.attribute == ROOT
 
     @property
+    def parts(self) -> list[Slot]:
+        """The places of several networks; of one network, this place."""
+        return [replace(self, attribute=name) for name in self.attribute.split(SEPARATOR)]
+
+    @property
+    def is_several(self) -> bool:
+        """Whether several networks are taken for one."""
+        return SEPARATOR in self.attribute
+
+    def split(self, network: nn.Module) -> list[tuple[Slot, nn.Module]]:
+        """Return the places with what a network, that is or was in this place, has for each."""
+        if not self.is_several:
+            return [(self, network)]
+        return [(part, network.get_submodule(part.attribute)) for part in self.parts]
+
+    @property
     def called(self) -> nn.Module:
         """The module that steps call to call the network."""
         called: nn.Module = self.module if self.is_whole else self.network
@@ -84,18 +107,36 @@ class Slot:
     @property
     def words(self) -> str:
         """The network in a message: `self.model`."""
-        return f"self.{self.attribute}".removesuffix(".")
+        return SEPARATOR.join(f"self.{part.attribute}".removesuffix(".") for part in self.parts)
 
     @property
-    def prefix(self) -> str:
-        """The prefix of the names of the network's parameters in a state dict of the module."""
-        wrapped = isinstance(self.module.get_submodule(self.attribute), OptimizedModule)
-        return f"{self.attribute}._orig_mod" if wrapped else self.attribute
+    def starts(self) -> dict[str, str]:
+        """The prefix, with its dot, of parameters in a state dict of the module, by that in here.
 
-    @property
-    def start(self) -> str:
-        """The prefix with its dot, if it has one."""
-        return f"{self.prefix}.".removeprefix(".")
+        One entry for each of several networks; prefixes are empty where there are none.
+        """
+        found = {}
+        for part in self.parts:
+            wrapped = isinstance(self.module.get_submodule(part.attribute), OptimizedModule)
+            start = f"{part.attribute}.{'_orig_mod.' if wrapped else ''}".removeprefix(".")
+            found[f"{part.attribute}." if self.is_several else ""] = start
+        return found
+
+    def outer(self, name: str) -> str:
+        """Return the name, in a state dict of the module, of a parameter of the network."""
+        start, there = next(each for each in self.starts.items() if name.startswith(each[0]))
+        return there + name.removeprefix(start)
+
+    def inner(self, name: str) -> str:
+        """Return the name in the network of a parameter in a state dict of the module, if any."""
+        for start, there in self.starts.items():
+            if name.startswith(there):
+                return start + name.removeprefix(there)
+        return name
+
+    def has(self, name: str) -> bool:
+        """Whether a module of this name in the LightningModule is a network, or a part of one."""
+        return any(f"{name}.".startswith(f"{part.attribute}.") for part in self.parts)
 
     @property
     def is_compiled(self) -> bool:
@@ -111,6 +152,11 @@ class Slot:
         A module is compiled in place, or recomputes its activations, if the module of its name
         does so, or for a new one that of any other layer.
         """
+        if self.is_several:
+            for part, one in self.split(network):
+                if one is not part.network:
+                    part.set(one)
+            return
         standing = self.network if self.is_whole else self.module.get_submodule(self.attribute)
         standing_for = in_layers(dict(_unwrapped(standing).named_modules()))
         for each, part in network.named_modules():

@@ -65,16 +65,18 @@ def swap(
     """
     pl_module, small = slot.module, slot.network
     groups = group_names(trainer, pl_module)
-    before = dict(pl_module.named_parameters())
-    copies = {name: pl_module.get_submodule(name) for name in copies_in(slot, small)}
+    present = dict(pl_module.named_parameters())
+    copies = {n: (pl_module.get_submodule(n), at) for n, at in copies_in(slot, small).items()}
     slot.set(large)
     put_others()
-    grown = [name for name, it in copies.items() if pl_module.get_submodule(name) is not it]
-    first = {
-        f"{start}{name}": f"{start}{names[0]}"
-        for start in (slot.start, *(f"{name}." for name in grown))
-        for name, names in parents.items()
-    }
+    first = {slot.outer(name): slot.outer(names[0]) for name, names in parents.items()}
+    for copy, (before, start) in copies.items():
+        if pl_module.get_submodule(copy) is not before:
+            first |= {
+                f"{copy}.{name.removeprefix(start)}": f"{copy}.{names[0].removeprefix(start)}"
+                for name, names in parents.items()
+                if name.startswith(start)
+            }
     order = [name for name, _ in pl_module.named_parameters()]
     groups = [
         [[name for name in order if first.get(name, name) in names] for names in map(set, held)]
@@ -86,8 +88,9 @@ def swap(
         check_ranks_are_alike(trainer, dict(large.named_parameters()))
         shard(trainer, slot)
     carried = carry_states(trainer, small, large, grow_states)
-    fill_groups(trainer, pl_module, groups, before)
-    large.zero_grad()
+    fill_groups(trainer, pl_module, groups, present)
+    for parameter in set(large.parameters()) - set(small.parameters()):
+        parameter.grad = None
     if isinstance(trainer.strategy, DDPStrategy):
         check_ranks_are_alike(trainer, {**pl_module.state_dict(), **moments(trainer, pl_module)})
     if slot.is_compiled:

@@ -37,6 +37,8 @@ def tensors(result):
 GROWN = [name for name, case in CASES.items() if getattr(case, "func", None) in (grown, resumed)]
 RESUMED = {
     "resumed": "uninterrupted",
+    "several, resumed": "several, uninterrupted",
+    "several, sharded, resumed": "several, sharded, uninterrupted",
     "other data, resumed": "other data, uninterrupted",
     "sharded, resumed": "sharded, uninterrupted",
     "sharded, resumed from a file": "sharded, uninterrupted",

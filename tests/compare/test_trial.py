@@ -123,6 +123,9 @@ def test_what_cannot_be_compared_is_refused(config):
     rule = {"monitor": "val_loss", "patience": 2, "min_delta": 0.0, "mode": "min"}
     decided = changed(config, "growth", growths=[growth | {"fraction": None, "plateau": rule}])
     assert "growth 1 is due when the run decides it" in refused(decided)
+    other = {"attribute": "head", "step": 9, "to": {"init_args": {"depth": 4}}}
+    words = "growth 1 is of the network 'head', and a comparison trains one network, 'network'"
+    assert words in refused(changed(config, "growth", growths=[other]))
     assert "ckpt_path is 'a.ckpt'" in refused(changed(config, "run", ckpt_path="a.ckpt"))
     unmonitored = changed(changed(config, "growth", monitor=None), "checkpoint", monitor=None)
     assert "no metric is monitored" in refused(unmonitored)

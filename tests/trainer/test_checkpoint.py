@@ -7,6 +7,7 @@ from lightning_ligo import GrowthCallback
 from lightning_ligo.networks.description import build
 from lightning_ligo.schedule import Growth
 from lightning_ligo.trainer.checkpoint import check_record, rebuild, record_of, set_record, sizes
+from lightning_ligo.trainer.slot import Slot
 from runs import LARGE, MIDDLE, SMALL, Described, Plain, fit, net, plain
 
 TO_LARGE = Growth(LARGE, step=1)
@@ -108,15 +109,15 @@ def test_sizes_follow_from_one_another():
 
 
 def test_a_record_is_of_this_plan():
-    assert check_record({}, "network", [TO_LARGE]) is None
+    assert check_record({}, Slot(None, "network"), [TO_LARGE]) is None
     held = checkpoint()
-    assert check_record(held, "network", [TO_LARGE]) == held["lightning_ligo"]
+    assert check_record(held, Slot(None, "network"), [TO_LARGE]) == held["lightning_ligo"]
     with pytest.raises(ValueError, match="grows 'network', this one grows 'net'"):
-        check_record(held, "net", [TO_LARGE])
+        check_record(held, Slot(None, "net"), [TO_LARGE])
     with pytest.raises(ValueError, match="after 1 growths, and this GrowthCallback has only 0"):
-        check_record(held, "network", [])
+        check_record(held, Slot(None, "network"), [])
     with pytest.raises(ValueError, match=r"growth 1 made to .* and this GrowthCallback would make"):
-        check_record(held, "network", [Growth(MIDDLE, step=1)])
+        check_record(held, Slot(None, "network"), [Growth(MIDDLE, step=1)])
 
 
 def test_a_record_is_written_after_the_modules_own_hook_and_only_once():
