@@ -1,4 +1,4 @@
-"""Lightning's own examples with two networks: an autoencoder and a GAN; one of the two grows."""
+"""Lightning's own examples with two networks: an autoencoder and a GAN; one grows, or both."""
 
 import pytest
 import torch
@@ -105,5 +105,28 @@ def test_one_network_grows_from_a_description(tmp_path, pictures, kind, attribut
         f"{attribute}.{n}": s for n, s in sizes(mlp(inputs, 32, 12, 3)).items()
     }
     check(run, module, wanted)
+    run.test(module, pictures, ckpt_path="best")
+    opened(module, run)
+
+
+@pytest.mark.parametrize(
+    ("kind", "larger"),
+    [
+        (Autoencoder, {"encoder": (12, 32, 8, 2), "decoder": (8, 24, 12, 3)}),
+        (GAN, {"generator": (4, 32, 12, 2), "discriminator": (12, 24, 1, 3)}),
+    ],
+)
+def test_both_networks_grow_from_descriptions_at_one_moment(tmp_path, pictures, kind, larger):
+    module = kind()
+    arguments = "inputs", "hidden", "outputs", "depth"
+    growths = [
+        Growth(describe(mlp, **dict(zip(arguments, given, strict=True))), step=6, attribute=name)
+        for name, given in larger.items()
+    ]
+    run = growing(tmp_path, growths)
+    run.fit(module, pictures)
+    for name, given in larger.items():
+        assert sizes(module.get_submodule(name)) == sizes(mlp(*given))
+    check(run, module, sizes(module))
     run.test(module, pictures, ckpt_path="best")
     opened(module, run)
