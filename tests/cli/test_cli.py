@@ -144,8 +144,14 @@ def head_size(description):
     arguments = description["init_args"]
     if "config" in arguments:
         arguments = arguments["config"]["init_args"]
-        return arguments["n_embd"] / arguments["n_head"]
-    return arguments["embed_dim"] / arguments["num_heads"]
+    width, heads = (
+        next(arguments[name] for name in names if name in arguments)
+        for names in (
+            ("embed_dim", "n_embd", "hidden_size"),
+            ("num_heads", "n_head", "num_attention_heads"),
+        )
+    )
+    return width / heads
 
 
 def test_a_growth_is_configured_in_yaml_alone(config):
