@@ -58,6 +58,7 @@ def facts_of_run(
         "training": accounting.training.totals,  # FLOPs at every size
         "validation": validation,
         "checkpoint": best_checkpoint(trainer),
+        "module": type(trainer.lightning_module).__name__,
         "seeds": {"run": os.environ.get("PL_GLOBAL_SEED"), "growths": seed},
         "seconds": accounting.seconds,
     }
@@ -144,7 +145,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     return [
         *_failed(report),
         f"Last validation: {final or 'none'}.",
-        f"Checkpoint: {report['checkpoint'] or 'none'}.",
+        f"{_checkpoint(report)}.",
         f"Training took {timedelta(seconds=round(report['seconds']))} (hours, minutes, seconds).",
         f"Seed: {seeds['run'] or 'none'}; that of growths: {seeds['growths']}.",
         f"Versions: {document.listed(report['versions'])}.",
@@ -204,7 +205,7 @@ def show_report(report: dict[str, Any], accounting: Accounting, folder: str | No
     """Print the report as a table, and write it into the folder, if there is one."""
     if folder is not None:
         write_report(report, accounting, folder)
-    files = [f"checkpoint: {report['checkpoint'] or 'none'}", f"report: {folder or 'not written'}"]
+    files = [_checkpoint(report), f"Report: {folder or 'not written'}"]
     document.show("Growth report", rows(report), [*_failed(report), *files])
 
 
@@ -217,6 +218,12 @@ def _summary(number: int, growth: dict[str, Any]) -> str:
         f"{_arrow(growth['parameters'].values())} parameters{validated if metric['name'] else ''}. "
         f"On the batch before which it grew, {Change.from_dict(growth['change']).sentence}."
     )
+
+
+def _checkpoint(report: dict[str, Any]) -> str:
+    path = report["checkpoint"]
+    opened = f"; open it with lightning_ligo.load({report['module']}, path)" if path else ""
+    return f"Checkpoint: {path or 'none'}{opened}"
 
 
 def _failed(report: dict[str, Any]) -> list[str]:

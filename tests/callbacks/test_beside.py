@@ -136,6 +136,6 @@ def test_without_a_logger_files_are_written_only_where_the_trainer_says(
     assert not list((tmp_path / "work").iterdir())
     printed = capsys.readouterr().out
     if folder is None:
-        assert "395 → 9,987" in printed and "report: not written" in printed
+        assert "395 → 9,987" in printed and "Report: not written" in printed
     else:
         assert len(json.loads((folder / "growth_report.json").read_text())["growths"]) == 1

@@ -66,7 +66,8 @@ NETWORKS = [{"class_path": "a.Net", "init_args": {"width": 8}}, None]
 def report_of(records, failed=None, training=(), validation=None, checkpoint=None):
     return growth_report(records, failed, {
         "networks": NETWORKS, "training": list(training), "validation": validation or {},
-        "checkpoint": checkpoint, "seeds": {"run": "5", "growths": 3}, "seconds": 3661.4,
+        "checkpoint": checkpoint, "module": "Plain",
+        "seeds": {"run": "5", "growths": 3}, "seconds": 3661.4,
     })  # fmt: skip
 
 
@@ -86,7 +87,8 @@ def test_the_report_is_the_records_with_what_came_after():
     assert report["checkpoint"] == "a.ckpt"
     assert report["validation"] == {"val_loss": 0.5, "val_acc": 0.9}
     assert set(report) == {
-        "growths", "failed", "checkpoint", "validation", "versions", "networks", "seeds", "seconds",
+        "growths", "failed", "checkpoint", "module", "validation", "versions", "networks", "seeds",
+        "seconds",
     }  # fmt: skip
 
 
@@ -158,6 +160,9 @@ def test_the_report_names_networks_seeds_and_the_time_that_it_took():
     text = markdown(report_of(RECORDS))
     assert "class_path: a.Net\ninit_args:\n  width: 8\n" in text and "not described" in text
     assert "Seed: 5; that of growths: 3." in text
+    assert "Checkpoint: none." in text
+    saved = markdown(report_of(RECORDS, checkpoint="a.ckpt"))
+    assert "Checkpoint: a.ckpt; open it with lightning_ligo.load(Plain, path)." in saved
     assert "Training took 1:01:01 (hours, minutes, seconds)." in text
     assert "Growth 1 at step 100 (step 100) by ligo: 1,000 → 4,000 parameters" in text
 
