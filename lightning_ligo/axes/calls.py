@@ -257,6 +257,13 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
                 memo[id(value)] = of(value.detach())
     result = copy.deepcopy(network, memo)
     for module, original in zip(result.modules(), network.modules(), strict=True):
+        if isinstance(module, torch.jit.ScriptModule):  # its copy takes nothing from a memo
+            for name, tensor in (
+                *original.named_parameters(recurse=False),
+                *original.named_buffers(recurse=False),
+            ):
+                setattr(module, name, memo[id(tensor)])
+            continue
         held, left = vars(module), vars(original).items()  # a copy has no Trainer
         lost = {name: item for name, item in left if held.get(name) is None}
         held.update(lost | {"_compiled_call_impl": None})
