@@ -146,3 +146,14 @@ def test_a_weight_that_the_step_uses_once_more_is_measured(tmp_path):
     growth = GrowthCallback(to, method="lemon")
     change = fit(tmp_path, Tied(Features()), growth)
     assert growth._records[0].change.kept == (change < 1e-4)
+
+
+def test_a_tensor_of_a_length_of_the_small_network_is_refused_at_the_start(tmp_path):
+    class Noised(Penalty):
+        def training_step(self, batch, batch_idx):
+            features = self.network.encoder(batch[0])
+            return self.network.head(features + torch.randn(features.shape)).square().mean()
+
+    growth = GrowthCallback([Growth(describe(Features, width=16), step=9)])
+    with pytest.raises(ValueError, match=r"make it like another one, as with torch\.randn_like"):
+        fit(tmp_path, Noised(Features()), growth)
