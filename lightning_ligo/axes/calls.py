@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,7 +26,8 @@ class Call:
     """A call of a network, of one of its parts, or of a function on what these returned.
 
     Args:
-        args, kwargs: the arguments. A `Result` stands for a tensor that an earlier call returned.
+        args, kwargs: the arguments. A `Result` stands for a tensor that an earlier call returned,
+            and a `Held` for one of the network itself.
         path: the name of the part, empty for the network itself.
         method: the name of the method; ``__call__`` runs the hooks and ``forward``. Or a function,
             which is not the network's.
@@ -38,12 +40,23 @@ class Call:
     method: str | Callable[..., Any] = "__call__"
     training: bool = False
 
+    @property
+    def is_function(self) -> bool:
+        """Whether it is of a function that is not the network's."""
+        return not isinstance(self.method, str)
+
 
 class Result(NamedTuple):
     """The place of a tensor among all that the calls before returned."""
 
     call: int
     leaf: int
+
+
+class Held(NamedTuple):
+    """The name of a parameter or buffer of the network."""
+
+    name: str
 
 
 def make(network: nn.Module, calls: Sequence[Call]) -> list[list[Tensor]]:
@@ -61,9 +74,11 @@ def make_one(network: nn.Module, call: Call, results: Sequence[list[Tensor]]) ->
     """Make a call behind others that returned ``results``."""
 
     def filled(leaf: Any) -> Any:
+        if isinstance(leaf, Held):
+            return functools.reduce(getattr, leaf.name.split("."), network)
         return results[leaf.call][leaf.leaf] if isinstance(leaf, Result) else leaf
 
-    args, kwargs = mapped((call.args, call.kwargs), (Result, Tensor), filled)
+    args, kwargs = mapped((call.args, call.kwargs), (Held, Result, Tensor), filled)
     method = call.method
     if isinstance(method, str):
         network.train().train(call.training)  # clears what some modules cache of their parameters
@@ -242,6 +257,13 @@ def copied(network: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
                 memo[id(value)] = of(value.detach())
     result = copy.deepcopy(network, memo)
     for module, original in zip(result.modules(), network.modules(), strict=True):
+        if isinstance(module, torch.jit.ScriptModule):  # its copy takes nothing from a memo
+            for name, tensor in (
+                *original.named_parameters(recurse=False),
+                *original.named_buffers(recurse=False),
+            ):
+                setattr(module, name, memo[id(tensor)])
+            continue
         held, left = vars(module), vars(original).items()  # a copy has no Trainer
         lost = {name: item for name, item in left if held.get(name) is None}
         held.update(lost | {"_compiled_call_impl": None})

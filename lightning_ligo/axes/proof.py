@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from lightning_ligo.axes.calls import (
     passed_on,
     with_tensors,
 )
-from lightning_ligo.axes.dims import change_along
+from lightning_ligo.axes.dims import change_along, uses_of
 from lightning_ligo.axes.override import Override
 from lightning_ligo.axes.stacks import pattern_of
 from lightning_ligo.axes.trace import trace
@@ -44,8 +45,8 @@ def prove(
     The proof runs in evaluation mode, in float64 where the device allows it, on a copy of
     ``network``. Noise on all weights, and random numbers for inputs that are zero, keep weights
     that start at zero or one from hiding a difference. Of several outputs the largest change
-    counts. Outputs behind the first, and those that a later call takes, may carry the axis: their
-    entries are sorted first.
+    counts. Outputs behind the first, those that a later call takes, and features that have an axis
+    which can grow, may carry the axis: their entries are sorted first.
 
     Axes without a reason to stay are permuted all at once, each in its own order, and share the
     error. They are tested apart only if it is larger than rounding.
@@ -105,15 +106,16 @@ def _errors(
     def length(use: Use) -> int:
         return named.axes[use.axis].length
 
-    inner = passed_on(calls)
+    inner, growing = passed_on(calls), _with_free_axes(named)
     inputs = network, calls, Steady()
 
     def outputs() -> list[Tensor]:
-        return [
-            out.flatten().sort().values if leaf or call in inner else out
-            for call, returned in enumerate(make_steadily(*inputs))
-            for leaf, out in enumerate(returned)
-        ]
+        number, found = itertools.count(), list[Tensor]()
+        for call, returned in enumerate(make_steadily(*inputs)):
+            for leaf, out in enumerate(returned):
+                carries = next(number) in growing or leaf or call in inner
+                found.append(out.flatten().sort().values if carries else out)
+        return found
 
     double = any(parameter.dtype == torch.float64 for parameter in network.parameters())
     before = _calmed(network, outputs) if double else outputs()
@@ -151,6 +153,16 @@ def _errors(
     groups += [[name] for name in wanted if named.axes[name].pinned]
     errors = _bisected(groups, error)
     return {name: errors[name] for name in wanted}
+
+
+def _with_free_axes(named: Axes) -> set[int]:
+    """Return the numbers of the outputs that are permuted when an axis is, such as features."""
+    return {
+        number
+        for number, (dims, _) in enumerate(named.outputs)
+        for use in itertools.chain.from_iterable(uses_of(product) for product in dims if product)
+        if not named.axes[use.axis].fixed
+    }
 
 
 def _bisected(groups: list[list[str]], error: Callable[[list[str]], float]) -> dict[str, float]:

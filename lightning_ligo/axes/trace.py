@@ -112,7 +112,7 @@ def _watch(
         with evaluating(network), everything, tracer, _Whole(tracer):
             made = make(network, calls)
         tracer.outputs, inner = list(chain.from_iterable(made)), passed_on(calls)
-        tracer.finals = [out[0] for call, out in enumerate(made) if out and call not in inner]
+        tracer.finals = [out for call, out in enumerate(made) if call not in inner]
         tracer.graph.use(tracer.outputs)
         naming.finish()
     tracer.graph.join_flows()
@@ -221,7 +221,7 @@ class Tracer(TorchDispatchMode):
         self.graph = Graph(network)
         self.scalars_read: list[Any] = []  # values that the network read from tensors
         self.outputs: list[Tensor] = []
-        self.finals: list[Tensor] = []  # the first of each call that no other takes
+        self.finals: list[list[Tensor]] = []  # of each call that no other takes
         self._told = list(scalars_read)
         self._watching = True
 

@@ -18,6 +18,7 @@ from lightning_ligo.axes.calls import (
     Steady,
     copied,
     make_steadily,
+    passed_on,
     tensors_in,
     with_tensors,
 )
@@ -241,7 +242,7 @@ def compare_in_turn(
             return make_steadily(network, calls, steady)
 
     try:
-        change, why = _largest(operator, outputs(small), outputs(large))
+        change, why = _largest(operator, calls, outputs(small), outputs(large))
     except (torch.OutOfMemoryError, MemoryError):
         return Change(None, why="there is not enough memory")
     except RuntimeError as error:
@@ -304,7 +305,7 @@ class _Pair:
             small = self._made(self.small)
         with recording(self.large, places) as after:
             large = self._made(self.large)
-        change, why = _largest(self.operator, small, large)
+        change, why = _largest(self.operator, self.calls, small, large)
         if change is None:
             return Change(None, why=why)
         hidden = change <= KEPT
@@ -328,13 +329,22 @@ class _Pair:
 
 
 def _largest(
-    operator: Operator, small: list[list[Tensor]], large: list[list[Tensor]]
+    operator: Operator,
+    calls: Sequence[Call],
+    small: list[list[Tensor]],
+    large: list[list[Tensor]],
 ) -> tuple[float | None, str]:
-    """Return the largest change of an output, and what could not be compared."""
+    """Return the largest change of an output, and what could not be compared.
+
+    What a function returns for others, such as the transpose of a weight, is no output.
+    """
     dims = iter(operator.plan.outputs)
+    inner = {number for number in passed_on(calls) if calls[number].is_function}
     changes, left_out = [], []
     for call, (before, after) in enumerate(zip(small, large, strict=True)):
         of_call = [next(dims, Output()) for _ in after]
+        if call in inner:
+            continue
         pairs = list(zip(before, after, of_call, strict=False))
         if len(before) != len(after):  # as with the states of all layers
             pairs = _first(pairs)

@@ -88,7 +88,7 @@ def recording(network: nn.Module, names: Collection[str]) -> Iterator[Outputs]:
     handles = [
         module.register_forward_hook(functools.partial(record, name=name))
         for name, module in network.named_modules()
-        if name in names
+        if name in names and not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
     ]
     try:
         yield outputs

@@ -19,6 +19,11 @@ from lightning_ligo.plan.plan import Plan
 from lightning_ligo.plan.refusals import notes, refusals, unproved
 
 SHOWN = 12  # reasons in one error
+_MADE_OUTSIDE = (
+    "; a tensor that the step makes itself, between its calls of the network's parts, may have a "
+    "length of the small network: make it like another one, as with torch.randn_like(features), or "
+    "inside of the network"
+)
 
 
 class CallFailed(ValueError):
@@ -113,6 +118,7 @@ def _traced(
             f"{type(large).__name__} cannot be grown from {type(small).__name__}: called with "
             f"{'the same inputs' if large_calls is None else 'large_inputs'} it fails with "
             f"{type(error).__name__}: {error}"
+            f"{_MADE_OUTSIDE if any(call.path for call in calls) and large_calls is None else ''}"
         ) from error
     sides = [
         Side(network, tracer, axes, {

@@ -118,20 +118,28 @@ def _resizes(axis: Axis, small: int) -> bool:
 
 
 def _of_output(both: Correspondence) -> Iterator[str]:
-    """An output may change its shape only where it has more classes."""
+    """Nothing reads outputs that all change their shape, other than by having more classes.
+
+    Features that grow may stand beside an output that does not, such as the logits.
+    """
     more = {
         (both.small.axes.axes[name].length, axis.length)
         for name, axis in both.large.axes.axes.items()
         if axis.resize == "append" and name in both.small.axes.axes
     }
-    for one, other in zip(both.small.tracer.finals, both.large.tracer.finals, strict=False):
-        small, large = tuple(one.shape), tuple(other.shape)
-        changed = {pair for pair in zip(small, large, strict=False) if pair[0] != pair[1]}
-        if len(small) != len(large) or not changed <= more:
-            yield (
-                f"its output would change from {small} to {large}; grow the module that also holds "
-                "the layer that reads this output"
-            )
+    changed = list[str]()
+    for before, after in zip(both.small.tracer.finals, both.large.tracer.finals, strict=False):
+        for one, other in zip(before, after, strict=False):
+            small, large = tuple(one.shape), tuple(other.shape)
+            pairs = {pair for pair in zip(small, large, strict=False) if pair[0] != pair[1]}
+            if len(small) != len(large) or not pairs <= more:
+                changed.append(
+                    f"its output would change from {small} to {large}; grow the module that also "
+                    "holds the layer that reads this output"
+                )
+            elif small:
+                return
+    yield from changed[:1]
 
 
 # Notes --------------------------------------------------------------------------------------------

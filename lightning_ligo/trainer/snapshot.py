@@ -66,7 +66,8 @@ class Snapshot:
             own = _LIGHTNING_OWN if module is root else _TORCH_OWN
             self._keep_items(attributes)
             for name in ("_parameters", "_buffers", "_modules"):
-                self._keep_items(attributes[name])
+                if isinstance(attributes[name], dict):  # else it is of a scripted part
+                    self._keep_items(attributes[name])
             for tensor in (*attributes["_parameters"].values(), *attributes["_buffers"].values()):
                 self._keep_tensor(tensor)
             for name, value in attributes.items():

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_ligo.axes.calls import (
     Call,
+    Held,
     Result,
     found,
     make_one,
@@ -51,7 +52,8 @@ class Seen:
 class Recorder(TorchFunctionMode):
     """Records the outermost calls of a network and of its parts, within `recording`.
 
-    Functions on what the calls returned are recorded too, as they may lead to the next call.
+    Functions on what the calls returned, and on tensors of the network, are recorded too, as they
+    may lead to the next call, or compute with a parameter themselves.
 
     Args:
         network: the network.
@@ -63,6 +65,7 @@ class Recorder(TorchFunctionMode):
         self.network, self._called = network, called or network
         self.seen: list[Seen] = []
         self._names = {id(p): name for name, p in network.named_parameters()}
+        self._held_names = self._names | {id(b): name for name, b in network.named_buffers()}
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
         self._depth = 0
         self._begun: Seen | None = None
@@ -121,10 +124,18 @@ class Recorder(TorchFunctionMode):
             self._begun = self._of(Call(args, kwargs, path, method, training))
 
     def _of(self, call: Call) -> Seen:
-        """Begin with the parameters of scripted parts, of which no function is seen."""
-        parts = self.network.get_submodule(call.path).modules()
+        """Begin with the parameters in arguments, and those of scripted parts.
+
+        An argument that a function has computed stands for the parameters of that function.
+        """
+        names = {each.name for each in found((call.args, call.kwargs), Held)}
+        names &= set(self._names.values())
+        for number in passed_on([call]):
+            if self.seen[number].call.is_function:
+                names |= self.seen[number].parameters
+        parts = self.network.get_submodule(call.path).modules() if not call.is_function else ()
         scripted = [part for part in parts if isinstance(part, torch.jit.ScriptModule)]
-        return Seen(call, {self._names[id(p)] for part in scripted for p in part.parameters()})
+        return Seen(call, names | {self._names[id(p)] for s in scripted for p in s.parameters()})
 
     def _end(self, out: Any) -> None:
         self._depth -= 1
@@ -143,11 +154,16 @@ class Recorder(TorchFunctionMode):
             self.seen.append(seen)
 
     def _given(self, arguments: Any) -> Any:
-        """Copy arguments, in the precision of the network; what a call returned is a `Result`."""
+        """Copy arguments, in the precision of the network.
+
+        What a call returned is a `Result`, and what the network has is `Held`.
+        """
 
         def given(tensor: Tensor) -> Any:
             if id(tensor) in self._places:
                 return self._places[id(tensor)]
+            if id(tensor) in self._held_names:
+                return Held(self._held_names[id(tensor)])
             with torch.inference_mode(False):
                 tensor = tensor.detach().clone()
                 return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
@@ -165,12 +181,25 @@ class Recorder(TorchFunctionMode):
                 self._use(ids, resolve_name(func) or str(func))
             return out
         if ids.isdisjoint(self._places):
-            return func(*args, **kwargs)
-        args_given, kwargs_given = self._given((args, kwargs))
-        seen = Seen(Call(args_given, kwargs_given, method=func))
-        out = func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if ids.isdisjoint(self._held_names) or not self._leads_on(func, ids, out):
+                return out
+            given = self._given((args, kwargs))
+        else:
+            given = self._given((args, kwargs))  # before the function changes them in place
+            out = func(*args, **kwargs)
+        seen = self._of(Call(given[0], given[1], method=func))
+        if not any(tensor.requires_grad for tensor in found(out, Tensor)):
+            seen.parameters.clear()  # such as a prediction, or an average of weights
         self._keep(seen, out)
         return out
+
+    def _leads_on(self, func: Any, ids: set[int], out: Any) -> bool:
+        """Whether a step may compute on with what a function made of the network's own tensors."""
+        if self._called.training and not ids.isdisjoint(self._names):
+            return any(tensor.requires_grad for tensor in found(out, Tensor))
+        name = getattr(func, "__name__", "")
+        return not name.endswith("_") or name.endswith("__")  # it changes nothing in place
 
     def _use(self, ids: set[int], operation: str) -> None:
         if self._begun is not None:
@@ -197,7 +226,7 @@ class Recorder(TorchFunctionMode):
                     continue
                 same = again.parameters >= before.parameters and again.shapes == before.shapes
                 if same or training == before.call.training:
-                    seen[number] = again
+                    seen[number] = before if call.is_function else again
                     made.append(number)
                     break
         return _picked(seen, made)
@@ -224,11 +253,30 @@ def joined(settled: Sequence[list[Seen]]) -> list[Seen]:
     return _picked(seen, range(len(seen)))
 
 
+def _telling(seen: Sequence[Seen], among: Iterable[int]) -> list[int]:
+    """Return the calls that use parameters.
+
+    Of functions these are the last that bring a parameter together with what a call returned; a
+    penalty of weights, or any other single number, is none of them.
+    """
+    of_calls: set[int] = set()  # those computed of what calls returned
+    telling = list[int]()
+    for number in among:
+        each, is_function = seen[number], seen[number].call.is_function
+        if is_function and passed_on([each.call]).isdisjoint(of_calls):
+            continue
+        of_calls.add(number)
+        if each.parameters and (not is_function or any(each.shapes)):
+            telling.append(number)
+    inner = passed_on([seen[number].call for number in telling])
+    return [n for n in telling if n not in inner or not seen[n].call.is_function]
+
+
 def _chosen(seen: Sequence[Seen], among: Iterable[int]) -> list[int]:
     """Choose the calls that differ from all others, and those whose results they take."""
     chosen: list[int] = []
-    for number in among:
-        if seen[number].parameters and not any(seen[c].covers(seen[number]) for c in chosen):
+    for number in _telling(seen, among):
+        if not any(seen[c].covers(seen[number]) for c in chosen):
             chosen = [*(c for c in chosen if not seen[number].covers(seen[c])), number]
     needed, left = set(chosen), list(chosen)
     while left:

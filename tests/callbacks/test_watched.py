@@ -207,6 +207,14 @@ class OfLazy(Nested):
         super().__init__(network)
 
 
+class Scripted(Heads):
+    """Has a trunk that is scripted."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.trunk = torch.jit.script(self.trunk)
+
+
 class ByHand(Module):
     """Two networks in turn, each with its optimizer and its schedule."""
 
@@ -275,12 +283,16 @@ KINDS = [
     (Nested, OwnModule),
     (OfLazy, Lazy),
     (ByHand, Heads),
+    (TwoHeads, Scripted),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
-@pytest.mark.parametrize(("kind", "network"), KINDS, ids=[kind.__name__ for kind, _ in KINDS])
+@pytest.mark.parametrize(
+    ("kind", "network"), KINDS, ids=[f"{kind.__name__}-{of.__name__}" for kind, of in KINDS]
+)
 def test_all_of_it_grows(tmp_path, kind, network):
     assert change(tmp_path, kind, network) < 1e-5
 
