@@ -111,7 +111,7 @@ def run(folder: Path, within_epochs: bool, words: Connection) -> None:
     (optimizer,) = fit.optimizers
     rates = [group["lr"] for group in optimizer.param_groups]
     states = {name: optimizer.state[p] for name, p in module.named_parameters()}
-    curve = [(*point[:4], point.learning_rate) for point in growing.accounting.curve]
-    spent = [growing.accounting.total, curve]
+    curve = [point[:4] for point in growing.accounting.curve]
+    spent = [growing.accounting.total, curve, list(map(tuple, growing.accounting.windows.done))]
     end = [fit.global_step, rates, module.state_dict(), states, spent]
     write_whole(folder / "end.pt", lambda path: torch.save(end, path))

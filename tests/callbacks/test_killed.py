@@ -76,7 +76,7 @@ class Process:
 def end_of(folder: Path):
     """How a run in the folder has ended, and its report without what is of no run alone."""
     report = json.loads((folder / "growth_report.json").read_text())
-    report.pop("checkpoint")
+    del report["checkpoint"], report["seconds"]
     for growth in report["growths"]:
         growth.pop("seconds")
     return torch.load(folder / "end.pt", weights_only=True), report
