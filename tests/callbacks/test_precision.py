@@ -60,6 +60,7 @@ def test_an_operator_is_learned_in_float32_or_more(tmp_path, monkeypatch, precis
         start = [p.detach().clone() for p in operator.parameters()]
         ligo.fit(operator, large, *args, on_step=on_step_too, **options)
         assert not any(map(torch.equal, start, operator.parameters()))
+        whole.load_state_dict(large.state_dict())  # for the fresh parts
         operator.of(before.network.to(learned)).bake(whole)
 
     dtypes, before, after = [], Validation(), Validation()
