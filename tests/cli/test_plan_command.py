@@ -143,7 +143,7 @@ def test_a_method_that_learns_nothing_costs_nothing(capsys):
 def test_the_default_is_the_best_of_the_comparison_and_says_what_it_changes(capsys):
     (growth,) = planned(capsys, *PAIR)
     assert growth["cost"]["method"] == DEFAULT == "stack+copy"
-    assert growth["change"]["change"] > 0.01 and growth["change"]["place"] == "norm"
+    assert growth["change"]["change"] > 0.01 and growth["change"]["place"] == "blocks.0.norm1"
     assert re.search(r"function: changes by \d+ %, first at blocks.0.norm1", printed(capsys, *PAIR))
 
 

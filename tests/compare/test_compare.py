@@ -118,7 +118,7 @@ def test_a_rehearsal_grows_at_once_and_tells_what_each_part_costs(recipe):
     options = trial.config["trainer"]["callbacks"][-1]["init_args"]
     assert (trial.steps, options["steps"], options["growths"][0]["step"]) == (2, 1, 1)
     done = Result(2, [1], [3, 20], [5, 60], 7, [], 19, "cpu")  # large is validated twice
-    assert costs_of(recipe, "ligo", done) == Costs((3, 20), (5, 30), 700)
+    assert costs_of(recipe, "ligo", done) == Costs((3, 20), (5, 30), 25 * 7)
     trial = rehearsal(recipe, "msg")
     assert trial.steps == 1 + 101 == trial.config["trainer"]["max_steps"]
 
