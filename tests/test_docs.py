@@ -88,7 +88,7 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     elif words[0] == "pytest":
         check_pytest(words[1:])
     elif words[:2] == ["pip", "install"]:
-        extras = re.findall(r"[\w]+", re.sub(r".*\[|\].*", "", words[-1]))
+        extras = re.findall(r"[\w-]+", re.sub(r".*\[|\].*", "", words[-1]))
         assert all(f"\n{extra} = [\n" in PROJECT for extra in extras)
     else:
         assert words[0] in TOOLS
