@@ -45,7 +45,7 @@ def test_digits_ends_above_95_percent(tmp_path):
     report, rows = run("digits_vit", tmp_path)
     check(report, rows, [2, 4], [32, 64])
     (growth,) = report["growths"]
-    assert growth["operator"]["steps"] == 100 and growth["operator"]["coefficients"] > 0
+    assert growth["operator"]["steps"] == 25 and growth["operator"]["coefficients"] > 0
     assert growth["flops"]["operator"] > 0
     assert growth["metric"]["after"] <= 1.03 * growth["metric"]["before"]
     assert report["validation"]["val_acc"] >= 0.95
