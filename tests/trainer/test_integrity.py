@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, or that would run code; in runs in callbacks/test_resume.py."""
 
+import enum
 import pickle
 import struct
 import warnings
@@ -188,3 +189,28 @@ def test_a_user_who_trusts_it_loads_it(tmp_path, written):
     RAN.clear()
     load(path, weights_only=False)
     assert RAN == ["was run"]
+
+
+class ByName(pickle.Pickler):
+    """Writes the members of enumerations as Python 3.11.0 to 3.11.3 do, or something else so."""
+
+    other = None
+
+    def reducer_override(self, value):
+        if isinstance(value, enum.Enum):
+            return getattr, self.other or (type(value), value.name)
+        return NotImplemented
+
+
+def test_a_folder_that_an_early_python_3_11_wrote_is_read(tmp_path, monkeypatch):
+    path = sharded(tmp_path)
+    listed = pickle.loads((path / ".metadata").read_bytes())
+    with (path / ".metadata").open("wb") as file:
+        ByName(file).dump(listed)
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    assert load(path) == {"epoch": 1}
+    monkeypatch.setattr(ByName, "other", (type(listed), "__init__"))
+    with (path / ".metadata").open("wb") as file:
+        ByName(file).dump(listed)
+    with pytest.raises(ValueError, match=r"builtins\.getattr"):
+        load(path)
