@@ -116,7 +116,7 @@ class Accounting:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, of a resumed run from its last validation on."""
+        """Seconds of training so far; a resumed run goes on from those at its last validation."""
         return time.monotonic() - self._began if self._began is not None else 0.0
 
     def begin(self, shares: int) -> None:

@@ -35,6 +35,17 @@ def installed(package: str) -> ModuleType:
         ) from error
 
 
+def of_recipes(module: str, what: str, package: str) -> ModuleType:
+    """Import from a package of the extra `recipes`; raise ValueError if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{what} needs {package}, which is not installed; run: pip install "
+            '"lightning-ligo[recipes]"'
+        ) from error
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """Return the end of a message: known names that a misspelled one may mean."""
     longer = [other for other in known if other.startswith(name)]

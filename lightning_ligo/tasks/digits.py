@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_ligo.networks.libraries import of_recipes
 from lightning_ligo.tasks.order import OrderedDataModule, generator
 
 VALIDATION, TEST = 270, 270
@@ -32,13 +33,7 @@ class DigitsDataModule(OrderedDataModule):
         self.shift = shift
 
     def setup(self, stage: str) -> None:
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ValueError(
-                "DigitsDataModule needs scikit-learn, which is not installed; "
-                'run: pip install "lightning-ligo[recipes]"'
-            ) from error
+        load_digits = of_recipes("sklearn.datasets", "DigitsDataModule", "scikit-learn").load_digits
         pixels, classes = load_digits(return_X_y=True)
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
         targets = torch.tensor(classes, dtype=torch.int64)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_ligo.networks.libraries import of_recipes
 from lightning_ligo.tasks.order import OrderedDataModule, generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,20 +49,14 @@ class ImageFolderDataModule(OrderedDataModule):
             self.test = self._images("test")
 
     def _images(self, part: str) -> Any:
-        try:
-            from torchvision.datasets import ImageFolder
-        except ImportError as error:
-            raise ValueError(
-                "ImageFolderDataModule needs torchvision, which is not installed; "
-                'run: pip install "lightning-ligo[recipes]"'
-            ) from error
+        datasets = of_recipes("torchvision.datasets", "ImageFolderDataModule", "torchvision")
         folder = self.folder / part
         if not folder.is_dir():
             raise ValueError(
                 f"no folder {str(folder)!r}; put images into {str(folder / 'CLASS')!r}, one folder "
                 "a class"
             )
-        return ImageFolder(str(folder))
+        return datasets.ImageFolder(str(folder))
 
     def _transformed(self, images: Any, augment: bool) -> "TransformedImages":
         from torchvision.transforms import v2

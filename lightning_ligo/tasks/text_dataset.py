@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ligo.tasks.text import TextDataModule, TokenWindows, mask_of, tokenizer_named
+from lightning_ligo.networks.libraries import of_recipes
+from lightning_ligo.tasks.text import TextDataModule, TokenWindows, cut, mask_of, tokenizer_named
 
 PARTS = {"training": "train", "validation": "validation", "test": "test"}
 
@@ -44,34 +45,28 @@ class TextDatasetDataModule(TextDataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenize the dataset, so that other ranks find it in the cache."""
+        self.setup("fit")
         for part in PARTS:
-            self._texts[part] = self._split(part)
             self._windows(part)
 
     def setup(self, stage: str) -> None:
-        self._texts = {part: self._split(part) for part in PARTS}
-
-    def _split(self, part: str) -> Any:
-        """Return the texts of a part; None if there are none."""
         splits = _loaded(self.files, self.name)
         if self.column not in splits["train"].column_names:
             raise ValueError(
                 f"the dataset {self.files} has no column {self.column!r}; it has: "
                 f"{', '.join(splits['train'].column_names)}"
             )
-        rest, shares = splits["train"], {"validation": self.validation, "test": self.test_share}
-        for each, share in shares.items():
-            if each in splits or share <= 0:
-                continue
-            both = rest.train_test_split(test_size=share, seed=0)
-            rest, splits[each] = both["train"], both["test"]
-        return rest if part == "training" else splits.get(PARTS[part])
+        for split, share in (("validation", self.validation), ("test", self.test_share)):
+            if split not in splits and share > 0:
+                both = splits["train"].train_test_split(test_size=share, seed=0)
+                splits["train"], splits[split] = both["train"], both["test"]
+        self._texts = {part: splits.get(split) for part, split in PARTS.items()}
 
     def _windows(self, part: str) -> TokenWindows:
         texts, name = self._texts[part], str(self.tokenizer)
         tokenizer = tokenizer_named(name)
         mask_token = mask_of(tokenizer, name, self.mask) if self.mask else 0
-        cut: Any = [] if texts is None else texts.map(
+        windows: Any = [] if texts is None else texts.map(
             _cut,
             batched=True,
             remove_columns=texts.column_names,
@@ -79,12 +74,12 @@ class TextDatasetDataModule(TextDataModule):
             num_proc=self.num_workers if self.num_workers > 1 else None,
             desc="Tokenizing",
         )  # fmt: skip
-        if texts is not None and not len(cut):
+        if texts is not None and not len(windows):
             raise ValueError(
                 f"{len(texts)} texts of {self.files} hold less than one window of {self.window} "
                 "tokens; give more text or a smaller window"
             )
-        return TokenWindows(_Rows(cut), self.mask, self.seed, mask_token)
+        return TokenWindows(_Rows(windows), self.mask, self.seed, mask_token)
 
 
 class _Rows:
@@ -104,20 +99,13 @@ def _cut(
     batch: dict[str, list[str]], tokenizer: Any, column: str, window: int
 ) -> dict[str, list[list[int]]]:
     ids = tokenizer(batch[column], add_special_tokens=False)["input_ids"]
-    tokens = [token for text in ids for token in text]
-    starts = range(0, len(tokens) - window + 1, window)
-    return {"input_ids": [tokens[start : start + window] for start in starts]}
+    tokens = torch.tensor([token for text in ids for token in text])
+    return {"input_ids": cut(tokens, window).tolist()}
 
 
 def _loaded(dataset: str, name: str | None) -> dict[str, Any]:
     """Return the splits of a dataset; raise ValueError if there is none to train on."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            "TextDatasetDataModule needs datasets, which is not installed; run: pip install "
-            '"lightning-ligo[recipes]"'
-        ) from error
+    datasets = of_recipes("datasets", "TextDatasetDataModule", "datasets")
     try:
         on_disk = Path(dataset).is_dir() and any(_saved(Path(dataset)))
         found = (
