@@ -132,7 +132,7 @@ def log_line(trainer: Trainer, record: GrowthRecord, factor: float) -> str:
     return (
         f"{record.parameters['small']:,} -> {record.parameters['large']:,} parameters, method "
         f"{record.method} ({learned}); "
-        f"{record.change.sentence}; {validated if metric.name else ''}"
+        f"at its start {record.change.sentence}; {validated if metric.name else ''}"
         f"optimizer state: {carried_over(record.optimizer_state)}; "
         f"learning rate {rates} ({replace(record.rate, factor=factor)})"
     )
