@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lightning_ligo.callbacks.failure import GrowthFailedError
     from lightning_ligo.callbacks.growth import GrowthCallback
     from lightning_ligo.callbacks.offline import grow_checkpoint
-    from lightning_ligo.tasks.digits import DigitsDataModule
+    from lightning_ligo.tasks.digits import DigitPairsDataModule, DigitsDataModule
     from lightning_ligo.tasks.images import ImageFolderDataModule
     from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
     from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
@@ -43,6 +43,7 @@ __version__ = version("lightning-ligo")
 
 _FOLDERS = ("callbacks", "cli", "compare", "tasks", "trainer")
 _LAZY = {
+    "DigitPairsDataModule": "tasks.digits",
     "DigitsDataModule": "tasks.digits",
     "GrowthCallback": "callbacks.growth",
     "GrowthFailedError": "callbacks.failure",
@@ -65,6 +66,7 @@ __all__ = [
     "Change",
     "Cost",
     "Depth",
+    "DigitPairsDataModule",
     "DigitsDataModule",
     "Fit",
     "Growth",

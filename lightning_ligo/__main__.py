@@ -57,8 +57,9 @@ Instead of `fraction`, a growth has `step: 1000` or `epoch: 3`, or the run decid
     file: grow.now                                    touched by hand in the log folder
 
 Classes with a short name: GrowthCallback, ImageClassifier, LanguageModel, DigitsDataModule,
-ImageFolderDataModule, PythonSourceDataModule, TextDataModule, TextDatasetDataModule, and those of
-Lightning and PyTorch. Other classes are named by their import path. Options of a class:
+DigitPairsDataModule, ImageFolderDataModule, PythonSourceDataModule, TextDataModule,
+TextDatasetDataModule, and those of Lightning and PyTorch. Other classes are named by their import
+path. Options of a class:
 lightning-ligo fit --model.help NAME, --data.help NAME, --trainer.callbacks.help NAME.
 """
 

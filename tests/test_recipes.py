@@ -62,17 +62,27 @@ def test_python_gpt_grows_and_goes_on(tmp_path):
     assert report["validation"]["val_bits_per_byte"] == pytest.approx(bits[-1])
 
 
+TEXT = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "20",
+        "--data.init_args.validation_windows", "32"]  # fmt: skip
+SHORT = {"digits_vit": ["--trainer.max_epochs", "4"], "python_gpt": TEXT}
+PAIRS = ["--trainer.max_epochs", "4", "--data.init_args.train_size", "6400",
+         "--data.init_args.eval_size", "128"]  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_a_short_python_gpt_grows(tmp_path):
-    report, rows = run("python_gpt", tmp_path, *SHORT["python_gpt"])
-    check(report, rows, [2, 4], [48, 64])
+@pytest.mark.parametrize(
+    ("recipe", "options", "width"),
+    [
+        ("python_gpt", TEXT, [48, 64]),
+        ("python_bert", TEXT, [48, 64]),
+        ("digit_pairs_vit", PAIRS, [32, 64]),
+    ],
+)
+def test_a_short_run_of_a_recipe_grows(recipe, options, width, tmp_path):
+    report, rows = run(recipe, tmp_path, *options)
+    check(report, rows, [2, 4], width)
 
 
-SHORT = {
-    "digits_vit": ["--trainer.max_epochs", "4"],
-    "python_gpt": ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "20",
-                   "--data.init_args.validation_windows", "32"],
-}  # fmt: skip
 ROOM = {
     "digits_vit": ["--trainer.max_epochs", "10"],
     "python_gpt": ["--trainer.limit_train_batches", "150"],

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import (
 
 # imported so that a configuration can use their short names
 from lightning_ligo.callbacks.growth import GrowthCallback
-from lightning_ligo.tasks.digits import DigitsDataModule
+from lightning_ligo.tasks.digits import DigitPairsDataModule, DigitsDataModule
 from lightning_ligo.tasks.images import ImageFolderDataModule
 from lightning_ligo.tasks.modules import ImageClassifier, LanguageModel
 from lightning_ligo.tasks.text import PythonSourceDataModule, TextDataModule
@@ -30,6 +30,7 @@ SHORT_NAMES = (
     ImageClassifier,
     LanguageModel,
     DigitsDataModule,
+    DigitPairsDataModule,
     PythonSourceDataModule,
     ImageFolderDataModule,
     TextDataModule,

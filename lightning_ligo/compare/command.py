@@ -127,7 +127,7 @@ def _watched(
     what: str, trials: list[Trial], out: Path, jobs: int, devices: int
 ) -> tuple[dict[Trial, Result], dict[Trial, str]]:
     """Run all trials under a progress bar, in which a run counts by its budget."""
-    form = "{desc} |{bar}| {percentage:.0f} %, {postfix}, {elapsed}"
+    form = "{desc} |{bar}| {percentage:.0f} %{postfix}, {elapsed}"  # tqdm puts ", " before it
     weights, ended = {trial: trial.share or 1.0 for trial in trials}, set[Trial]()
     with tqdm(desc=what, total=sum(weights.values()), bar_format=form) as bar:
 

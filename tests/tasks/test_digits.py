@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from lightning_ligo.tasks.digits import DigitsDataModule, ShiftedImages
+from lightning_ligo.tasks.digits import DigitPairsDataModule, DigitsDataModule, ShiftedImages
 from lightning_ligo.tasks.order import generator
 
 
@@ -82,3 +82,43 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"scikit-learn, which is not installed; run: pip install"):
         digits()
+
+
+def pairs(**options):
+    data = DigitPairsDataModule(train_size=96, eval_size=40, **options)
+    data.setup("fit")
+    return data
+
+
+def test_an_image_of_a_pair_holds_two_digits_of_its_class():
+    data = pairs()
+    singles, classes = data.train.images, data.train.classes
+    names = [(a, b) for a in range(10) for b in range(a, 10)]
+    for item in range(20):
+        image, label = data.train[item, 3]
+        assert image.shape == (1, 16, 16)
+        windows = image.unfold(1, 8, 1).unfold(2, 8, 1).reshape(81, 64)  # every place
+        inside = [  # whose pixels are all there, at some place
+            bool((windows >= single.flatten()).all(1).any()) for single in singles
+        ]
+        present = {int(c) for c, there in zip(classes, inside, strict=True) if there}
+        assert present >= set(names[label])
+
+
+def test_pairs_are_new_in_every_epoch_and_the_same_when_asked_again():
+    data, other = pairs(), pairs(seed=1)
+    assert torch.equal(data.train[5, 2][0], pairs().train[5, 2][0])
+    assert not torch.equal(data.train[5, 2][0], data.train[5, 3][0])
+    assert not torch.equal(data.train[5, 2][0], other.train[5, 2][0])
+    assert torch.equal(data.val[5, 0][0], other.val[5, 0][0])
+    assert not torch.equal(data.val[5, 0][0], data.test[5, 0][0])
+
+
+def test_batches_of_pairs_have_the_promised_shapes_and_numbers():
+    data = pairs(batch_size=32)
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (32, 1, 16, 16) and images.min() == -1 and images.max() <= 1
+    assert labels.dtype == torch.int64 and labels.min() >= 0 and labels.max() <= 54
+    assert len(data.train_dataloader()) == 3
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 40
+    assert sum(len(labels) for _, labels in data.predict_dataloader()) == 40
