@@ -14,8 +14,9 @@ A byte-level GPT learns the Python source of this machine and is grown by `stack
     gradients    new neurons and heads from the gradient that the old ones cannot express (GradMax,
                  https://arxiv.org/abs/2201.05125, and TINY, https://arxiv.org/abs/2405.19816)
     ligo         both maps and the depth mix, as the method of that name
-    robust       the same with four times the batch, a third of the rate, noise of the size that 50
-                 steps of training make, and the mean of the coefficients of the last half
+    fresh+ligo   the same from a start that keeps the function, its new layers silent
+    robust       as `ligo`, with four times the batch, a third of the rate, noise of the size that
+                 50 steps of training make, and the mean of the coefficients of the last half
 
 What learning costs is taken from the steps that follow. Every run is a line of a JSON file, and
 none is repeated.
@@ -44,6 +45,7 @@ from torch.nn import functional as F
 
 import lightning_ligo as ligo
 from lightning_ligo.methods.catalog import method_named
+from lightning_ligo.operator.flops import flop_counter
 from recipes.benchmarks.gpu import Block, Network, loss, read
 
 CONTEXT, BATCH, HEAD, BYTES = 64, 16, 16, 20_000_000
@@ -62,11 +64,6 @@ class Size:
     def build(self, post: bool, seed: int) -> Network:
         torch.manual_seed(seed)
         return Network(HEAD * self.heads, self.depth, self.heads, CONTEXT, post)
-
-    def step(self) -> float:
-        """FLOPs of a step of training, in products of one token with one weight."""
-        width = HEAD * self.heads
-        return self.depth * width * (12 * width + 2 * CONTEXT) + 256 * width
 
 
 @dataclass(frozen=True)
@@ -89,10 +86,10 @@ class Regime:
 
 
 REGIMES = {
-    "mid-run": Regime(Size(2, 3), Size(4, 4), 4e-3, (2400, 800)),
-    "annealed": Regime(Size(2, 3), Size(4, 4), 4e-3, (4000, 400), factor=0.2, annealed=True),
-    "post-norm": Regime(Size(2, 3), Size(4, 4), 4e-3, (2400, 800), post=True),
-    "double": Regime(Size(2, 2), Size(4, 4), 4e-3, (2400, 800)),
+    "mid-run": Regime(Size(2, 3), Size(4, 4), 4e-3, (1600, 500)),
+    "annealed": Regime(Size(2, 3), Size(4, 4), 4e-3, (3000, 300), factor=0.2, annealed=True),
+    "post-norm": Regime(Size(2, 3), Size(4, 4), 4e-3, (1600, 500), post=True),
+    "double": Regime(Size(2, 2), Size(4, 4), 4e-3, (1600, 500)),
 }
 PROXIES = (
     Regime(Size(1, 1), Size(2, 2), 4e-3, (800, 400)),
@@ -406,69 +403,64 @@ def _aim_heads(
         outputs[:, columns] = padded[:, rows]
 
 
-def learn(event: Event, batch: int, divisor: float, noise: State, averages: bool) -> float:
-    """Learn the operator of `ligo` and bake it."""
-    method = method_named("ligo")
-    windows = event.windows(batch)
+def learn(event: Event, name: str = "ligo", robust: bool = False) -> float:
+    """Learn the operator of a method and put its weights into the large network."""
+    method, windows = method_named(name), event.windows(4 * BATCH if robust else BATCH)
     tokens = next(windows)[:, :-1]
     plan = ligo.pair(event.small, event.large, tokens[:2])
-    operator = ligo.Operator(plan, event.small, "ligo")
+    operator = ligo.Operator(plan, event.small, name)
+    noise, cost = _noise(event) if robust else ({}, 0.0)
+    last = method.steps - method.steps // 2
     coefficients = list(operator.parameters())
-    mean = [torch.zeros_like(c) for c in coefficients]
+    mean = [torch.zeros_like(coefficient) for coefficient in coefficients]
 
     def noisy(network: nn.Module, batch: Tensor) -> Tensor:
-        if not noise:
-            return loss(network, batch)
         moved = {
-            n: p + noise[kind_of(n)[0]] * torch.randn_like(p) for n, p in network.named_parameters()
+            name: p + noise.get(kind_of(name)[0], 0.0) * torch.randn_like(p)
+            for name, p in network.named_parameters()
         }
         return loss(_Called(network, moved), batch)
 
     def gather(step: int, value: float) -> None:
-        if averages and step > method.steps // 2:
-            for total, coefficient in zip(mean, coefficients, strict=True):
-                total += coefficient.detach() / (method.steps - method.steps // 2)
+        for total, coefficient in zip(mean, coefficients, strict=True):
+            total += coefficient.detach() / last * (step > method.steps - last)
 
-    ligo.fit(operator, event.large, noisy, windows, steps=method.steps, warmup=method.warmup,
-             learning_rate=method.learning_rate / divisor, on_step=gather)  # fmt: skip
-    if averages:
+    ligo.fit(operator, event.large, noisy if robust else loss, windows, steps=method.steps,
+             learning_rate=method.learning_rate / (3 if robust else 1), warmup=method.warmup,
+             on_step=gather)  # fmt: skip
+    if robust:
         with torch.no_grad():
             for total, coefficient in zip(mean, coefficients, strict=True):
                 coefficient.copy_(total)
-    cost = ligo.estimate(plan, event.small, event.large, tokens, method=method).flops
+    cost += ligo.estimate(plan, event.small, event.large, tokens, method=method).flops
     operator.bake(event.large)
-    return cost / _flops(event.large, tokens[:BATCH])
+    with flop_counter() as counter:
+        loss(event.large, next(event.windows())).backward()
+    event.large.zero_grad(set_to_none=True)
+    return cost / counter.get_total_flops()
 
 
-def _flops(network: Network, tokens: Tensor) -> float:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        network(tokens).sum().backward()
-    network.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops())
-
-
-def robust(event: Event) -> float:
+def _noise(event: Event, steps: int = 50) -> tuple[dict[str, float], float]:
+    """The rms by which training moves each kind of tensor, and the FLOPs of finding out."""
     moved = copy.deepcopy(event.small)
-    train(moved, event.windows(), 50, event.rate, decays=False, warmup=1)
+    with flop_counter() as counter:
+        train(moved, event.windows(), steps, event.rate, decays=False, warmup=1)
     changes: dict[str, list[Tensor]] = {}
-    before = dict(event.small.named_parameters())
-    for name, parameter in moved.named_parameters():
-        changes.setdefault(kind_of(name)[0], []).append(
-            (parameter - before[name]).detach().flatten()
-        )
-    noise = {kind: torch.cat(parts).square().mean().sqrt() for kind, parts in changes.items()}
-    small, large = event.regime.small.step(), event.regime.large.step()
-    return learn(event, 4 * BATCH, 3.0, noise, True) + 50 * small / large
+    for (name, after), before in zip(
+        moved.named_parameters(), event.small.parameters(), strict=True
+    ):
+        changes.setdefault(kind_of(name)[0], []).append((after - before).detach().flatten())
+    noise = {kind: float(torch.cat(c).square().mean().sqrt()) for kind, c in changes.items()}
+    return noise, counter.get_total_flops()
 
 
 WAYS: dict[str, Callable[[Event], float]] = {
     "start": start,
     "look-ahead": look_ahead,
     "gradients": gradients,
-    "ligo": lambda event: learn(event, BATCH, 1.0, {}, False),
-    "robust": robust,
+    "ligo": learn,
+    "fresh+ligo": lambda event: learn(event, "fresh+ligo"),
+    "robust": lambda event: learn(event, robust=True),
 }
 
 
@@ -621,7 +613,7 @@ def main() -> None:
     parser.add_argument("command", choices=["search", "compare", "table"])
     parser.add_argument("--out", type=Path, required=True, help="the folder of finished runs")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--generations", type=int, default=10, help="of ten points each")
+    parser.add_argument("--generations", type=int, default=6, help="of ten points each")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     options = parser.parse_args()
     torch.set_num_threads(1)
