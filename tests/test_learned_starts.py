@@ -25,7 +25,9 @@ def bench(tmp_path, monkeypatch):
     [("stack+fresh", Constants()), ("stack+copy", Constants(writes=1, tables=1, queries=1))],
 )
 @pytest.mark.parametrize("post", [False, True])
-def test_methods_are_points_of_the_constants_but_for_tables_and_vectors_of_copy(method, constants, post):
+def test_methods_are_points_of_the_constants_but_for_tables_and_vectors_of_copy(
+    method, constants, post
+):
     small, large = TINY.small.build(post, 0), TINY.large.build(post, 1)
     for parameter in small.parameters():
         torch.nn.init.normal_(parameter)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from judge import LEMON, LIGO, Lit, run, say
+from judge import say
 from lightning_ligo import describe
+from training import LEMON, LIGO, Lit, run
 
 
 @dataclass

@@ -6,8 +6,9 @@ After pytorch-lightning 13764.
 import torch
 from torch import nn
 
-from judge import Lit, run, say, vectors
+from judge import say
 from lightning_ligo import describe
+from training import Lit, run, vectors
 
 
 class Net(nn.Module):

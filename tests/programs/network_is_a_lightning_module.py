@@ -7,8 +7,9 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from judge import LEMON, LIGO, Lit, run, say, vectors
+from judge import say
 from lightning_ligo import describe
+from training import LEMON, LIGO, Lit, run, vectors
 
 
 class Inner(pl.LightningModule):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightning_ligo as ligo
-from judge import Lit, run, say, vectors
+from judge import say
+from training import Lit, run, vectors
 
 
 @dataclass

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from judge import Lit, run, say, vectors
+from judge import say
 from lightning_ligo import describe
+from training import Lit, run, vectors
 
 
 class Dropping(nn.Module):

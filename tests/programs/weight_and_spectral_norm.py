@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations
 
-from judge import Lit, run, say, vectors
+from judge import say
 from lightning_ligo import describe
+from training import Lit, run, vectors
 
 KINDS = {
     "weight_norm": parametrizations.weight_norm,

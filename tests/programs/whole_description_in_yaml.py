@@ -11,8 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from judge import LINES, say, told
+from judge import say
 from lightning_ligo.__main__ import main
+from training import LINES, told
 
 
 def gpt2(width):
