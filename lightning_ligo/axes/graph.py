@@ -44,7 +44,7 @@ class Observed(NamedTuple):
 class Mark(NamedTuple):
     """A step of a norm that is written as single operations."""
 
-    step: str  # mean | centered | square | mean square | inverse | root | normed
+    step: str  # mean | centered | gained | square | mean square | inverse | root | normed
     of: Tensor  # the tensor that is normed
     reads: Flow | None = None
 
@@ -119,6 +119,9 @@ class Graph:
         # By storage: steps of norms, the same values in another dtype, contracted dimensions
         # with their scale.
         self.marks: dict[int, Mark] = {}
+        # Gains by their products with what may yet be normed, and those that no norm has followed.
+        self._gains: dict[int, Tensor] = {}
+        self._waiting: set[int] = set()
         self._cast: dict[int, int] = {}
         self._contracted: dict[int, tuple[Dim, list[float]]] = {}
         # Dimensions to pin once a tensor is used, with the reason.
@@ -211,8 +214,24 @@ class Graph:
             self.record(tensor, "produces")
             self._traced[_key(tensor)] = traced._replace(static=False)
 
+    def wait(self, gain: Tensor, x: Tensor, out: Tensor) -> None:
+        """Note that ``out = gain * x``: it scales ``x``, unless a norm follows."""
+        unite(self.dims(x)[-1], self.dims(gain)[0], flow=False)
+        self.mark(out, "gained", x)
+        self._gains[self.values(out)] = gain
+        self._waiting.add(self.values(out))
+
+    def gain_of(self, product: Tensor) -> Tensor:
+        """Return the gain of a product that is normed."""
+        self._waiting.discard(self.values(product))
+        return self._gains[self.values(product)]
+
     def settle(self) -> None:
         """Let one side consume and the other produce where parameters are multiplied."""
+        for product in self._waiting:
+            gain = self._gains[product]
+            unite(self.dims(self.marks[product].of)[-1], self.dims(gain)[0])
+            self.record(gain, "scales")
         for left, right in self.opposed:
             lefts, rights = self._roles(left), self._roles(right)
             first = "consumes" in lefts or "produces" in rights

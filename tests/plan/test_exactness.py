@@ -222,13 +222,27 @@ class Centered(nn.Module):
         return self.weight * ((x - mean) * torch.rsqrt(variance + 1e-5))
 
 
+class GainFirst(Centered):
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True)
+        return self.weight * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+class UncenteredGainFirst(Centered):
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
 @pytest.mark.parametrize("width", [6, 5])
-def test_a_layer_norm_in_steps_keeps_the_function_behind_a_tied_table(width):
+@pytest.mark.parametrize("norm", [Centered, GainFirst, UncenteredGainFirst])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_norm_in_steps_keeps_the_function_behind_a_tied_table(norm, shared, width):
     class Tied(nn.Module):
         def __init__(self, width):
             super().__init__()
             self.table, self.inside = nn.Linear(4, width, bias=False), nn.Linear(width, width)
-            self.one, self.two = Centered(width), Centered(width)
+            self.two = norm(width)
+            self.one = self.two if shared else norm(width)
 
         def forward(self, x):
             x = self.table(x)

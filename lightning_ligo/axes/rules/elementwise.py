@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_ligo.axes.factors import CONSTANT, Dim, broadcast, ends, pin, take
-from lightning_ligo.axes.graph import Graph, mark_nonlinear
+from lightning_ligo.axes.graph import Graph, Mark, mark_nonlinear
 from lightning_ligo.axes.rules.norms import norm
 from lightning_ligo.axes.rules.table import position, rule
 
@@ -82,9 +82,9 @@ def _number(graph: Graph, x: Any) -> float | None:
 
 
 def _norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list[Dim] | None:
-    """``x * rsqrt(mean(x²) + eps) * gain`` in steps: None except for the last two products.
+    """``x * rsqrt(mean(x²) + eps) * gain`` in steps: None except for its products.
 
-    In a layer norm ``x`` is centered: it is another x, less its mean.
+    In a layer norm ``x`` is centered: it is another x, less its mean. The gain may come first.
     """
     first, second = (*args, None)[:2]
     if (name == "pow" and isinstance(second, (int, float)) and second == 2) or (
@@ -104,18 +104,33 @@ def _norm(graph: Graph, name: str, args: Sequence[Any], out: Tensor) -> list[Dim
             mark_nonlinear(graph.dims(mark.of))
     for x, other in ((first, second), (second, first)):
         root = graph.marked(other, "inverse" if name == "mul" else "root")
-        if name in ("mul", "div") and root and _values(graph, root.of) == _values(graph, x):
-            dims = list(graph.dims(x))
-            read = norm(graph, dims, (-1,), {}, "layer" if graph.marked(x, "centered") else "rms")
-            graph.mark(out, "normed", x, read)
+        gained = graph.marked(x, "gained")
+        of = gained.of if gained else x
+        if name in ("mul", "div") and root and _values(graph, root.of) == _values(graph, of):
+            dims = list(graph.dims(of))
+            read = norm(graph, dims, (-1,), {}, "layer" if graph.marked(of, "centered") else "rms")
+            normed = Mark("normed", of, read)
+            if gained:
+                return _gain(graph, graph.gain_of(x), dims, normed, out)
+            graph.mark(out, *normed)
             return dims
-        normed = graph.marked(other, "normed")
-        if name == "mul" and normed and isinstance(x, Tensor) and graph.static(x):
-            dims = broadcast([graph.dims(other), graph.dims(x)])
-            graph.record(x, "gain", reads=normed.reads)
-            graph.norm(out, normed.of, [x])
-            return dims
+        if name != "mul" or not isinstance(x, Tensor) or not graph.static(x):
+            continue
+        if (mark := graph.marked(other, "normed")) is not None:
+            return _gain(graph, x, graph.dims(other), mark, out)
+        moving = isinstance(other, Tensor) and not graph.static(other)
+        if moving and other.shape[-1:] == x.shape and x.numel() > 1 and graph.writers(x):
+            graph.wait(x, other, out)
+            return graph.dims(other)
     return None
+
+
+def _gain(graph: Graph, gain: Tensor, dims: list[Dim], normed: Mark, out: Tensor) -> list[Dim]:
+    """Multiply what is normed by a gain."""
+    dims = broadcast([dims, graph.dims(gain)])
+    graph.record(gain, "gain", reads=normed.reads)
+    graph.norm(out, normed.of, [gain])
+    return dims
 
 
 def _values(graph: Graph, x: Any) -> tuple[int, bool] | None:
