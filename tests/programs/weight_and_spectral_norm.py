@@ -1,6 +1,7 @@
 """Layers under weight_norm, spectral_norm and orthogonal, wider and deeper, stay finite.
 
-What is told is what is measured. After pytorch 102981 and 25092.
+What is told is what is measured. An orthogonal weight cannot become wider: copies of its rows are
+not orthogonal, so that is refused at the start by name. After pytorch 102981 and 25092.
 """
 
 import torch
@@ -43,4 +44,5 @@ for kind in KINDS:
             describe(Net, kind=kind, **sizes),
             see=lambda module: module.model(x).clone(),
         )
-        say(outcome.honest(), kind, sizes, outcome)
+        refused = kind == "orthogonal" and "depth" not in sizes and outcome.refused
+        say(outcome.honest() or (refused and "axis" in str(outcome.error)), kind, sizes, outcome)
