@@ -25,7 +25,9 @@ def bench(tmp_path, monkeypatch):
     [("stack+fresh", Constants()), ("stack+copy", Constants(writes=1, tables=1, queries=1))],
 )
 @pytest.mark.parametrize("post", [False, True])
-def test_stack_fresh_is_a_point_of_the_constants_and_stack_copy_where_the_stream_is_read(method, constants, post):
+def test_stack_fresh_is_a_point_of_the_constants_and_stack_copy_where_it_reads(
+    method, constants, post
+):
     small, large = TINY.small.build(post, 0), TINY.large.build(post, 1)
     for parameter in small.parameters():
         torch.nn.init.normal_(parameter)
