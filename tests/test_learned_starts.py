@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from lightning_ligo import grow
-from recipes.benchmarks import learned_starts
-from recipes.benchmarks.learned_starts import REGIMES, Constants, Parts, Size, loss
+from recipes.benchmarks import learned_starts, starts
+from recipes.benchmarks.gpu import loss
+from recipes.benchmarks.learned_starts import REGIMES
+from recipes.benchmarks.starts import Constants, Parts, Size
 
 TINY = replace(REGIMES["mid-run"], small=Size(1, 1), large=Size(2, 2), steps=(20, 40))
 
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    monkeypatch.setattr(learned_starts, "BYTES", 300_000)
+    monkeypatch.setattr(starts, "BYTES", 300_000)
     return learned_starts.Bench(tmp_path)
 
 
@@ -34,16 +36,16 @@ def test_stack_fresh_is_a_point_of_the_constants_and_stack_copy_where_it_reads(
     made = Parts.of(small, large).compose(constants)
     expected = grow(small, large, torch.zeros(2, 64).long(), method=method).state_dict()
     for name, weight in expected.items():
-        if learned_starts.kind_of(name)[0] == "reads" or method == "stack+fresh":
+        if starts.kind_of(name)[0] == "reads" or method == "stack+fresh":
             assert torch.allclose(made[name], weight, atol=1e-6), name
 
 
 def test_new_units_go_along_the_gradient_that_the_old_ones_leave(bench):
     event = bench.event(TINY, 0)
     before = copy.deepcopy(event.large)
-    learned_starts.start(event)
+    starts.start(event)
     plain = copy.deepcopy(event.large)
-    assert learned_starts.gradients(event) == 4
+    assert starts.gradients(event) == 4
     assert not torch.equal(event.large.blocks[0].fc1.weight, plain.blocks[0].fc1.weight)
     assert torch.equal(event.large.blocks[0].fc1.weight[:64], plain.blocks[0].fc1.weight[:64])
     windows = next(bench.data.windows(1, 64))
@@ -52,7 +54,7 @@ def test_new_units_go_along_the_gradient_that_the_old_ones_leave(bench):
 
 
 def test_every_way_ends_and_names_its_cost(bench):
-    for way in (*learned_starts.WAYS, "constants", "rate"):
+    for way in (*starts.WAYS, "constants", "rate"):
         record = bench.run(TINY, way, 0, Constants(factor=1.0))
         assert math.isfinite(record["loss"])
         assert (record["cost"] > 0) == (way not in ("start", "constants", "rate"))
