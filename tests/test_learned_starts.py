@@ -54,10 +54,10 @@ def test_new_units_go_along_the_gradient_that_the_old_ones_leave(bench):
 
 
 def test_every_way_ends_and_names_its_cost(bench):
-    for way in (*starts.WAYS, "constants", "rate"):
+    for way in (*starts.WAYS, *learned_starts.FOUND):
         record = bench.run(TINY, way, 0, Constants(factor=1.0))
         assert math.isfinite(record["loss"])
-        assert (record["cost"] > 0) == (way not in ("start", "constants", "rate"))
+        assert (record["cost"] > 0) == (way not in ("start", *learned_starts.FOUND))
 
 
 def test_differences_are_paired_with_the_start_of_the_same_seed():

@@ -7,8 +7,9 @@
 A byte-level GPT learns the Python source of this machine and is grown by `stack+fresh`:
 
     start        nothing is learned
-    rate         nothing is learned, at the rate and with the warm-up that the search found
     constants    ten constants that CMA-ES finds on the final loss of tiny runs (`search`)
+    weights      the same without the factor of the rate
+    rate         only the factor of the rate and the warm-up
     look-ahead   gains of every kind of tensor, on the loss after one step of AdamW (GradInit,
                  https://arxiv.org/abs/2102.08098)
     gradients    new neurons and heads from the gradient that the old ones cannot express (GradMax,
@@ -31,7 +32,8 @@ import json
 import math
 import statistics
 import time
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,13 @@ PROXIES = (
     Regime(Size(1, 2), Size(2, 3), 4e-3, (800, 400)),
 )
 
+FOUND: dict[str, Callable[[Constants], tuple[Constants, Constants]]] = {
+    "constants": lambda found: (found, found),
+    "weights": lambda found: (found, replace(found, factor=0.0)),
+    "rate": lambda found: (Constants(), Constants(factor=found.factor, warmup=found.warmup)),
+}
+"""Of what the search found: the constants of the weights, and those of the training."""
+
 
 class Bench:
     def __init__(self, out: Path) -> None:
@@ -85,34 +94,28 @@ class Bench:
 
     def run(self, regime: Regime, way: str, seed: int, constants: Constants) -> dict[str, Any]:
         """Grow by one way, train to the end, and return the record."""
-        event, cost = self.event(regime, seed), 0.0
-        if way in ("constants", "rate"):
-            parts = self.parts[regime, seed]
-            used = constants if way == "constants" else Constants()
-            event.large.load_state_dict(parts.compose(used))
+        event, cost, training = self.event(regime, seed), 0.0, Constants()
+        parts = self.parts[regime, seed]
+        if way in FOUND:
+            weights, training = FOUND[way](constants)
+            event.large.load_state_dict(parts.compose(weights))
         else:
-            cost, constants = WAYS[way](event), Constants()
+            cost = WAYS[way](event)
         before, after = self.data.evaluate(event.small), self.data.evaluate(event.large)
-        steps = max(1, round(regime.steps[1] - cost))
-        self.train(event, steps, constants, way == "constants")
+        train(
+            event.large,
+            self.data.windows(20_000 + seed),
+            max(1, round(regime.steps[1] - cost)),
+            event.rate * 2.0**training.factor,
+            decays=True,
+            warmup=max(1.0, 2.0**training.warmup),
+            fresh={name: (part == 0).float() for name, part in parts.small.items()},
+            fresh_rate=2.0**training.fresh_rate,
+        )
         end = self.data.evaluate(event.large)
         return {
             "way": way, "seed": seed, "before": before, "after": after, "cost": cost, "loss": end,
         }  # fmt: skip
-
-    def train(self, event: Event, steps: int, constants: Constants, fresh: bool) -> None:
-        """Train a grown network to the end, its fresh entries at their own rate if asked."""
-        small = self.parts[event.regime, event.seed].small
-        train(
-            event.large,
-            self.data.windows(20_000 + event.seed),
-            steps,
-            event.rate * 2.0**constants.factor,
-            decays=True,
-            warmup=max(1.0, 2.0**constants.warmup),
-            fresh={name: (part == 0).float() for name, part in small.items()} if fresh else None,
-            fresh_rate=2.0**constants.fresh_rate,
-        )
 
 
 def search(bench: Bench, generations: int) -> None:
@@ -156,8 +159,8 @@ def compare(bench: Bench, seeds: int, regimes: list[str]) -> None:
     done = {(r["regime"], r["way"], r["seed"]) for r in records}
     for seed in range(seeds):
         for name in regimes:
-            for way in (*WAYS, "constants", "rate"):
-                if (name, way, seed) in done or (way in ("constants", "rate") and not constants):
+            for way in (*WAYS, *FOUND):
+                if (name, way, seed) in done or (way in FOUND and not constants):
                     continue
                 record = bench.run(REGIMES[name], way, seed, constants or Constants())
                 record = {"regime": name, **record, "torch": torch.__version__}

@@ -197,15 +197,15 @@ def train(
             group["lr"] = rate * min(1.0, (step + 1) / warmup, fall)
         loss(network, next(windows)).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        before = None
+        before = {}
         if fresh is not None and fresh_rate != 1:
             before = {name: p.detach().clone() for name, p in network.named_parameters()}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if before is not None:
-            with torch.no_grad():
-                for name, p in network.named_parameters():
-                    p.add_((p - before[name]) * fresh[name], alpha=fresh_rate - 1)
+        with torch.no_grad():
+            for name, old in before.items():
+                p = network.get_parameter(name)
+                p.add_((p - old) * fresh[name], alpha=fresh_rate - 1)
 
 
 @dataclass(frozen=True)
