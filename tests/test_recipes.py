@@ -65,8 +65,7 @@ def test_python_gpt_grows_and_goes_on(tmp_path):
 TEXT = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "20",
         "--data.init_args.validation_windows", "32"]  # fmt: skip
 SHORT = {"digits_vit": ["--trainer.max_epochs", "4"], "python_gpt": TEXT}
-PAIRS = ["--trainer.max_epochs", "4", "--data.init_args.train_size", "6400",
-         "--data.init_args.eval_size", "128"]  # fmt: skip
+PAIRS = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "2"]
 
 
 @pytest.mark.filterwarnings("ignore")
