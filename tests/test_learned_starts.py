@@ -18,7 +18,9 @@ TINY = replace(REGIMES["mid-run"], small=Size(1, 1), large=Size(2, 2), steps=(20
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "BYTES", 300_000)
+    lines = [f"def f{n % 97}(x):\n    return x + {n % 89}\n" for n in range(5000)]
+    text = torch.frombuffer(bytearray("".join(lines).encode()), dtype=torch.uint8)
+    monkeypatch.setattr(starts, "read", lambda most: (text, text[:20_000]))
     return learned_starts.Bench(tmp_path)
 
 
