@@ -90,15 +90,14 @@ class Bench:
             self.smalls[key] = copy.deepcopy(small.state_dict())
             self.parts[key] = Parts.of(small, large)
         small.load_state_dict(self.smalls[key])
-        return Event(regime, small, large, self.data, seed)
+        return Event(regime, small, large, self.parts[key], self.data, seed)
 
     def run(self, regime: Regime, way: str, seed: int, constants: Constants) -> dict[str, Any]:
         """Grow by one way, train to the end, and return the record."""
         event, cost, training = self.event(regime, seed), 0.0, Constants()
-        parts = self.parts[regime, seed]
         if way in FOUND:
             weights, training = FOUND[way](constants)
-            event.large.load_state_dict(parts.compose(weights))
+            event.large.load_state_dict(event.parts.compose(weights))
         else:
             cost = WAYS[way](event)
         before, after = self.data.evaluate(event.small), self.data.evaluate(event.large)
@@ -109,7 +108,7 @@ class Bench:
             event.rate * 2.0**training.factor,
             decays=True,
             warmup=max(1.0, 2.0**training.warmup),
-            fresh={name: (part == 0).float() for name, part in parts.small.items()},
+            fresh={name: (part == 0).float() for name, part in event.parts.small.items()},
             fresh_rate=2.0**training.fresh_rate,
         )
         end = self.data.evaluate(event.large)

@@ -215,6 +215,7 @@ class Event:
     regime: Regime
     small: Network
     large: Network
+    parts: Parts
     data: Data
     seed: int
 
@@ -236,7 +237,7 @@ def start(event: Event) -> float:
 
 def look_ahead(event: Event, updates: int = 20, rate: float = 0.03) -> float:
     """Learn gains of every kind of tensor on the loss after one step, on quarter batches."""
-    parts = Parts.of(event.small, event.large)
+    parts = event.parts
     names = [name for name in parts.small if kind_of(name)[0] != "vector"]
     keys = sorted({_key(name, parts.old) for name in names})
     gains = {key: torch.zeros(3, requires_grad=True) for key in keys}

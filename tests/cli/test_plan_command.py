@@ -23,11 +23,12 @@ GPT2 = ["--small.n_layer", "2", "--small.n_embd", "16", "--small.n_head", "2"]
 SMALLER = ["--large.n_layer=3", "--large.n_embd=32", "--large.n_head=4"]
 TINY = ["timm:vit_tiny_patch16_224", "--small.depth", "1", "--small.img_size", "32"]
 SMALL = ["timm:vit_small_patch16_224", "--large.depth", "2", "--large.img_size", "32"]
+DIGITS = RECIPES[0].with_name("digits_vit.yaml")
 PAIR = ["--small", *TINY, "--large", *SMALL]
 EXACT = [
     "--small timm:swin_tiny_patch4_window7_224 --large timm:swin_base_patch4_window7_224",
     "--small hf:gpt2 --small.n_layer 3 --small.n_embd 192 --small.n_head 3 --large hf:gpt2",
-    f"--config {RECIPES[0]}",
+    f"--config {DIGITS}",
     "--small timm:vit_tiny_patch16_224 --small.depth 6 --large timm:vit_small_patch16_224 --json",
 ]
 
@@ -242,7 +243,7 @@ def to(embed_dim, depth, **when):
 
 
 def test_a_recipe_is_planned_on_its_own_batch_and_nothing_is_written(capsys, tmp_path):
-    text = printed(capsys, "--config", str(RECIPES[0].with_name("digits_vit.yaml")))
+    text = printed(capsys, "--config", str(DIGITS))
     assert text.startswith("Growth 1, at fraction 0.4 (step 456)\n")
     assert re.search(r"^embed +32 +64  holds, to", text, re.MULTILINE)
     assert "on batches of 64 x 1 x 8 x 8" in text

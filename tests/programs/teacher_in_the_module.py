@@ -6,21 +6,11 @@ After lightly 1899.
 import copy
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from judge import say
 from lightning_ligo import describe
-from training import Lit, run, vectors
-
-
-class Net(nn.Module):
-    def __init__(self, width: int = 16):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, width), nn.GELU(), nn.Linear(width, 3))
-
-    def forward(self, x):
-        return self.layers(x)
+from training import Lit, Net, run, vectors
 
 
 class Student(Lit):

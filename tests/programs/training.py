@@ -36,6 +36,17 @@ LEMON: dict[str, Any] = {"method": "lemon"}
 LIGO: dict[str, Any] = {"method": "ligo", "steps": 5, "learning_rate": 1e-12}  # all but unlearned
 
 
+class Net(nn.Module):
+    """Six numbers in, three classes out."""
+
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, width), nn.GELU(), nn.Linear(width, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 class Probe(pl.Callback):
     """Looks at the module before a step, in evaluation mode."""
 
